@@ -1,0 +1,106 @@
+# Every target sets up what it needs by itself. `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+OUT ?= runs/demo
+UV_VERSION := 0.13.9
+# Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
+UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+# Fast tests first, then every other folder of tests there is.
+FAST_TESTS := tests/unit tests/property
+SLOW_TESTS := $(filter-out $(addsuffix /,$(FAST_TESTS)),$(sort $(wildcard tests/*/)))
+CHECKED := aggregator site_agent shared experiments tests
+
+# One stamp per set of extras: set up once, and again only when the pins change.
+DEMO_READY := $(VENV)/.ready-demo
+DEV_READY := $(VENV)/.ready-dev
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(DEV_READY) ## the environment in .venv with everything: run, test, check
+
+.PHONY: demo
+demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT=runs/demo)
+	@$(BIN)/python -m experiments.demo --seed $(SEED) --out $(OUT)
+
+.PHONY: test
+test: $(DEV_READY) ## the whole suite, fast tests first
+	@$(ONE_THREAD) $(BIN)/python -m pytest --durations=10 $(FAST_TESTS) $(SLOW_TESTS)
+
+.PHONY: test-unit
+test-unit: $(DEV_READY) ## unit and property tests only
+	@$(ONE_THREAD) $(BIN)/python -m pytest $(FAST_TESTS)
+
+.PHONY: check
+check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/buf lint proto
+
+.PHONY: format
+format: $(DEV_READY) ## rewrite the code in the house format
+	$(BIN)/ruff check --fix --select I $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+.PHONY: proto
+proto: ## regenerate the protocol's Python code beside the .proto files
+	proto/generate.sh
+
+.PHONY: pins
+pins: $(DEV_READY) ## renew constraints.txt from pyproject.toml
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
+	  --extra dev --output-file constraints.txt pyproject.toml
+
+.PHONY: clean
+clean: ## remove environments and caches; results in runs/ stay
+	rm -rf $(VENV) .proto-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find aggregator site_agent shared proto experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Two workers on two cores would fight over threads, and sums of floats depend on how many there are.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# $(call install,EXTRAS): pinned uv, which takes seconds; plain pip with the same pins where uv does not work.
+define install
+@links="$(UV_FIND_LINKS)"; \
+[ -n "$$links" ] || links=$$($(BIN)/python -m pip config get global.find-links 2>/dev/null | tr '\n' ' ' || true); \
+[ -z "$$links" ] || export UV_FIND_LINKS="$$(echo $$links | tr ' ' ',')" PIP_FIND_LINKS="$$links"; \
+echo "setting up $(VENV) with [$(1)]"; \
+{ $(BIN)/python -m pip install -qq --disable-pip-version-check 'uv==$(UV_VERSION)' \
+  && UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; } \
+|| { echo 'uv could not do it; trying pip, which takes longer'; \
+  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'; }
+endef
+
+$(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,site$(comma)report)
+	@touch $@
+
+$(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,dev)
+	@touch $(DEMO_READY) $@
+
+comma := ,
+
+# The first Python that is new enough, unless PYTHON names one.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    "$$python" -m venv $(VENV) && exit 0 || { rm -rf $(VENV); exit 1; }; \
+	  fi; \
+	done; \
+	echo "Python 3.11 or newer with its venv module is needed: apt install python3 python3-venv make git, or make PYTHON=/path/to/python3.11" >&2; \
+	exit 1

@@ -1,0 +1,140 @@
+"""The weighted mean of deltas, and what can be said about how well it went. Pure numpy on values.
+
+Source: McMahan et al. 2017, arXiv:1602.05629 (federated averaging), applied to low-rank factors one by one as in
+Med-DualLoRA, arXiv:2603.10967.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from shared.errors import InputError
+from shared.layout import TensorSpec
+
+MAX_DIAGNOSED_SITES = 64
+"""Pairwise figures cost sites squared; above this many they are left out."""
+
+Tensors = Iterator[tuple[TensorSpec, np.ndarray]]
+
+
+def weights(patients: Mapping[str, int], weighting: str) -> dict[str, float]:
+    """Return each site's weight: n_k / sum n for "patients", 1 / K for "uniform". They sum to 1."""
+    if weighting == "uniform":
+        return {site: 1.0 / len(patients) for site in sorted(patients)}
+    if weighting != "patients":
+        raise InputError(f"weighting '{weighting}' is neither patients nor uniform")
+    total = sum(patients.values())
+    return {site: patients[site] / total for site in sorted(patients)}
+
+
+def weighted_mean(
+    base: np.ndarray, deltas: Sequence[np.ndarray], weight: Sequence[float], server_lr: float
+) -> np.ndarray:
+    """Return base + eta * sum_k w_k delta_k as float32, summed in float64 in the order given.
+
+    All arrays have one shape. Element-wise operations in a fixed order: bit for bit the same everywhere.
+    """
+    total = np.zeros(base.shape, np.float64)
+    for share, delta in zip(weight, deltas, strict=True):
+        total += share * delta.astype(np.float64)
+    return (base.astype(np.float64) + server_lr * total).astype(np.float32)
+
+
+def aggregate(
+    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], server_lr: float
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return the next global tensors and the round's diagnostics by name.
+
+    `deltas` yields each site's tensors in one common order; one tensor per site is in memory at a time. Sites are summed
+    in sorted order whatever order they come in.
+    """
+    sites = sorted(deltas)
+    shares = [weight[s] for s in sites]
+    result: dict[str, np.ndarray] = {}
+    diagnosis = _Diagnosis(sites, shares)
+    for together in zip(*(deltas[s] for s in sites), strict=True):
+        name = together[0][0].name
+        arrays = [array for _, array in together]
+        result[name] = weighted_mean(base[name], arrays, shares, server_lr)
+        diagnosis.add(name, base[name], arrays)
+    return result, diagnosis.figures()
+
+
+def aggregation_error(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], weight: Sequence[float]
+) -> tuple[float, float]:
+    """Return (|| sum_k w_k B_k A_k - B A ||^2, || sum_k w_k B_k A_k ||^2) in the Frobenius norm, for one module.
+
+    A = sum w_k A_k and B = sum w_k B_k are the plainly averaged factors. A_k: (r, in), B_k: (out, r). With
+    tr((B_i A_i)^T B_j A_j) = sum((B_i^T B_j) * (A_i A_j^T)) only r x r products are formed, never an out x in one.
+    The gap is what averaging factors instead of products costs: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA), section 3.
+    """
+    factors_a = [x.astype(np.float64) for x in a]
+    factors_b = [x.astype(np.float64) for x in b]
+    mean_a = sum((w * x for w, x in zip(weight, factors_a, strict=True)), np.zeros_like(factors_a[0]))
+    mean_b = sum((w * x for w, x in zip(weight, factors_b, strict=True)), np.zeros_like(factors_b[0]))
+    ideal = _squared_norm(factors_a, factors_b, list(weight))
+    gap = _squared_norm([*factors_a, mean_a], [*factors_b, mean_b], [*weight, -1.0])
+    return max(gap, 0.0), max(ideal, 0.0)
+
+
+def _squared_norm(a: Sequence[np.ndarray], b: Sequence[np.ndarray], coefficient: Sequence[float]) -> float:
+    """Return || sum_i c_i B_i A_i ||^2 through r x r Gram matrices."""
+    total = 0.0
+    for i, (a_i, b_i, c_i) in enumerate(zip(a, b, coefficient, strict=True)):
+        for j in range(i, len(a)):
+            term = c_i * coefficient[j] * float(np.sum((b_i.T @ b[j]) * (a_i @ a[j].T)))
+            total += term if i == j else 2 * term
+    return total
+
+
+@dataclass
+class _Diagnosis:
+    """Adds up the round's figures tensor by tensor; holds one module's A factors until its B factors come."""
+
+    sites: list[str]
+    weight: list[float]
+    gap: float = 0.0
+    ideal: float = 0.0
+    waiting: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    gram: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pairwise = len(self.sites) <= MAX_DIAGNOSED_SITES
+        self.gram = np.zeros((len(self.sites),) * (2 if self.pairwise else 1))
+
+    def add(self, name: str, base: np.ndarray, deltas: Sequence[np.ndarray]) -> None:
+        """Take one tensor of every site."""
+        flat = np.stack([d.astype(np.float64).ravel() for d in deltas]) if self.pairwise else None
+        if flat is None:
+            self.gram += [float(np.sum(np.square(d, dtype=np.float64))) for d in deltas]
+            return
+        self.gram += flat @ flat.T
+        module, _, factor = name.rpartition(".lora_")
+        if not module:
+            return
+        trained = [base + d for d in deltas]
+        other = self.waiting.pop(module, None)
+        if other is None:
+            self.waiting[module] = trained
+            return
+        a, b = (other, trained) if factor.startswith("B") else (trained, other)
+        gap, ideal = aggregation_error(a, b, self.weight)
+        self.gap += gap
+        self.ideal += ideal
+
+    def figures(self) -> dict[str, float]:
+        """Return update_norm/<site>, and up to MAX_DIAGNOSED_SITES also cosine/<a>/<b> and aggregation_error."""
+        squared = np.diag(self.gram) if self.pairwise else self.gram
+        norms = np.sqrt(squared)
+        result = {f"update_norm/{site}": float(norm) for site, norm in zip(self.sites, norms, strict=True)}
+        if not self.pairwise:
+            return result
+        for i, first in enumerate(self.sites):
+            for j in range(i + 1, len(self.sites)):
+                scale = norms[i] * norms[j]
+                result[f"cosine/{first}/{self.sites[j]}"] = float(self.gram[i, j] / scale) if scale > 0 else 0.0
+        if self.ideal > 0:
+            result["aggregation_error"] = math.sqrt(self.gap / self.ideal)
+        return result

@@ -1,0 +1,123 @@
+"""Closing rounds: fix the manifest, compute the result as a pure function of it, write it down once.
+
+Kill this at any instruction and start it anywhere: a round left closing is finished from its manifest, with the same bytes.
+"""
+
+import asyncio
+
+import numpy as np
+import sqlalchemy as sa
+import structlog
+from shared.adapter import Adapter
+from shared.contract import Contract
+
+from aggregator import aggregation, manifest, payload, rounds
+from aggregator.federation import Federation
+from aggregator.manifest import RoundManifest
+from aggregator.store import federations, updates
+from aggregator.store import rounds as round_rows
+from aggregator.store.engine import Store
+from aggregator.store.updates import UpdateKey
+
+log = structlog.get_logger()
+
+
+async def keep_closing(federation: Federation) -> None:
+    """Close every round when it is due, until the server drains. One task of the serving process."""
+    while not federation.draining:
+        change = federation.next_change
+        state = await federation.state()
+        if state.phase != "finished" and state.round.phase == "closing" and state.phase == "running":
+            await _finish(federation, state.round.number)
+        elif rounds.is_due(state, now := federation.clock()):
+            await _begin(federation, state)
+        else:
+            due = rounds.due_at(state)
+            await federation.changed(change, None if due is None else max(0.0, due - now))
+
+
+async def _begin(federation: Federation, state: rounds.FederationState) -> None:
+    recipe = federation.contract.recipe
+    parent = await federation.adapter(state.round.base_version)
+    version = await federation.read(federations.last_version, federation.name) + 1
+    decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
+    swapped = await federation.commit(
+        round_rows.begin_closing,
+        federation.name,
+        decided.round,
+        state.round.accepted,
+        decided.to_bytes(),
+        decided.input_digest,
+    )
+    if swapped:
+        log.info(
+            "round_closing",
+            round=decided.round,
+            sites=[e.site for e in decided.entries],
+            left_out=decided.left_out,
+            input_digest=decided.input_digest[:12],
+        )
+
+
+async def _finish(federation: Federation, number: int) -> None:
+    record = await federation.read(round_rows.record, federation.name, number)
+    decided = RoundManifest.from_bytes(record.manifest)
+    parent = await federation.adapter(decided.parent_version)
+    result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+    closed = await federation.commit(write_result, federation.contract, decided, result, figures, federation.clock())
+    if not closed:
+        _compare(await federation.read(round_rows.record, federation.name, number), result)
+        return
+    log.info(
+        "round_closed",
+        round=number,
+        version=result.version,
+        digest=result.digest[:12],
+        sites_count=len(decided.entries),
+        left_out=decided.left_out,
+        aggregation_error=round(figures.get("aggregation_error", 0.0), 6),
+    )
+    if (await federation.state()).phase == "finished":
+        log.info("federation_finished", rounds=number, version=result.version, digest=result.digest)
+
+
+def compute(
+    store: Store, contract: Contract, decided: RoundManifest, parent: Adapter
+) -> tuple[Adapter, dict[str, float]]:
+    """Return the round's result and diagnostics: a pure function of the manifest and the immutable rows it names."""
+    layout = contract.recipe.upload_layout(contract.manifest, decided.round, contract.policy.invited)
+    deltas = {
+        entry.site: payload.tensors(
+            layout, updates.pieces(store, UpdateKey(decided.federation, decided.round, entry.site, entry.digest))
+        )
+        for entry in decided.entries
+    }
+    base = {name: np.asarray(array) for name, array in parent.tensors.items()}
+    weight = {entry.site: entry.weight for entry in decided.entries}
+    tensors, figures = aggregation.aggregate(base, deltas, weight, decided.server_lr)
+    return parent.successor({**base, **tensors}, decided.version), figures
+
+
+def write_result(
+    connection: sa.Connection,
+    contract: Contract,
+    decided: RoundManifest,
+    result: Adapter,
+    figures: dict[str, float],
+    now: float,
+) -> bool:
+    """Close the round and open the next in one transaction. Returns False if the round was closed already."""
+    final = manifest.with_result(decided, result.digest)
+    name = contract.federation
+    if not round_rows.close(connection, name, decided.round, final.to_bytes(), result.version, figures, now):
+        return False
+    federations.add_adapter(connection, name, result, now)
+    round_rows.go_on(connection, name, result.version, contract.policy.rounds, contract.policy.deadline_s, now)
+    return True
+
+
+def _compare(record: round_rows.RoundRecord, result: Adapter) -> None:
+    """Log an error if whoever closed the round computed something else."""
+    theirs = RoundManifest.from_bytes(record.manifest).result_digest
+    if theirs != result.digest:
+        log.error("result_differs", round=record.state.number, stored=theirs, computed=result.digest)

@@ -1,0 +1,351 @@
+"""One federation as it is served: joins, waits, downloads, evaluations. Reads the clock, asks `rounds`, stores the answer.
+
+Nothing here is the truth: the store is. What this object keeps is a copy of the state that every change throws away, and the
+event that wakes whoever waits for a change.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+import structlog
+from shared import protocol
+from shared.adapter import Adapter
+from shared.contract import Contract, check_metrics
+from shared.errors import ContractMismatch, IdentityInUse, InputError, NotEnrolled, NotFound
+
+from aggregator import rounds
+from aggregator.identity import Caller
+from aggregator.store import federations
+from aggregator.store.engine import Store
+
+log = structlog.get_logger()
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_PATIENTS = 1_000_000
+MAX_AGENT_ID = 64
+HEARTBEAT_WRITE_S = 5.0
+"""A heartbeat that says nothing new is written down at most this often: every write is a sync of the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLimits:
+    """Times and counts that bound what one caller can cost. Times in seconds."""
+
+    identity_s: float = 60.0
+    """An agent that called within this time keeps its site's certificate to itself."""
+    chunk_wait_s: float = 60.0
+    """Longest silence inside an upload."""
+    upload_s: float = 3600.0
+    """Longest time one upload stream may take."""
+    concurrent_uploads: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinClaim:
+    """What an agent says about itself when it joins."""
+
+    federation: str
+    protocol_version: str
+    agent_id: str
+    software_version: str
+    base_model_sha256: str
+    training_patients: int
+    codecs: tuple[str, ...]
+    recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A site's metrics of one version on its validation cases."""
+
+    agent_id: str
+    round: int
+    version: int
+    cases: int
+    metrics: dict[str, float]
+
+
+class Federation:
+    """Answers the calls about one federation in a store."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        limits: ServiceLimits = ServiceLimits(),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store, self.limits, self.clock = store, limits, clock
+        self.contract: Contract = store.read(federations.contract, name)
+        self.name = name
+        self._state: rounds.FederationState | None = None
+        self._loading = asyncio.Lock()
+        self._change = asyncio.Event()
+        self._draining = False
+        self._adapters: dict[int, Adapter] = {}
+        self._written: dict[tuple[str, str], tuple[float, float, int]] = {}
+
+    # what everything here is made of
+
+    async def read(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a reading transaction off the event loop."""
+        return await asyncio.to_thread(self.store.read, work, *args, **kwargs)
+
+    async def commit(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a writing transaction off the event loop and wake the waiters. Once begun, no cancellation stops it."""
+        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs)))
+
+    async def _commit(self, write: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(write)
+        finally:
+            self.wake()
+
+    def wake(self) -> None:
+        """Forget the copy of the state and wake everybody who waits for a change."""
+        self._state = None
+        self._change.set()
+        self._change = asyncio.Event()
+
+    async def state(self) -> rounds.FederationState:
+        """Return the federation as it stands; loaded at most once per change, whoever asks."""
+        async with self._loading:
+            while (found := self._state) is None:
+                change = self._change
+                loaded = await self.read(federations.state, self.name)
+                if change is self._change:  # nothing was written while we read
+                    self._state = loaded
+            return found
+
+    async def changed(self, change: asyncio.Event, timeout_s: float | None) -> None:
+        """Return when `change` (taken from `next_change` before the state was read) happens, or after the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await change.wait()
+        except TimeoutError:
+            return
+
+    @property
+    def next_change(self) -> asyncio.Event:
+        """The event that the next change sets."""
+        return self._change
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is on its way out."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Answer every waiting call now, and let none wait from here on."""
+        self._draining = True
+        self.wake()
+
+    async def adapter(self, version: int) -> Adapter:
+        """Return one version of the global adapter; the last two are kept at hand. Raises NotFound."""
+        held = self._adapters.get(version)
+        if held is None:
+            held = await self.read(federations.adapter, self.name, version)
+            self._adapters = dict([*self._adapters.items(), (version, held)][-2:])
+        return held
+
+    # the calls
+
+    async def join(self, caller: Caller, claim: JoinClaim) -> tuple[rounds.FederationState, int]:
+        """Take a site in. Returns the state and the number of patients its weight is made of.
+
+        Raises IncompatibleProtocol, NotFound, NotEnrolled, IdentityInUse or ContractMismatch, each saying what differs.
+        """
+        protocol.check(claim.protocol_version)
+        self.check_name(claim.federation)
+        site = await self._member(caller)
+        check_claim(self.contract, site, claim)
+        await self._check_identity(caller.site, claim.agent_id)
+        now = self.clock()
+        deadline = now + self.contract.policy.deadline_s
+        first = site.phase == "enrolled"
+        await self.commit(
+            _join, self.name, caller, claim, claim.training_patients, deadline, now
+        )
+        log.info(
+            "site_joined",
+            site=caller.site,
+            authenticated=caller.authenticated,
+            first=first,
+            agent_id=claim.agent_id[:8],
+            software_version=claim.software_version[:32],
+            training_patients=claim.training_patients,
+        )
+        return await self.state(), site.training_patients or claim.training_patients
+
+    async def await_round(
+        self, caller: Caller, federation: str, agent_id: str, report: rounds.SiteReport, wait_s: float
+    ) -> rounds.Answer:
+        """Return what the site is to do: at once if that is news to it, else when it becomes so, or after `wait_s`."""
+        self.check_name(federation)
+        await self._check_known(caller)
+        await self._heartbeat(caller, agent_id, report)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + min(max(wait_s, 0.0), protocol.MAX_WAIT_S)
+        while True:
+            change = self._change
+            answer = rounds.instruct(await self.state(), caller.site, report, self.clock())
+            left = end - loop.time()
+            if left <= 0 or self._draining or rounds.is_news(answer, report):
+                return answer
+            await self.changed(change, left)
+
+    async def fetch(self, caller: Caller, federation: str, version: int) -> Adapter:
+        """Return one version for a member of the federation."""
+        self.check_name(federation)
+        await self._member(caller)
+        return await self.adapter(version)
+
+    async def report_evaluation(self, caller: Caller, federation: str, evaluation: Evaluation) -> None:
+        """Write a site's metrics down. Raises InputError naming a metric that is not on the allow-list."""
+        self.check_name(federation)
+        await self._member(caller)
+        await self._check_identity(caller.site, evaluation.agent_id)
+        check_metrics(evaluation.metrics)
+        await self.adapter(evaluation.version)  # raises NotFound
+        await self.commit(
+            federations.report_evaluation,
+            self.name,
+            caller.site,
+            evaluation.round,
+            evaluation.version,
+            evaluation.cases,
+            evaluation.metrics,
+            self.clock(),
+        )
+        log.info(
+            "evaluation_reported",
+            site=caller.site,
+            round=evaluation.round,
+            version=evaluation.version,
+            cases=evaluation.cases,
+            **{name: round(value, 4) for name, value in evaluation.metrics.items()},
+        )
+
+    # who may call
+
+    def check_name(self, federation: str) -> None:
+        """Raise NotFound unless a call means this federation; an empty name does."""
+        if federation not in ("", self.name):
+            raise NotFound(f"federation '{federation[:64]}' is not served here; this aggregator serves '{self.name}'")
+
+    async def admit_agent(self, caller: Caller, agent_id: str) -> rounds.SiteState:
+        """Return the calling site's state; raise NotEnrolled or IdentityInUse."""
+        site = await self._member(caller)
+        await self._check_identity(caller.site, agent_id)
+        return site
+
+    async def _check_known(self, caller: Caller) -> rounds.SiteState:
+        site = (await self.state()).sites.get(caller.site)
+        if site is None:
+            raise NotEnrolled(
+                f"site '{caller.site}' is not enrolled in federation '{self.name}'; ask its coordinator to enrol it"
+            )
+        return site
+
+    async def _member(self, caller: Caller) -> rounds.SiteState:
+        site = await self._check_known(caller)
+        if site.phase == "evicted":
+            raise NotEnrolled(f"site '{caller.site}' was evicted from '{self.name}': {site.reason or 'no reason given'}")
+        return site
+
+    async def _check_identity(self, site: str, agent_id: str) -> None:
+        if not 0 < len(agent_id) <= MAX_AGENT_ID:
+            raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} characters, got {len(agent_id)}")
+        last = await self.read(federations.last_agent, self.name, site)
+        if last is None or last[0] == agent_id:
+            return
+        ago = self.clock() - last[1]
+        if ago < self.limits.identity_s:
+            raise IdentityInUse(
+                f"another agent uses the certificate of site '{site}': agent {last[0][:8]} was heard from {ago:.0f} s ago, "
+                f"this one is {agent_id[:8]}. Stop one of the two; this one may take over "
+                f"{self.limits.identity_s:.0f} s after the other's last call"
+            )
+        log.warning("agent_replaced", site=site, before=last[0][:8], agent_id=agent_id[:8], silent_s=round(ago, 1))
+
+    async def _heartbeat(self, caller: Caller, agent_id: str, report: rounds.SiteReport) -> None:
+        key, now = (caller.site, agent_id), self.clock()
+        at, progress, version = self._written.get(key, (0.0, -1.0, -1))
+        if now - at < HEARTBEAT_WRITE_S and (progress, version) == (report.progress, report.version):
+            return
+        await self._check_identity(caller.site, agent_id)
+        await asyncio.to_thread(
+            self.store.write,
+            federations.touch,
+            self.name,
+            caller.site,
+            agent_id,
+            now,
+            progress=report.progress,
+            version=report.version,
+            authenticated=caller.authenticated,
+        )
+        self._written = {k: v for k, v in self._written.items() if k[0] != caller.site}
+        self._written[key] = (now, report.progress, report.version)
+        self._state = None  # nobody waits for a heartbeat, but the next reader is to see it
+
+
+def _join(
+    connection: sa.Connection,
+    federation: str,
+    caller: Caller,
+    claim: JoinClaim,
+    patients: int,
+    deadline: float,
+    now: float,
+) -> None:
+    federations.join(connection, federation, caller.site, patients, deadline)
+    federations.touch(
+        connection,
+        federation,
+        caller.site,
+        claim.agent_id,
+        now,
+        authenticated=caller.authenticated,
+        software_version=claim.software_version[:64],
+        protocol_version=claim.protocol_version,
+    )
+
+
+def check_claim(contract: Contract, site: rounds.SiteState, claim: JoinClaim) -> None:
+    """Raise ContractMismatch naming the first thing in which the agent and the federation differ, with both values."""
+    base = contract.manifest.metadata.base_model_sha256
+    if claim.base_model_sha256 != base:
+        raise ContractMismatch(
+            f"base model: federation '{contract.federation}' adapts {base[:12]}, site '{site.name}' has "
+            f"{claim.base_model_sha256[:12] or 'none'}; give the agent the weights the federation was made with"
+        )
+    check_patients(site, claim.training_patients)
+    if contract.recipe.name not in claim.recipes:
+        raise ContractMismatch(
+            f"recipe '{contract.recipe.name}' is not installed at site '{site.name}' "
+            f"(it has: {', '.join(claim.recipes)[:80] or 'none'}); upgrade the agent"
+        )
+    if contract.recipe.codec not in claim.codecs:
+        raise ContractMismatch(
+            f"codec '{contract.recipe.codec}' is not known at site '{site.name}' "
+            f"(it has: {', '.join(claim.codecs)[:80] or 'none'}); upgrade the agent"
+        )
+
+
+def check_patients(site: rounds.SiteState, claimed: int) -> None:
+    """Raise ContractMismatch unless the number of training patients is the one fixed for the site."""
+    if not 1 <= claimed <= MAX_PATIENTS:
+        raise ContractMismatch(f"site '{site.name}' claims {claimed} training patients, allowed are 1 to {MAX_PATIENTS}")
+    if site.training_patients not in (None, claimed):
+        raise ContractMismatch(
+            f"site '{site.name}' claims {claimed} training patients, {site.training_patients} were fixed for it; "
+            "prepare the cohort the federation was told of, or ask the coordinator"
+        )
+
+

@@ -1,0 +1,281 @@
+"""Rounds as values: who is in, when a round closes, and what a site is to do next. No clock, socket or store in here.
+
+A round is open, then closing (its input manifest is fixed), then closed. `invited`, `quorum` and `deadline` are three
+separate numbers: a round closes when every active site is in, or when its deadline has passed and the quorum is met. A round
+whose deadline passed without quorum stays open and says who is missing; no site can end a federation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from shared.contract import RoundPolicy
+from shared.errors import ConflictingUpdate, InputError, StaleRound
+
+RoundPhase = Literal["open", "closing", "closed", "abandoned"]
+FederationPhase = Literal["running", "paused", "finished"]
+SitePhase = Literal["enrolled", "joined", "evicted"]
+Instruction = Literal["NONE", "TRAIN", "WAIT", "ABANDON", "PAUSED", "FINISHED", "EVICTED"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateHeader:
+    """What a site announces before its bytes. Sizes in bytes, digests hex SHA-256."""
+
+    site: str
+    agent_id: str
+    round: int
+    digest: str
+    size: int
+    codec: str
+    base_version: int
+    training_patients: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedUpdate:
+    """An update that counts. `at` in seconds since 1970."""
+
+    digest: str
+    training_patients: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """One round. `announced` holds uploads begun and not finished, by site; times in seconds since 1970."""
+
+    number: int
+    base_version: int
+    invited: tuple[str, ...]
+    phase: RoundPhase = "open"
+    opened_at: float = 0.0
+    deadline_at: float | None = None
+    closed_at: float | None = None
+    accepted: Mapping[str, AcceptedUpdate] = field(default_factory=dict)
+    announced: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteState:
+    """One site. `training_patients` is None until fixed; `last_seen` is 0 for a site never heard from."""
+
+    name: str
+    phase: SitePhase = "enrolled"
+    reason: str = ""
+    training_patients: int | None = None
+    last_seen: float = 0.0
+    authenticated: bool = True
+    progress: float = 0.0
+    last_round: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationState:
+    """A federation at one moment: what every decision is made from."""
+
+    name: str
+    policy: RoundPolicy
+    phase: FederationPhase = "running"
+    reason: str = ""
+    version: int = 0
+    digest: str = ""
+    sites: Mapping[str, SiteState] = field(default_factory=dict)
+    round: RoundState
+    """The open or closing round; the last one when the federation is finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteReport:
+    """What a site says it has and does when it asks for an instruction."""
+
+    round: int = 0
+    following: Instruction = "NONE"
+    version: int = 0
+    progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a site is to do. `remaining_s` is 0 when no deadline runs."""
+
+    instruction: Instruction
+    round: int
+    version: int
+    digest: str
+    remaining_s: float = 0.0
+    reason: str = ""
+
+
+def admit(state: RoundState, update: UpdateHeader, at: float = 0.0) -> RoundState:
+    """Return the state with `update` accepted; the same state if this is a retry of one already held.
+
+    Raises ConflictingUpdate if another update of the site counts already, StaleRound if the round takes no more updates or
+    the update was trained from another version. The number of patients and the bytes are checked by the caller.
+    """
+    if is_held(state, update.site, update.digest):
+        return state
+    check_open(state, update)
+    accepted = AcceptedUpdate(update.digest, update.training_patients, at)
+    announced = {site: since for site, since in state.announced.items() if site != update.site}
+    return replace(state, accepted={**state.accepted, update.site: accepted}, announced=announced)
+
+
+def is_held(state: RoundState, site: str, digest: str) -> bool:
+    """Return whether exactly this update is accepted; raise ConflictingUpdate if another one of the site is."""
+    held = state.accepted.get(site)
+    if held is not None and held.digest != digest:
+        raise ConflictingUpdate(
+            f"round {state.number} already holds update {held.digest[:12]} of site '{site}', got {digest[:12]}; "
+            "updates are never replaced: throw this one away and ask for the current round"
+        )
+    return held is not None
+
+
+def check_open(state: RoundState, update: UpdateHeader) -> None:
+    """Raise StaleRound unless the round takes an update of this site, trained from this version."""
+    number = state.number
+    if state.phase != "open":
+        raise StaleRound(
+            f"round {number} is {state.phase} with {len(state.accepted)} updates and takes no more; this update of site "
+            f"'{update.site}' came too late: throw it away and ask for the current round"
+        )
+    if update.round != number:
+        raise StaleRound(f"round {number} is open, the update is for round {update.round}; ask for the current round")
+    if update.base_version != state.base_version:
+        raise StaleRound(
+            f"round {number} starts from version {state.base_version}, the update was trained from version "
+            f"{update.base_version}; fetch version {state.base_version} and train again"
+        )
+    if update.site not in state.invited:
+        raise StaleRound(f"site '{update.site}' is not invited to round {number}; wait for the next one")
+
+
+def active_sites(federation: FederationState) -> tuple[str, ...]:
+    """Return the sites whose update the round waits for or holds: invited and not evicted, sorted."""
+    return tuple(sorted(s for s in federation.round.invited if federation.sites[s].phase != "evicted"))
+
+
+def quorum(federation: FederationState) -> int:
+    """Return how many updates the round needs. A quorum of everybody means everybody who has not been evicted."""
+    policy = federation.policy
+    return len(active_sites(federation)) if policy.quorum == policy.invited else policy.quorum
+
+
+def counted(federation: FederationState) -> dict[str, AcceptedUpdate]:
+    """Return the accepted updates of active sites in site order: what the round would be made of now."""
+    accepted = federation.round.accepted
+    return {site: accepted[site] for site in active_sites(federation) if site in accepted}
+
+
+def missing(federation: FederationState) -> tuple[str, ...]:
+    """Return the active sites without an accepted update, sorted."""
+    held = counted(federation)
+    return tuple(s for s in active_sites(federation) if s not in held)
+
+
+def is_due(federation: FederationState, now: float) -> bool:
+    """Return whether the open round is to be closed now."""
+    due = due_at(federation)
+    return due is not None and now >= due
+
+
+def due_at(federation: FederationState) -> float | None:
+    """Return from when on the open round is to be closed if nothing else happens; None if something must happen first.
+
+    0 when every active site is in. Else, with the quorum met, the deadline, or deadline + grace while an upload begun
+    before the deadline is still unfinished.
+    """
+    state = federation.round
+    held = counted(federation)
+    if federation.phase != "running" or state.phase != "open" or not held or len(held) < quorum(federation):
+        return None
+    absent = missing(federation)
+    if not absent:
+        return 0.0
+    if state.deadline_at is None:
+        return None
+    unfinished = any(state.announced.get(s, float("inf")) <= state.deadline_at for s in absent)
+    return state.deadline_at + (federation.policy.grace_s if unfinished else 0.0)
+
+
+def left_out(federation: FederationState) -> dict[str, str]:
+    """Return why each enrolled site without a counted update is not in the round, by site."""
+    held, state = counted(federation), federation.round
+    reasons = {}
+    for name, site in sorted(federation.sites.items()):
+        if name in held:
+            continue
+        if site.phase == "evicted":
+            reasons[name] = f"evicted: {site.reason}" if site.reason else "evicted"
+        elif name not in state.invited:
+            reasons[name] = "not invited"
+        elif name in state.announced:
+            reasons[name] = "upload begun, not finished in time"
+        elif site.phase == "enrolled":
+            reasons[name] = "never joined"
+        else:
+            reasons[name] = "joined, no update in time"
+    return reasons
+
+
+def instruct(federation: FederationState, name: str, report: SiteReport, now: float) -> Answer:
+    """Return what site `name` is to do, given what it says it does. The same values give the same answer."""
+    site, state = federation.sites[name], federation.round
+    answer = Answer(
+        instruction="WAIT",
+        round=state.number,
+        version=federation.version,
+        digest=federation.digest,
+        remaining_s=max(0.0, state.deadline_at - now) if state.deadline_at is not None else 0.0,
+        reason=waiting_for(federation, now),
+    )
+    if site.phase == "evicted":
+        return replace(answer, instruction="EVICTED", reason=site.reason or "evicted by the coordinator")
+    if federation.phase == "finished":
+        return replace(answer, instruction="FINISHED", remaining_s=0.0, reason="all rounds are closed")
+    if report.following == "TRAIN" and 0 < report.round != state.number:
+        return replace(answer, instruction="ABANDON", reason=f"round {report.round} is over")
+    if federation.phase == "paused":
+        return replace(answer, instruction="PAUSED", reason=federation.reason or "paused by the coordinator")
+    if name in state.accepted or name not in state.invited:
+        return answer
+    if state.phase == "closing":
+        abandoned = report.following == "TRAIN"
+        return replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
+    return replace(answer, instruction="TRAIN")
+
+
+def is_news(answer: Answer, report: SiteReport) -> bool:
+    """Return whether the answer differs from what the site follows, so that it must go out at once."""
+    if answer.instruction in ("FINISHED", "EVICTED", "ABANDON"):
+        return True
+    if answer.instruction == "PAUSED":
+        return report.following != "PAUSED"
+    return (answer.instruction, answer.round) != (report.following, report.round)
+
+
+def waiting_for(federation: FederationState, now: float) -> str:
+    """Return in words whom the open round waits for; empty when it waits for nobody."""
+    state, absent = federation.round, missing(federation)
+    if state.phase != "open" or not absent:
+        return ""
+    text = f"round {state.number} waits for {', '.join(absent[:8])}{' and others' if len(absent) > 8 else ''}"
+    if state.deadline_at is None or now < state.deadline_at:
+        return text
+    return f"{text}: past its deadline with {len(counted(federation))} of {quorum(federation)} updates needed"
+
+
+def check_eviction(federation: FederationState, site: str) -> None:
+    """Raise InputError if the sites left could never meet the quorum the others agreed to."""
+    if site not in federation.sites:
+        raise InputError(f"no site '{site}' in federation '{federation.name}' (sites: {', '.join(federation.sites)})")
+    policy = federation.policy
+    rest = sum(s.phase != "evicted" for n, s in federation.sites.items() if n != site)
+    if rest < 1 or (policy.quorum != policy.invited and rest < policy.quorum):
+        raise InputError(
+            f"evicting '{site}' would leave {rest} sites, fewer than the quorum of {policy.quorum} the sites agreed to; "
+            "pause the federation instead, and start another one"
+        )

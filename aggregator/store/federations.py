@@ -1,0 +1,252 @@
+"""Rows of the federation, its sites and their agents, its adapters and evaluations."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import sqlalchemy as sa
+from shared import recipe as recipes
+from shared.adapter import Adapter, AdapterManifest
+from shared.canonical import canonical_json
+from shared.contract import Contract, RoundPolicy
+from shared.errors import InputError, NotFound
+
+from aggregator.rounds import FederationState, SiteState
+from aggregator.store import rounds as round_rows
+from aggregator.store import schema
+
+
+def create(
+    connection: sa.Connection, contract: Contract, adapter: Adapter, sites: Mapping[str, int | None], now: float
+) -> None:
+    """Write a new federation with version 0 and its first round open. The deadline starts with the first Join."""
+    connection.execute(
+        schema.federations.insert().values(
+            name=contract.federation,
+            recipe=contract.recipe.name,
+            recipe_parameters=contract.recipe.parameters().decode(),
+            manifest=contract.manifest.to_bytes(),
+            adapter_digest=contract.adapter_digest,
+            policy=canonical_json(asdict(contract.policy)).decode(),
+            phase="running",
+            reason="",
+            version=0,
+            created_at=now,
+        )
+    )
+    for name, patients in sites.items():
+        connection.execute(
+            schema.sites.insert().values(
+                federation=contract.federation, name=name, phase="enrolled", reason="", training_patients=patients
+            )
+        )
+    add_adapter(connection, contract.federation, adapter, now)
+    round_rows.open_round(connection, contract.federation, 1, 0, sorted(sites), now, None)
+
+
+def names(connection: sa.Connection) -> list[str]:
+    """Return the federations in this store."""
+    return list(connection.execute(sa.select(schema.federations.c.name).order_by(schema.federations.c.name)).scalars())
+
+
+def only_name(connection: sa.Connection) -> str:
+    """Return the name of the store's federation. Raises InputError if it has none."""
+    found = names(connection)
+    if not found:
+        raise InputError("the store holds no federation; make a new one with: aggregator init --help")
+    return found[0]
+
+
+def contract(connection: sa.Connection, federation: str) -> Contract:
+    """Return what the sites agreed to."""
+    row = _row(connection, federation)
+    return Contract(
+        federation=federation,
+        adapter_digest=row["adapter_digest"],
+        manifest=AdapterManifest.from_bytes(row["manifest"]),
+        recipe=recipes.make(row["recipe"], json.loads(row["recipe_parameters"])),
+        policy=RoundPolicy(**json.loads(row["policy"])),
+    )
+
+
+def state(connection: sa.Connection, federation: str) -> FederationState:
+    """Return the federation as it stands: what every decision is made from."""
+    row = _row(connection, federation)
+    return FederationState(
+        name=federation,
+        policy=RoundPolicy(**json.loads(row["policy"])),
+        phase=row["phase"],
+        reason=row["reason"],
+        version=row["version"],
+        digest=adapter_digest(connection, federation, row["version"]),
+        sites=_sites(connection, federation),
+        round=round_rows.last(connection, federation),
+    )
+
+
+def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
+    query = sa.select(schema.federations).where(schema.federations.c.name == federation)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise NotFound(f"no federation '{federation}' in this store (it has: {', '.join(names(connection)) or 'none'})")
+    return dict(row)
+
+
+def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
+    table = schema.sites
+    rows = connection.execute(sa.select(table).where(table.c.federation == federation).order_by(table.c.name))
+    found = {
+        row["name"]: SiteState(
+            name=row["name"], phase=row["phase"], reason=row["reason"], training_patients=row["training_patients"]
+        )
+        for row in rows.mappings()
+    }
+    agents = schema.agents
+    heard = connection.execute(
+        sa.select(agents).where(agents.c.federation == federation).order_by(agents.c.last_seen, agents.c.agent_id)
+    )
+    for row in heard.mappings():  # oldest first: what the agent heard from last said is what stands
+        found[row["site"]] = replace(
+            found[row["site"]],
+            last_seen=row["last_seen"],
+            authenticated=row["authenticated"],
+            progress=row["progress"],
+            version=row["version"],
+        )
+    for site, number in round_rows.last_accepted(connection, federation).items():
+        found[site] = replace(found[site], last_round=number)
+    return found
+
+
+def set_phase(connection: sa.Connection, federation: str, phase: str, reason: str, now: float) -> None:
+    """Pause or resume. Resuming gives the open round the time back that the pause took from its deadline."""
+    row = _row(connection, federation)
+    if row["phase"] == "finished":
+        raise InputError(f"federation '{federation}' is finished; there is nothing to pause or resume")
+    if phase == row["phase"]:
+        return
+    if phase == "running" and row["paused_at"] is not None:
+        round_rows.extend_deadline(connection, federation, max(0.0, now - row["paused_at"]))
+    connection.execute(
+        schema.federations.update()
+        .where(schema.federations.c.name == federation)
+        .values(phase=phase, reason=reason, paused_at=now if phase == "paused" else None)
+    )
+
+
+def join(connection: sa.Connection, federation: str, site: str, patients: int, deadline_at: float) -> None:
+    """Mark a site as joined, fix its number of patients if nobody has, and start the first round's clock."""
+    _set_site(connection, federation, site, phase="joined")
+    table = schema.sites
+    connection.execute(
+        table.update()
+        .where(table.c.federation == federation, table.c.name == site, table.c.training_patients.is_(None))
+        .values(training_patients=patients)
+    )
+    round_rows.start_clock(connection, federation, deadline_at)
+
+
+def evict(connection: sa.Connection, federation: str, site: str, reason: str) -> None:
+    """Take a site out for good."""
+    _set_site(connection, federation, site, phase="evicted", reason=reason)
+
+
+def _set_site(connection: sa.Connection, federation: str, site: str, **values: str) -> None:
+    table = schema.sites
+    connection.execute(
+        table.update().where(table.c.federation == federation, table.c.name == site).values(**values)
+    )
+
+
+def last_agent(connection: sa.Connection, federation: str, site: str) -> tuple[str, float] | None:
+    """Return id and last call of the agent that was heard from last, or None."""
+    table = schema.agents
+    row = connection.execute(
+        sa.select(table.c.agent_id, table.c.last_seen)
+        .where(table.c.federation == federation, table.c.site == site)
+        .order_by(table.c.last_seen.desc())
+        .limit(1)
+    ).first()
+    return (row[0], row[1]) if row else None
+
+
+def touch(
+    connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, **values: str | float | bool
+) -> None:
+    """Note that an agent was heard from; `values` are further columns of its row."""
+    table = schema.agents
+    key = (table.c.federation == federation, table.c.site == site, table.c.agent_id == agent_id)
+    if connection.execute(table.update().where(*key).values(last_seen=now, **values)).rowcount:
+        return
+    row = {"authenticated": True, "software_version": "", "protocol_version": "", "progress": 0.0, "version": 0}
+    row |= {"federation": federation, "site": site, "agent_id": agent_id, "first_seen": now, "last_seen": now}
+    connection.execute(table.insert().values(row | values))
+
+
+def add_adapter(connection: sa.Connection, federation: str, adapter: Adapter, now: float) -> None:
+    """Write one version of the global adapter."""
+    connection.execute(
+        schema.adapters.insert().values(
+            federation=federation,
+            version=adapter.version,
+            parent_digest=adapter.parent_digest,
+            digest=adapter.digest,
+            data=adapter.to_bytes(),
+            created_at=now,
+        )
+    )
+
+
+def adapter(connection: sa.Connection, federation: str, version: int) -> Adapter:
+    """Return one version. Raises NotFound, naming the versions there are."""
+    table = schema.adapters
+    data = connection.execute(
+        sa.select(table.c.data).where(table.c.federation == federation, table.c.version == version)
+    ).scalar()
+    if data is None:
+        last = last_version(connection, federation)
+        raise NotFound(f"federation '{federation}' has no adapter version {version}; versions are 0 to {last}")
+    return Adapter.from_bytes(data)
+
+
+def adapter_digest(connection: sa.Connection, federation: str, version: int) -> str:
+    """Return the digest of one version."""
+    table = schema.adapters
+    query = sa.select(table.c.digest).where(table.c.federation == federation, table.c.version == version)
+    return str(connection.execute(query).scalar_one())
+
+
+def last_version(connection: sa.Connection, federation: str) -> int:
+    """Return the highest version ever made."""
+    table = schema.adapters
+    query = sa.select(sa.func.max(table.c.version)).where(table.c.federation == federation)
+    return int(connection.execute(query).scalar_one())
+
+
+def report_evaluation(
+    connection: sa.Connection,
+    federation: str,
+    site: str,
+    round_number: int,
+    version: int,
+    cases: int,
+    metrics: Mapping[str, float],
+    now: float,
+) -> None:
+    """Write a site's metrics of one version; a repeated report replaces the earlier one."""
+    table = schema.evaluations
+    key = {"federation": federation, "site": site, "round": round_number, "version": version}
+    connection.execute(table.delete().where(*(table.c[name] == value for name, value in key.items())))
+    connection.execute(
+        table.insert().values(**key, cases=cases, metrics=canonical_json(dict(metrics)).decode(), reported_at=now)
+    )
+
+
+def evaluations(connection: sa.Connection, federation: str) -> list[dict[str, Any]]:
+    """Return every evaluation, by round and site."""
+    table = schema.evaluations
+    rows = connection.execute(
+        sa.select(table).where(table.c.federation == federation).order_by(table.c.round, table.c.site, table.c.version)
+    )
+    return [dict(row) | {"metrics": json.loads(row["metrics"])} for row in rows.mappings()]

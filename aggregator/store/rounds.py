@@ -1,0 +1,225 @@
+"""Rows of rounds: opening, closing by compare-and-swap, rolling back."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from shared.canonical import canonical_json
+from shared.errors import NotFound
+
+from aggregator.rounds import AcceptedUpdate, RoundState
+from aggregator.store import schema
+
+TABLE = schema.rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """A round with what was written down about it."""
+
+    state: RoundState
+    manifest: bytes
+    input_digest: str
+    version: int | None
+    diagnostics: dict[str, float]
+
+
+def open_round(
+    connection: sa.Connection,
+    federation: str,
+    number: int,
+    base_version: int,
+    invited: Sequence[str],
+    now: float,
+    deadline_at: float | None,
+) -> None:
+    """Write a new open round."""
+    connection.execute(
+        TABLE.insert().values(
+            federation=federation,
+            number=number,
+            phase="open",
+            base_version=base_version,
+            invited=canonical_json(list(invited)).decode(),
+            opened_at=now,
+            deadline_at=deadline_at,
+        )
+    )
+
+
+def last(connection: sa.Connection, federation: str) -> RoundState:
+    """Return the last round made: the open or closing one unless the federation is finished."""
+    number = connection.execute(sa.select(sa.func.max(TABLE.c.number)).where(TABLE.c.federation == federation)).scalar()
+    return state(connection, federation, int(number or 0))
+
+
+def state(connection: sa.Connection, federation: str, number: int) -> RoundState:
+    """Return one round. Raises NotFound."""
+    return record(connection, federation, number).state
+
+
+def record(connection: sa.Connection, federation: str, number: int) -> RoundRecord:
+    """Return one round with its manifest and diagnostics. Raises NotFound."""
+    row = (
+        connection.execute(sa.select(TABLE).where(TABLE.c.federation == federation, TABLE.c.number == number))
+        .mappings()
+        .first()
+    )
+    if row is None:
+        raise NotFound(f"federation '{federation}' has no round {number} yet")
+    return _record(connection, row)
+
+
+def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
+    """Return every round, oldest first."""
+    rows = connection.execute(sa.select(TABLE).where(TABLE.c.federation == federation).order_by(TABLE.c.number))
+    return [_record(connection, row) for row in rows.mappings().all()]
+
+
+def _record(connection: sa.Connection, row: Mapping[Any, Any]) -> RoundRecord:
+    updates = schema.updates
+    accepted, announced = {}, {}
+    for update in connection.execute(
+        sa.select(updates)
+        .where(updates.c.federation == row["federation"], updates.c.round == row["number"])
+        .order_by(updates.c.site)
+    ).mappings():
+        if update["accepted_at"] is None:
+            announced[update["site"]] = update["announced_at"]
+        else:
+            accepted[update["site"]] = AcceptedUpdate(
+                update["digest"], update["training_patients"], update["accepted_at"]
+            )
+    return RoundRecord(
+        state=RoundState(
+            number=row["number"],
+            base_version=row["base_version"],
+            invited=tuple(json.loads(row["invited"])),
+            phase=row["phase"],
+            opened_at=row["opened_at"],
+            deadline_at=row["deadline_at"],
+            closed_at=row["closed_at"],
+            accepted=accepted,
+            announced=announced,
+        ),
+        manifest=(row["manifest"] or "").encode(),
+        input_digest=row["input_digest"] or "",
+        version=row["version"],
+        diagnostics=json.loads(row["diagnostics"] or "{}"),
+    )
+
+
+def last_accepted(connection: sa.Connection, federation: str) -> dict[str, int]:
+    """Return the last round each site had an update accepted in, by site."""
+    table = schema.updates
+    rows = connection.execute(
+        sa.select(table.c.site, sa.func.max(table.c.round))
+        .where(table.c.federation == federation, table.c.accepted_at.is_not(None))
+        .group_by(table.c.site)
+    )
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def start_clock(connection: sa.Connection, federation: str, deadline_at: float) -> None:
+    """Give the open round its deadline if it has none."""
+    connection.execute(
+        TABLE.update()
+        .where(TABLE.c.federation == federation, TABLE.c.phase == "open", TABLE.c.deadline_at.is_(None))
+        .values(deadline_at=deadline_at)
+    )
+
+
+def extend_deadline(connection: sa.Connection, federation: str, seconds: float) -> None:
+    """Move the open round's deadline."""
+    connection.execute(
+        TABLE.update()
+        .where(TABLE.c.federation == federation, TABLE.c.phase == "open")
+        .values(deadline_at=TABLE.c.deadline_at + seconds)
+    )
+
+
+def lock(connection: sa.Connection, federation: str, number: int) -> None:
+    """Keep every other transaction from changing this round until this one ends (SQLite: a write is alone anyway)."""
+    connection.execute(
+        sa.select(TABLE.c.number).where(TABLE.c.federation == federation, TABLE.c.number == number).with_for_update()
+    )
+
+
+def begin_closing(
+    connection: sa.Connection,
+    federation: str,
+    number: int,
+    seen: Mapping[str, AcceptedUpdate],
+    manifest: bytes,
+    input_digest: str,
+) -> bool:
+    """Fix what the round is made of. Returns False, changing nothing, if the round is no longer open or an update was
+    accepted that the decision had not `seen`: decide again. So no accepted update is ever lost."""
+    lock(connection, federation, number)
+    current = state(connection, federation, number)
+    if current.phase != "open" or dict(current.accepted) != dict(seen):
+        return False
+    changed = connection.execute(
+        TABLE.update()
+        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "open")
+        .values(phase="closing", manifest=manifest.decode(), input_digest=input_digest)
+    )
+    return bool(changed.rowcount)
+
+
+def close(
+    connection: sa.Connection,
+    federation: str,
+    number: int,
+    manifest: bytes,
+    version: int,
+    diagnostics: Mapping[str, float],
+    now: float,
+) -> bool:
+    """Write the result down. Returns False, changing nothing, if somebody else already has: the first writer wins."""
+    changed = connection.execute(
+        TABLE.update()
+        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "closing")
+        .values(
+            phase="closed",
+            manifest=manifest.decode(),
+            version=version,
+            diagnostics=canonical_json(dict(diagnostics)).decode(),
+            closed_at=now,
+        )
+    )
+    return bool(changed.rowcount)
+
+
+def go_on(
+    connection: sa.Connection, federation: str, version: int, rounds: int, deadline_s: float, now: float
+) -> None:
+    """Make `version` the current one and open the next round for every active site, or finish after the last."""
+    federations = schema.federations
+    values: dict[str, Any] = {"version": version}
+    closed = connection.execute(
+        sa.select(sa.func.count()).where(TABLE.c.federation == federation, TABLE.c.phase == "closed")
+    ).scalar_one()
+    if closed >= rounds:
+        values["phase"] = "finished"
+    connection.execute(federations.update().where(federations.c.name == federation).values(**values))
+    if closed < rounds:
+        sites = schema.sites
+        invited = connection.execute(
+            sa.select(sites.c.name)
+            .where(sites.c.federation == federation, sites.c.phase != "evicted")
+            .order_by(sites.c.name)
+        ).scalars()
+        number = last(connection, federation).number + 1
+        open_round(connection, federation, number, version, list(invited), now, now + deadline_s)
+
+
+def abandon(connection: sa.Connection, federation: str, number: int, now: float) -> None:
+    """End an open round without a result; its updates stay on record and count for nothing."""
+    connection.execute(
+        TABLE.update()
+        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "open")
+        .values(phase="abandoned", closed_at=now)
+    )

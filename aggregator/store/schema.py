@@ -1,0 +1,147 @@
+"""The tables. One schema for every database; `VERSION` goes up with every change, and a migration comes with it.
+
+Times are seconds since 1970, digests hex SHA-256, structured values canonical JSON.
+"""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+VERSION = 1
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+federations = Table(
+    "federations",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("recipe", String, nullable=False),
+    Column("recipe_parameters", Text, nullable=False),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("adapter_digest", String, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("phase", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("paused_at", Double),
+)
+"""The contract, which never changes, and the few things that do: phase and current version."""
+
+sites = Table(
+    "sites",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("phase", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("training_patients", Integer),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("site", String, primary_key=True),
+    Column("agent_id", String, primary_key=True),
+    Column("authenticated", Boolean, nullable=False),
+    Column("software_version", String, nullable=False),
+    Column("protocol_version", String, nullable=False),
+    Column("first_seen", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    Column("progress", Double, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+"""Every agent that ever used a site's certificate; the one heard from last is the site's agent."""
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("parent_digest", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+"""Canonical adapter files, one per version; never changed."""
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("phase", String, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("invited", Text, nullable=False),
+    Column("opened_at", Double, nullable=False),
+    Column("deadline_at", Double),
+    Column("closed_at", Double),
+    Column("manifest", Text),
+    Column("input_digest", String),
+    Column("version", Integer),
+    Column("diagnostics", Text),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("site", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("agent_id", String, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("codec", String, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("training_patients", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("announced_at", Double, nullable=False),
+    Column("accepted_at", Double),
+    Index(
+        "one_accepted_update_per_site_and_round",
+        "federation",
+        "round",
+        "site",
+        unique=True,
+        sqlite_where=text("accepted_at IS NOT NULL"),
+        postgresql_where=text("accepted_at IS NOT NULL"),
+    ),
+)
+"""Announced while `accepted_at` is null. An accepted row and its chunks never change."""
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("site", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("offset", Integer, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("federation", String, primary_key=True),
+    Column("site", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("cases", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("reported_at", Double, nullable=False),
+)

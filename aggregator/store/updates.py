@@ -1,0 +1,165 @@
+"""Rows of updates and their bytes: announced, staged chunk by chunk, accepted, and from then on immutable."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from shared.canonical import canonical_json
+from shared.errors import BadOffset
+
+from aggregator import rounds
+from aggregator.store import rounds as round_rows
+from aggregator.store import schema
+from aggregator.store.engine import Store
+
+TABLE = schema.updates
+CHUNKS = schema.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateKey:
+    """What an update is known by."""
+
+    federation: str
+    round: int
+    site: str
+    digest: str
+
+
+def announce(connection: sa.Connection, federation: str, update: rounds.UpdateHeader, now: float) -> int | None:
+    """Note an update whose bytes follow. Returns the bytes already durable, or None if it is accepted already.
+
+    An unfinished upload of the same site under another digest is dropped. Raises as `rounds.admit` does.
+    """
+    state = round_rows.state(connection, federation, update.round)
+    if rounds.is_held(state, update.site, update.digest):
+        return None
+    rounds.check_open(state, update)
+    key = UpdateKey(federation, update.round, update.site, update.digest)
+    if find(connection, key) is not None:
+        return committed(connection, key)
+    mine = (TABLE.c.federation == federation, TABLE.c.round == update.round, TABLE.c.site == update.site)
+    for digest in connection.execute(sa.select(TABLE.c.digest).where(*mine)).scalars().all():
+        drop(connection, UpdateKey(federation, update.round, update.site, digest))
+    connection.execute(
+        TABLE.insert().values(
+            federation=federation,
+            round=update.round,
+            site=update.site,
+            digest=update.digest,
+            agent_id=update.agent_id,
+            size=update.size,
+            codec=update.codec,
+            base_version=update.base_version,
+            training_patients=update.training_patients,
+            metrics=canonical_json(dict(update.metrics)).decode(),
+            announced_at=now,
+        )
+    )
+    return 0
+
+
+def find(connection: sa.Connection, key: UpdateKey) -> tuple[rounds.UpdateHeader, float | None] | None:
+    """Return an update's header and when it was accepted (None: not yet); None if it was never announced."""
+    row = connection.execute(sa.select(TABLE).where(*_is(TABLE, key))).mappings().first()
+    if row is None:
+        return None
+    header = rounds.UpdateHeader(
+        site=key.site,
+        agent_id=row["agent_id"],
+        round=key.round,
+        digest=key.digest,
+        size=row["size"],
+        codec=row["codec"],
+        base_version=row["base_version"],
+        training_patients=row["training_patients"],
+    )
+    return header, row["accepted_at"]
+
+
+def committed(connection: sa.Connection, key: UpdateKey) -> int:
+    """Return how many bytes of an update are durable."""
+    query = sa.select(sa.func.coalesce(sa.func.sum(CHUNKS.c.size), 0)).where(*_is(CHUNKS, key))
+    return int(connection.execute(query).scalar_one())
+
+
+def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -> None:
+    """Write the next bytes of an announced update.
+
+    Raises BadOffset if they do not continue where the durable bytes end (another stream of the same upload was faster, or
+    the upload was dropped), StaleRound if the round was closed meanwhile.
+    """
+    found = find(connection, key)
+    if found is None or found[1] is not None:
+        raise BadOffset(f"no unfinished upload {key.digest[:12]} of site '{key.site}' in round {key.round}; begin again")
+    rounds.check_open(round_rows.state(connection, key.federation, key.round), found[0])
+    end = committed(connection, key)
+    if offset != end:
+        raise BadOffset(f"chunk starts at byte {offset}, durable are {end}; begin again")
+    connection.execute(
+        CHUNKS.insert().values(
+            federation=key.federation,
+            round=key.round,
+            site=key.site,
+            digest=key.digest,
+            offset=offset,
+            size=len(data),
+            data=data,
+        )
+    )
+
+
+def accept(connection: sa.Connection, key: UpdateKey, now: float) -> float:
+    """Make an update count and return since when it does. Its size, digest and tensors must have been checked.
+
+    Repeating it returns the first time. Raises as `rounds.admit` does, and BadOffset if bytes are missing.
+    """
+    round_rows.lock(connection, key.federation, key.round)
+    state = round_rows.state(connection, key.federation, key.round)
+    held = state.accepted.get(key.site)
+    if held is not None and rounds.is_held(state, key.site, key.digest):
+        return held.at
+    found = find(connection, key)
+    if found is None or committed(connection, key) != found[0].size:
+        raise BadOffset(f"upload {key.digest[:12]} of site '{key.site}' is not complete; begin again")
+    rounds.admit(state, found[0], now)
+    connection.execute(TABLE.update().where(*_is(TABLE, key)).values(accepted_at=now))
+    return now
+
+
+def stage_and_accept(connection: sa.Connection, key: UpdateKey, data: bytes, now: float) -> float:
+    """Write an update that is one chunk and make it count, in one commit. The bytes must have been checked."""
+    stage(connection, key, 0, data)
+    return accept(connection, key, now)
+
+
+def drop(connection: sa.Connection, key: UpdateKey) -> None:
+    """Forget an unfinished upload. An accepted one is left alone."""
+    found = find(connection, key)
+    if found is None or found[1] is not None:
+        return
+    connection.execute(CHUNKS.delete().where(*_is(CHUNKS, key)))
+    connection.execute(TABLE.delete().where(*_is(TABLE, key)))
+
+
+def pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
+    """Yield an update's durable bytes in order, one short transaction per chunk."""
+    offset = 0
+    while (data := store.read(_chunk_at, key, offset)) is not None:
+        yield data
+        offset += len(data)
+
+
+def _chunk_at(connection: sa.Connection, key: UpdateKey, offset: int) -> bytes | None:
+    query = sa.select(CHUNKS.c.data).where(*_is(CHUNKS, key), CHUNKS.c.offset == offset)
+    data = connection.execute(query).scalar()
+    return None if data is None else bytes(data)
+
+
+def _is(table: sa.Table, key: UpdateKey) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        table.c.federation == key.federation,
+        table.c.round == key.round,
+        table.c.site == key.site,
+        table.c.digest == key.digest,
+    )

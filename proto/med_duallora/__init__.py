@@ -1,0 +1,1 @@
+"""The protocol's Python package: generated messages and stubs, one sub-package per major version."""

@@ -1,0 +1,1 @@
+"""What aggregator and site agent must agree on. Nothing here needs torch."""

@@ -1,0 +1,232 @@
+"""The adapter file: one safetensors file that describes a federation's trainable surface completely.
+
+Canonical bytes: an 8-byte little-endian header length, the header as canonical JSON padded with blanks to a multiple of 8,
+then the tensors sorted by name. Same content, same bytes, same digest. Tensor names follow Hugging Face PEFT.
+Format: https://huggingface.co/docs/safetensors (metadata are strings, offsets are relative to the data section).
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.canonical import canonical_json, sha256_hex, write_atomically
+from shared.errors import InputError, InvalidAdapter
+from shared.layout import Layout, TensorSpec
+
+MAX_HEADER = 1 << 20
+FORMAT = "med-duallora-adapter/1"
+HEAD_POLICIES = ("global", "local", "global+local-bias")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMetadata:
+    """What the global tensors are for. The local part has numbers of its own in the recipe: it never meets this file."""
+
+    base_model_sha256: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    blocks: tuple[int, ...]
+    head_policy: str
+    frames: str
+    task: str
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise InvalidAdapter(
+                f"rank must be at least 1 and alpha positive, got rank={self.rank}, alpha={self.alpha}"
+            )
+        if self.head_policy not in HEAD_POLICIES:
+            raise InvalidAdapter(f"head policy '{self.head_policy}' is none of {', '.join(HEAD_POLICIES)}")
+        if self.frames not in ("stacked", "siamese"):
+            raise InvalidAdapter(f"frames '{self.frames}' is neither stacked nor siamese")
+
+    def to_strings(self) -> dict[str, str]:
+        """Return every field as JSON text, the form safetensors metadata takes."""
+        return {name: canonical_json(value).decode() for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> "AdapterMetadata":
+        """Read what `to_strings` made; a missing, extra or malformed entry raises InvalidAdapter naming it."""
+        names = {f.name for f in fields(cls)}
+        for name in sorted(names ^ strings.keys()):
+            raise InvalidAdapter(f"adapter metadata '{name}' is {'missing' if name in names else 'unknown'}")
+        try:
+            values = {name: json.loads(text) for name, text in strings.items()}
+            return cls(
+                base_model_sha256=str(values["base_model_sha256"]),
+                rank=int(values["rank"]),
+                alpha=float(values["alpha"]),
+                target_modules=tuple(str(v) for v in values["target_modules"]),
+                blocks=tuple(int(v) for v in values["blocks"]),
+                head_policy=str(values["head_policy"]),
+                frames=str(values["frames"]),
+                task=str(values["task"]),
+                class_names=tuple(str(v) for v in values["class_names"]),
+            )
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class AdapterManifest:
+    """What every version of a federation's global adapter has in common: layout and metadata."""
+
+    layout: Layout
+    metadata: AdapterMetadata
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical JSON that Join sends."""
+        return canonical_json({"layout": self.layout.to_jsonable(), "metadata": self.metadata.to_strings()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "AdapterManifest":
+        """Read what `to_bytes` made. Raises InvalidAdapter."""
+        value = _bounded_json(data)
+        if value.keys() != {"layout", "metadata"} or not isinstance(value["metadata"], dict):
+            raise InvalidAdapter(f"an adapter manifest has layout and metadata, got {sorted(value)[:5]}")
+        return cls(Layout.from_jsonable(value["layout"]), AdapterMetadata.from_strings(value["metadata"]))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, hex: the adapter manifest hash of the contract."""
+        return sha256_hex(self.to_bytes())
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One version of the global adapter. `tensors` are float32 and match the manifest's layout."""
+
+    manifest: AdapterManifest
+    version: int
+    parent_digest: str
+    tensors: Mapping[str, np.ndarray]
+
+    @cached_property
+    def payload(self) -> bytes:
+        """The data section: what travels."""
+        return self.manifest.layout.join(self.tensors)
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical file."""
+        return _header(self.manifest, self.version, self.parent_digest) + self.payload
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical file, hex."""
+        return sha256_hex(self.to_bytes())
+
+    @classmethod
+    def from_payload(cls, manifest: AdapterManifest, version: int, parent_digest: str, payload: bytes) -> "Adapter":
+        """Rebuild a version from what travelled. Raises InvalidAdapter on a wrong size or non-finite value."""
+        return cls(manifest, version, parent_digest, manifest.layout.split(payload))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Adapter":
+        """Parse a safetensors file strictly. Raises InvalidAdapter saying what is wrong, before tensors are touched."""
+        if len(data) < 8:
+            raise InvalidAdapter(f"an adapter file has at least 8 bytes, got {len(data)}")
+        (length,) = struct.unpack("<Q", data[:8])
+        if length > min(MAX_HEADER, len(data) - 8):
+            raise InvalidAdapter(
+                f"header claims {length} bytes; the file has {len(data)} and the limit is {MAX_HEADER}"
+            )
+        header = _bounded_json(data[8 : 8 + length])
+        strings = header.pop("__metadata__", None)
+        if not isinstance(strings, dict) or strings.get("format") != FORMAT:
+            raise InvalidAdapter(f"not an adapter file: metadata 'format' must be '{FORMAT}'")
+        layout = _layout_of_header(header, len(data) - 8 - length)
+        version, parent = strings.get("version", ""), strings.get("parent_digest", "")
+        if not version.isdecimal():
+            raise InvalidAdapter(f"adapter metadata 'version' must be a number, got {version!r}")
+        rest = {k: v for k, v in strings.items() if k not in ("format", "version", "parent_digest")}
+        manifest = AdapterManifest(layout, AdapterMetadata.from_strings(rest))
+        return cls.from_payload(manifest, int(version), parent, data[8 + length :])
+
+    @classmethod
+    def read(cls, path: Path) -> "Adapter":
+        """Read a file. Raises InputError if it is not there, InvalidAdapter if it is not an adapter."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read adapter file {path}: {error.strerror}") from error
+        return cls.from_bytes(data)
+
+    def write(self, path: Path) -> None:
+        """Write the canonical file atomically."""
+        write_atomically(path, self.to_bytes())
+
+    def successor(self, tensors: Mapping[str, np.ndarray], version: int) -> "Adapter":
+        """Return version `version` with these tensors and this adapter as its parent."""
+        return replace(self, version=version, parent_digest=self.digest, tensors=tensors)
+
+
+def _header(manifest: AdapterManifest, version: int, parent_digest: str) -> bytes:
+    strings = {
+        **manifest.metadata.to_strings(),
+        "format": FORMAT,
+        "version": str(version),
+        "parent_digest": parent_digest,
+    }
+    entries: dict[str, Any] = {"__metadata__": strings}
+    offset = 0
+    for spec in manifest.layout.tensors:
+        entries[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.size],
+        }
+        offset += spec.size
+    text = canonical_json(entries)
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _bounded_json(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_HEADER:
+        raise InvalidAdapter(f"header of {len(data)} bytes is over the limit of {MAX_HEADER}")
+    try:
+        value = json.loads(data, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter(f"header is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"header is a {type(value).__name__}, expected an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidAdapter(f"header names '{repeated[:80]}' twice")
+    return result
+
+
+def _layout_of_header(header: dict[str, Any], data_bytes: int) -> Layout:
+    """Return the layout; tensors must lie one behind the other in sorted order and fill the data section exactly."""
+    specs, end = [], 0
+    for name, entry in header.items():
+        try:
+            shape, dtype, (start, stop) = tuple(map(int, entry["shape"])), str(entry["dtype"]), entry["data_offsets"]
+        except (TypeError, ValueError, KeyError) as error:
+            raise InvalidAdapter(f"header entry of tensor '{name[:80]}' needs dtype, shape and data_offsets") from error
+        spec = TensorSpec(name, shape, dtype)
+        Layout((spec,))  # limits first: a size is computed only from a sane shape
+        if (start, stop) != (end, end + spec.size):
+            raise InvalidAdapter(
+                f"tensor '{name}' lies at {start}..{stop}, expected {end}..{end + spec.size}: "
+                "tensors must be sorted by name, without gaps or overlaps"
+            )
+        specs.append(spec)
+        end = stop
+    if end != data_bytes:
+        raise InvalidAdapter(f"tensors end at byte {end}, the data section has {data_bytes} bytes")
+    return Layout(tuple(specs))

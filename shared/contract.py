@@ -1,0 +1,94 @@
+"""What a site takes part in: federation, base model, adapter, recipe and round policy, with one hash over all of it."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from shared.adapter import AdapterManifest
+from shared.canonical import canonical_json, sha256_hex
+from shared.errors import InputError
+from shared.recipe import Recipe, make
+
+ALLOWED_METRICS = (
+    "train_loss",
+    "loss",
+    "auc",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+)
+"""Aggregate figures that may leave a site, and no others: refused by name at both ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPolicy:
+    """When rounds open and close. Times in seconds."""
+
+    rounds: int = 8
+    invited: int = 3
+    quorum: int = 3
+    deadline_s: float = 3600.0
+    grace_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"rounds must be at least 1, got {self.rounds}")
+        if not 1 <= self.quorum <= self.invited:
+            raise InputError(f"quorum must be between 1 and invited ({self.invited}), got {self.quorum}")
+        if self.deadline_s <= 0 or self.grace_s < 0:
+            raise InputError(
+                f"deadline must be positive and grace not negative, got {self.deadline_s} s and {self.grace_s} s"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """Everything a site agrees to; the same value on both sides has the same hash."""
+
+    federation: str
+    adapter_digest: str
+    manifest: AdapterManifest
+    recipe: Recipe
+    policy: RoundPolicy
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical JSON of all of it."""
+        return canonical_json(
+            {
+                "federation": self.federation,
+                "adapter": self.adapter_digest,
+                "manifest": self.manifest.to_bytes().decode(),
+                "recipe": asdict(self.recipe),
+                "policy": asdict(self.policy),
+                "metrics": list(ALLOWED_METRICS),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Contract":
+        """Read what `to_bytes` made. Raises InputError if it is something else."""
+        try:
+            value = json.loads(data)
+            recipe = dict(value["recipe"])
+            return cls(
+                federation=str(value["federation"]),
+                adapter_digest=str(value["adapter"]),
+                manifest=AdapterManifest.from_bytes(value["manifest"].encode()),
+                recipe=make(str(recipe.pop("name")), recipe),
+                policy=RoundPolicy(**value["policy"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"a contract cannot be read: {error!r}") from error
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the contract, hex."""
+        return sha256_hex(self.to_bytes())
+
+
+def check_metrics(metrics: dict[str, float]) -> None:
+    """Raise InputError naming the first metric that may not leave a site or is not finite."""
+    for name, value in sorted(metrics.items()):
+        if name not in ALLOWED_METRICS:
+            raise InputError(f"metric '{name}' is not on the allow-list ({', '.join(ALLOWED_METRICS)})")
+        if not abs(value) < float("inf"):
+            raise InputError(f"metric '{name}' is {value}, expected a finite number")

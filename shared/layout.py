@@ -1,0 +1,141 @@
+"""Which tensors a payload holds, in which order: the layout that stands for the names on the wire.
+
+A payload is the tensors' raw little-endian bytes, concatenated in the layout's order (sorted by name). Both sides derive
+the layout from the recipe, so a payload of exactly the right size is the only thing that travels; whoever derived another
+layout must spell it out and is refused by the first tensor that differs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from shared.canonical import canonical_json, sha256_hex
+from shared.errors import InvalidAdapter
+
+DTYPES = {"F32": np.dtype("<f4")}
+"""Tensor types an adapter may have, by safetensors name."""
+
+MAX_TENSORS = 4096
+MAX_DIMENSIONS = 8
+MAX_NAME = 512
+MAX_BYTES = 2 << 30
+"""Far above any backbone's full fine-tuning (358 MB for CineMA-base), far below what could hurt a machine."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TensorSpec:
+    """Name, shape and type of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "F32"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}{list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tensors in payload order. Raises InvalidAdapter if names repeat or are unsorted, or a limit is passed."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.tensors) > MAX_TENSORS:
+            raise InvalidAdapter(f"{len(self.tensors)} tensors are more than the limit of {MAX_TENSORS}")
+        for spec in self.tensors:
+            _check_spec(spec)
+        for before, after in zip(self.tensors, self.tensors[1:], strict=False):
+            if before.name >= after.name:
+                raise InvalidAdapter(f"tensor '{after.name}' follows '{before.name}': names must be sorted and unique")
+        if self.size > MAX_BYTES:
+            raise InvalidAdapter(f"{self.size} bytes of tensors are more than the limit of {MAX_BYTES}")
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, np.ndarray]) -> "Layout":
+        """Return the layout of float32 arrays; another type raises InvalidAdapter naming the tensor."""
+        specs = []
+        for name, array in sorted(tensors.items()):
+            if array.dtype != np.float32:
+                raise InvalidAdapter(f"tensor '{name}' is {array.dtype}, expected float32")
+            specs.append(TensorSpec(name, tuple(array.shape)))
+        return cls(tuple(specs))
+
+    @classmethod
+    def from_jsonable(cls, value: Any) -> "Layout":
+        """Read what `to_jsonable` made; anything else raises InvalidAdapter."""
+        try:
+            specs = tuple(TensorSpec(str(n), tuple(int(s) for s in shape), str(d)) for n, shape, d in value)
+        except (TypeError, ValueError) as error:
+            raise InvalidAdapter(f"a layout is a list of [name, shape, dtype], got {str(value)[:80]!r}") from error
+        return cls(specs)
+
+    def to_jsonable(self) -> list[list[Any]]:
+        """Return [[name, shape, dtype], ...]."""
+        return [[s.name, list(s.shape), s.dtype] for s in self.tensors]
+
+    @cached_property
+    def size(self) -> int:
+        """Payload bytes."""
+        return sum(s.size for s in self.tensors)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Scalars in all."""
+        return sum(math.prod(s.shape) for s in self.tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form, hex."""
+        return sha256_hex(canonical_json(self.to_jsonable()))
+
+    def check_equal(self, other: "Layout") -> None:
+        """Raise InvalidAdapter naming the first tensor in which `other`, as received, differs from this layout."""
+        expected = {s.name: s for s in self.tensors}
+        got = {s.name: s for s in other.tensors}
+        for name in sorted(expected.keys() | got.keys()):
+            if name not in expected:
+                raise InvalidAdapter(
+                    f"extra tensor '{name}': this round takes {len(expected)} tensors and not this one"
+                )
+            if name not in got:
+                raise InvalidAdapter(f"missing tensor '{name}'")
+            if got[name] != expected[name]:
+                raise InvalidAdapter(f"tensor '{name}' is {got[name]}, expected {expected[name]}")
+
+    def join(self, tensors: Mapping[str, np.ndarray]) -> bytes:
+        """Return the payload of `tensors`, which must match the layout; raises InvalidAdapter naming the first that does not."""
+        self.check_equal(Layout.of(tensors))
+        return b"".join(tensors[s.name].astype(DTYPES[s.dtype], copy=False).tobytes() for s in self.tensors)
+
+    def split(self, payload: bytes) -> dict[str, np.ndarray]:
+        """Return read-only views of `payload` by name. Raises InvalidAdapter on a wrong size or a non-finite value."""
+        if len(payload) != self.size:
+            raise InvalidAdapter(f"payload has {len(payload)} bytes, the layout has {self.size}")
+        tensors, offset = {}, 0
+        for spec in self.tensors:
+            count = math.prod(spec.shape)
+            array = np.frombuffer(payload, DTYPES[spec.dtype], count, offset).reshape(spec.shape)
+            if not np.isfinite(array).all():
+                raise InvalidAdapter(f"tensor '{spec.name}' has {int((~np.isfinite(array)).sum())} non-finite values")
+            tensors[spec.name] = array
+            offset += spec.size
+        return tensors
+
+
+def _check_spec(spec: TensorSpec) -> None:
+    if not spec.name or len(spec.name) > MAX_NAME:
+        raise InvalidAdapter(f"tensor name of {len(spec.name)} characters, allowed are 1 to {MAX_NAME}")
+    if spec.dtype not in DTYPES:
+        raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype}, allowed are {', '.join(DTYPES)}")
+    if len(spec.shape) > MAX_DIMENSIONS or any(not 0 < s <= MAX_BYTES for s in spec.shape):
+        raise InvalidAdapter(f"tensor '{spec.name}' has shape {list(spec.shape)}: sizes must be 1 to {MAX_BYTES}")

@@ -1,0 +1,48 @@
+"""Export to Hugging Face PEFT: a folder that `peft.PeftModel.from_pretrained` loads with the same logits.
+
+Format: `adapter_config.json` + `adapter_model.safetensors` (https://huggingface.co/docs/peft, checkpoint format).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from shared.adapter import AdapterMetadata
+from shared.canonical import write_atomically
+
+PREFIX = "base_model.model."
+HEADS = ("pred_head_dict.sax", "pred_head_dict.cls")
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, np.ndarray], metadata: AdapterMetadata, rank: int, alpha: float
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors. `tensors` have PEFT names; heads without a bias get zeros,
+    since PEFT saves whole modules."""
+    complete = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
+    for head in HEADS:
+        weight = complete.get(f"{PREFIX}{head}.weight")
+        if weight is not None:
+            complete.setdefault(f"{PREFIX}{head}.bias", np.zeros(weight.shape[0], np.float32))
+    modules = sorted(
+        n.removeprefix(PREFIX).removesuffix(".lora_A.weight") for n in complete if n.endswith(".lora_A.weight")
+    )
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": f"sha256:{metadata.base_model_sha256}",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": modules,
+        "modules_to_save": sorted(h for h in HEADS if f"{PREFIX}{h}.weight" in complete) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(complete, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_atomically(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())

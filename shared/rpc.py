@@ -1,0 +1,203 @@
+"""One `rpc_finished` event per call and side: the measurement that `aggregator comm-cost` reads.
+
+Bytes are exact sizes of the serialised protobuf messages, without gRPC's 5-byte prefix, HTTP/2 and TLS. `payload` is what of
+it are tensor bytes. Both sides log the call's id, so that their accounts can be joined call by call.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from shared import status
+from shared.errors import MedDualLoRAError
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY
+
+log = structlog.get_logger()
+
+PURPOSES = {
+    "FetchAdapter": "adapter_down",
+    "BeginUpload": "delta_up",
+    "UploadDelta": "delta_up",
+    "ReportEvaluation": "evaluation",
+    "AwaitRound": "heartbeat",
+}
+"""What a call is for, by method; everything else is control."""
+
+
+def new_call_id() -> str:
+    """Return a random id for one call attempt."""
+    return uuid.uuid4().hex
+
+
+@dataclass
+class CallRecord:
+    """Counts one call; `finish` writes the event. `up` is towards the aggregator, on both sides."""
+
+    side: str
+    method: str
+    call_id: str
+    attempt: int
+    site: str = ""
+    federation: str = ""
+    round: int = 0
+    started: float = field(default_factory=time.monotonic)
+    up: list[int] = field(default_factory=lambda: [0, 0, 0])
+    down: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def count_up(self, message: Message) -> None:
+        """Count a request message and note the federation and round it names."""
+        _count(self.up, message)
+        named = getattr(message, "start", message)
+        self.federation = getattr(named, "federation", "") or self.federation
+        self.round = getattr(named, "round", 0) or self.round
+
+    def count_down(self, message: Message) -> None:
+        """Count a response message."""
+        _count(self.down, message)
+        if self.method in ("Join", "AwaitRound"):
+            self.federation = getattr(message, "federation", "") or self.federation
+
+    def finish(self, code: str, error: str = "") -> None:
+        """Write the event."""
+        fields = {
+            "side": self.side,
+            "rpc": self.method,
+            "purpose": PURPOSES.get(self.method, "control"),
+            "call_id": self.call_id,
+            "attempt": self.attempt,
+            "site": self.site,
+            "federation": self.federation,
+            "round": self.round,
+            "code": code,
+            "duration_s": round(time.monotonic() - self.started, 6),
+        }
+        for name, counts in (("up", self.up), ("down", self.down)):
+            fields |= dict(zip((f"messages_{name}", f"bytes_{name}", f"payload_bytes_{name}"), counts, strict=True))
+        if error:
+            fields["error"] = error
+        log.info("rpc_finished", **fields)
+
+
+def _count(counts: list[int], message: Message) -> None:
+    counts[0] += 1
+    counts[1] += message.ByteSize()
+    chunk = getattr(message, "chunk", None)
+    counts[2] += len(chunk.data) if chunk is not None else 0
+
+
+Handler = Any
+"""grpc.RpcMethodHandler, whose type parameters say nothing here."""
+
+Whoami = Callable[[Any], str]
+"""Returns the caller's site name from a servicer context; empty if it has none."""
+
+
+class ServerCalls(grpc.aio.ServerInterceptor):
+    """Logs every call and turns errors into statuses. Nothing else calls `context.abort`."""
+
+    def __init__(self, whoami: Whoami) -> None:
+        self._whoami = whoami
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Return the handler wrapped in a record."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        service, _, method = handler_call_details.method.rpartition("/")
+        if not service.startswith("/med_duallora."):
+            return handler
+        metadata = dict(handler_call_details.invocation_metadata or ())
+
+        def begin(context: Any) -> CallRecord:
+            attempt = str(metadata.get(ATTEMPT_KEY, "0"))
+            return CallRecord(
+                side="aggregator",
+                method=method,
+                call_id=str(metadata.get(CALL_ID_KEY, ""))[:64],
+                attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 9 else 0,
+                site=self._whoami(context),
+            )
+
+        return _wrap(handler, begin)
+
+
+def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
+    if handler.request_streaming:
+
+        async def stream_unary(requests: AsyncIterator[Message], context: Any) -> Message:
+            record = begin(context)
+
+            async def counted() -> AsyncIterator[Message]:
+                async for request in requests:
+                    record.count_up(request)
+                    yield request
+
+            async with _Outcome(record, context):
+                response: Message = await handler.stream_unary(counted(), context)
+                record.count_down(response)
+                return response
+            raise AssertionError("unreachable: an outcome never swallows an error")
+
+        return grpc.stream_unary_rpc_method_handler(
+            stream_unary, handler.request_deserializer, handler.response_serializer
+        )
+    if handler.response_streaming:
+
+        async def unary_stream(request: Message, context: Any) -> AsyncIterator[Message]:
+            record = begin(context)
+            record.count_up(request)
+            async with _Outcome(record, context):
+                async for response in handler.unary_stream(request, context):
+                    record.count_down(response)
+                    yield response
+
+        return grpc.unary_stream_rpc_method_handler(
+            unary_stream, handler.request_deserializer, handler.response_serializer
+        )
+
+    async def unary_unary(request: Message, context: Any) -> Message:
+        record = begin(context)
+        record.count_up(request)
+        async with _Outcome(record, context):
+            response: Message = await handler.unary_unary(request, context)
+            record.count_down(response)
+            return response
+        raise AssertionError("unreachable: an outcome never swallows an error")
+
+    return grpc.unary_unary_rpc_method_handler(unary_unary, handler.request_deserializer, handler.response_serializer)
+
+
+class _Outcome:
+    """Finishes the record with the call's status, and gives the caller an error's status and text."""
+
+    def __init__(self, record: CallRecord, context: Any) -> None:
+        self._record, self._context = record, context
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self._record.finish("OK")
+        elif isinstance(error, MedDualLoRAError):
+            code = status.code_of(error)
+            self._record.finish(code.name, f"{type(error).__name__}: {error}")
+            self._context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
+            await self._context.abort(code, str(error))
+        elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            self._record.finish("CANCELLED")
+        else:
+            log.exception("rpc_failed", rpc=self._record.method, call_id=self._record.call_id, exc_info=error)
+            self._record.finish("INTERNAL", type(error).__name__)
+            await self._context.abort(grpc.StatusCode.INTERNAL, status.INTERNAL_TEXT)

@@ -1,0 +1,39 @@
+"""The `site-agent` command: one module per area, put together here. Heavy imports wait until a command runs."""
+
+import sys
+
+import typer
+
+from shared.errors import AggregatorUnreachable, InputError, MedDualLoRAError
+from site_agent.cli import agent, backbone, phantom, prepare, use
+
+EPILOG = """Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input or contract refused (the message says what to do),
+4 aggregator unreachable, 130 stopped by a signal after saving."""
+
+app = typer.Typer(
+    help="Fine-tunes the cardiac-MRI model on this hospital's cases and shares only the global low-rank part.",
+    epilog=EPILOG,
+    invoke_without_command=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+for area in (agent, prepare, phantom, backbone, use):
+    area.register(app)
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on standard error and a documented exit code."""
+    try:
+        app()
+    except AggregatorUnreachable as error:
+        _fail(error, 4)
+    except (InputError, MedDualLoRAError) as error:
+        _fail(error, 3)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: MedDualLoRAError, code: int) -> None:
+    print(f"site-agent: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,89 @@
+"""`site-agent --aggregator host:port`: the agent itself, the only command without a name."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Make the agent what `site-agent` does when no command is named."""
+    app.callback(invoke_without_command=True)(run)
+
+
+def run(
+    context: typer.Context,
+    aggregator: Annotated[str | None, typer.Option(help="host:port to dial.")] = None,
+    config: Annotated[Path | None, typer.Option(help="site.toml; options here override it.")] = None,
+    cohort: Annotated[Path | None, typer.Option(help="Prepared cohort: a folder with cases.csv.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Backbone folder or CineMA's safetensors file.")] = None,
+    weights_size: Annotated[str | None, typer.Option("--size", help="tiny or base, for a bare CineMA file.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder for the private local adapter and the outbox.")] = None,
+    ca: Annotated[Path | None, typer.Option("--tls-ca", help="CA certificate (PEM).")] = None,
+    certificate: Annotated[Path | None, typer.Option("--tls-cert", help="This site's certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option("--tls-key", help="This site's private key (PEM).")] = None,
+    plain_site: Annotated[
+        str | None, typer.Option("--plain-site", help="Site name for a trial without TLS, loopback only.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; figures repeat at the same number.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of this site's local adapter and order of cases.")] = None,
+    validation_fold: Annotated[int | None, typer.Option(help="Fold 0-4 kept for validation.")] = None,
+    give_up_after_s: Annotated[float | None, typer.Option(help="Longest outage to sit out, seconds.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Append JSON log lines to this file.")] = None,
+    once: Annotated[bool, typer.Option(help="End with the federation instead of waiting for the next.")] = False,
+) -> None:
+    """Take part in a federation: join, await, fetch, train, evaluate, upload - for months, through restarts and outages.
+
+    Example: site-agent --aggregator fed.example.org:443 --config site.toml
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from shared.tls import TlsFiles
+    from site_agent import config as site_config
+
+    tls = TlsFiles(ca, certificate, key) if ca and certificate and key else None
+    overrides: dict[str, Any] = {
+        "aggregator": aggregator,
+        "cohort": cohort,
+        "weights": weights,
+        "weights_size": weights_size,
+        "state": state,
+        "tls": tls,
+        "plain_site": plain_site,
+        "device": device,
+        "threads": threads,
+        "seed": seed,
+        "validation_fold": validation_fold,
+        "give_up_after_s": give_up_after_s,
+        "log": log,
+    }
+    _serve(site_config.load(config, overrides), once)
+
+
+def _serve(config: Any, once: bool) -> None:
+    """Run the agent until the federation is finished, or a signal asks it to leave."""
+    import asyncio
+    import signal
+    import sys
+
+    from shared import logs
+    from site_agent import view
+    from site_agent.agent import Agent
+
+    logs.configure(config.log or (config.state / "agent.jsonl" if sys.stderr.isatty() else None), side="site")
+    shown = view.for_stream()
+    agent = Agent(config, shown)
+
+    async def until_done() -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, agent.stop)
+        await agent.run(once=once)
+
+    try:
+        asyncio.run(until_done())
+    except asyncio.CancelledError:
+        raise typer.Exit(130) from None
+    finally:
+        shown.close()

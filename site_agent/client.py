@@ -1,0 +1,322 @@
+"""The agent's side of the protocol: every call with a deadline, retries with jitter, and one log event per attempt.
+
+Protobuf stops here: callers see frozen dataclasses. A retry repeats the same idempotency key, so a lost reply costs nothing.
+"""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from med_duallora.v1 import federation_pb2 as pb
+from med_duallora.v1 import federation_pb2_grpc as rpc
+
+from shared import chunks, status
+from shared.adapter import Adapter, AdapterManifest
+from shared.contract import Contract, RoundPolicy
+from shared.errors import AggregatorUnreachable, InvalidAdapter
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, MAX_WAIT_S, SITE_KEY, VERSION
+from shared.recipe import CODECS, INSTALLED, make
+from shared.rpc import CallRecord, new_call_id
+from shared.tls import TlsFiles
+from site_agent.egress import Update
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+CALL_TIMEOUT_S = 30.0
+MIN_RATE_BYTES_PER_S = 16_000
+"""Slowest uplink a transfer's deadline allows for."""
+FIRST_RETRIES_S = 600.0
+CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What Join told: the contract and who we are to the aggregator."""
+
+    site: str
+    contract: Contract
+    training_patients: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to do now, by the aggregator. `instruction` is one of the names in the protocol, without prefix."""
+
+    instruction: str
+    round: int
+    version: int
+    digest: str
+    remaining_s: float
+    reason: str
+
+
+def retry_delay_s(attempt: int, elapsed_s: float, rng: random.Random) -> float:
+    """Return the wait before attempt `attempt` + 1: doubling with full jitter, at most 5 s in the first ten minutes of an
+    outage, then at most 60 s."""
+    cap = 5.0 if elapsed_s < FIRST_RETRIES_S else 60.0
+    return rng.uniform(0.1, min(cap, 0.2 * 2.0 ** min(attempt, 12)))
+
+
+class FederationClient:
+    """One connection to the aggregator; made anew when it does not answer (grpc/grpc#38290: channels that never reconnect)."""
+
+    def __init__(
+        self, address: str, tls: TlsFiles | None, agent_id: str, *, plain_site: str, give_up_after_s: float
+    ) -> None:
+        self._address, self._tls, self._agent_id = address, tls, agent_id
+        self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
+        self._give_up_after_s = give_up_after_s
+        self._rng = random.Random(agent_id)
+        self._channel: grpc.aio.Channel | None = None
+        self.site, self.federation = plain_site, ""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+    async def join(
+        self, *, federation: str, base_model_sha256: str, training_patients: int, software_version: str
+    ) -> Joined:
+        """Agree on version and contract. Raises what the aggregator refused with, or InputError for a foreign recipe."""
+        request = pb.JoinRequest(
+            federation=federation,
+            protocol_version=VERSION,
+            agent_id=self._agent_id,
+            software_version=software_version,
+            base_model_sha256=base_model_sha256,
+            training_patients=training_patients,
+            codecs=CODECS,
+            recipes=INSTALLED,
+        )
+        reply: pb.JoinResponse = await self._unary("Join", request)
+        contract = _contract(reply)
+        if contract.sha256 != reply.contract_sha256:
+            raise InvalidAdapter(
+                f"the aggregator's contract hash {reply.contract_sha256[:12]} is not that of what it sent "
+                f"({contract.sha256[:12]}): different releases; upgrade the older side"
+            )
+        self.federation, self.site = reply.federation, reply.site
+        return Joined(reply.site, contract, reply.training_patients, reply.version)
+
+    async def await_round(
+        self, *, round_number: int, following: str, version: int, wait_s: float, progress: float = 0.0
+    ) -> Task:
+        """Ask what to do; holds until something differs or `wait_s` is over."""
+        request = pb.AwaitRoundRequest(
+            federation=self.federation,
+            agent_id=self._agent_id,
+            round=round_number,
+            following=pb.Instruction.Value(f"INSTRUCTION_{following}"),
+            version=version,
+            wait_s=min(wait_s, MAX_WAIT_S),
+            progress=progress,
+        )
+        reply: pb.AwaitRoundResponse = await self._unary("AwaitRound", request, CALL_TIMEOUT_S + wait_s)
+        name = pb.Instruction.Name(reply.instruction).removeprefix("INSTRUCTION_")
+        return Task(name, reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason)
+
+    async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
+        """Return version `task.version`, downloading it unless `held` is it; a cut download goes on where it stopped.
+
+        Raises InvalidAdapter if what arrived has not the digest that was announced.
+        """
+        received = bytearray()
+        info: list[pb.AdapterInfo] = []
+
+        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> bool:
+            request = pb.FetchAdapterRequest(
+                federation=self.federation,
+                version=task.version,
+                if_none_match=held.digest if held else "",
+                offset=len(received),
+                round=task.round,
+            )
+            record.count_up(request)
+            async for part in stub.FetchAdapter(request, **options):
+                record.count_down(part)
+                if part.not_modified:
+                    return False
+                if part.HasField("info"):
+                    info[:] = [part.info]
+                    if part.info.size != manifest.layout.size:
+                        raise InvalidAdapter(
+                            f"the aggregator offers {part.info.size} bytes, expected {manifest.layout.size}"
+                        )
+                else:
+                    chunks.check(part.chunk, len(received), manifest.layout.size)
+                    received.extend(part.chunk.data)
+            return True
+
+        if not await self._retrying("FetchAdapter", once, _transfer_s(manifest.layout.size)):
+            assert held is not None
+            return held
+        adapter = Adapter.from_payload(manifest, info[0].version, info[0].parent_digest, bytes(received))
+        if adapter.digest != task.digest:
+            raise InvalidAdapter(
+                f"version {task.version} arrived with digest {adapter.digest[:12]}, announced was {task.digest[:12]}"
+            )
+        return adapter
+
+    async def upload(self, update: Update) -> None:
+        """Send an update; returns once the aggregator's receipt says that it counts."""
+
+        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> None:
+            begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
+            if begun.HasField("receipt"):
+                record.call_id = ""  # nothing was sent: no event for a stream that never was
+                return
+            stream = stub.UploadDelta(self._stream(update, begun.committed, record), **options)
+            record.count_down(await stream)
+
+        await self._retrying("UploadDelta", once, _transfer_s(len(update.payload)))
+
+    async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
+        """Report aggregate metrics of a version on the validation cases."""
+        await self._unary(
+            "ReportEvaluation",
+            pb.ReportEvaluationRequest(
+                federation=self.federation,
+                agent_id=self._agent_id,
+                round=round_number,
+                version=version,
+                cases=cases,
+                metrics=metrics,
+            ),
+        )
+
+    def _begin_request(self, update: Update) -> pb.BeginUploadRequest:
+        return pb.BeginUploadRequest(
+            federation=self.federation,
+            agent_id=self._agent_id,
+            round=update.facts.round,
+            digest=update.digest,
+            size=len(update.payload),
+            codec=update.facts.codec,
+            base_version=update.facts.base_version,
+            training_patients=update.facts.training_patients,
+            metrics=update.facts.metrics,
+            **update.layout_field(),
+        )
+
+    async def _stream(self, update: Update, offset: int, record: CallRecord) -> AsyncIterator[pb.UploadDeltaRequest]:
+        start = pb.UploadStart(
+            federation=self.federation, agent_id=self._agent_id, round=update.facts.round, digest=update.digest
+        )
+        first = pb.UploadDeltaRequest(start=start)
+        record.count_up(first)
+        record.federation, record.round = self.federation, update.facts.round
+        yield first
+        for chunk in chunks.split(update.payload, offset):
+            request = pb.UploadDeltaRequest(chunk=chunk)
+            record.count_up(request)
+            yield request
+
+    async def _unary(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> Any:
+            record.count_up(request)
+            reply = await getattr(stub, method)(request, **options)
+            record.count_down(reply)
+            return reply
+
+        return await self._retrying(method, once, timeout_s)
+
+    async def _retrying(
+        self,
+        method: str,
+        once: Callable[[rpc.FederationServiceAsyncStub, dict[str, Any], CallRecord], Awaitable[T]],
+        timeout_s: float,
+    ) -> T:
+        """Try until it succeeds, an error says that trying again is useless, or the outage lasts too long."""
+        began = time.monotonic()
+        for attempt in range(1_000_000):
+            record = CallRecord("site", method, new_call_id(), attempt, self.site, self.federation)
+            metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
+            try:
+                result = await once(self._stub(), {"timeout": timeout_s, "metadata": metadata}, record)
+            except grpc.aio.AioRpcError as error:
+                record.finish(error.code().name, error.details() or "")
+                if not status.is_retryable(error):
+                    raise (status.error_of(error) or _unexpected(method, error)) from error
+                await self._wait(method, error, attempt, time.monotonic() - began)
+            except asyncio.CancelledError:
+                record.finish("CANCELLED")
+                raise
+            except Exception as error:
+                record.finish("REFUSED_HERE", f"{type(error).__name__}: {error}")
+                raise
+            else:
+                if record.call_id:
+                    record.finish("OK")
+                return result
+        raise AssertionError("unreachable")
+
+    async def _wait(self, method: str, error: grpc.aio.AioRpcError, attempt: int, elapsed_s: float) -> None:
+        left = self._give_up_after_s - elapsed_s
+        if left <= 0:
+            raise AggregatorUnreachable(
+                f"no answer from {self._address} for {elapsed_s:.0f} s ({error.code().name}: {error.details()}); "
+                "check the address and the network, then start the agent again: nothing is lost"
+            ) from error
+        delay = min(retry_delay_s(attempt, elapsed_s, self._rng), left)
+        log.warning(
+            "aggregator_unreachable",
+            address=self._address,
+            rpc=method,
+            code=error.code().name,
+            error=error.details(),
+            retry_in_s=round(delay, 2),
+            gives_up_in_s=round(left),
+        )
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and attempt:
+            await self.close()
+        await asyncio.sleep(delay)
+
+    def _stub(self) -> rpc.FederationServiceAsyncStub:
+        if self._channel is None:
+            if self._tls is None:
+                self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
+            else:
+                self._channel = grpc.aio.secure_channel(
+                    self._address, self._tls.channel_credentials(), options=CHANNEL_OPTIONS
+                )
+        return rpc.FederationServiceStub(self._channel)
+
+
+def _transfer_s(size: int) -> float:
+    return CALL_TIMEOUT_S + size / MIN_RATE_BYTES_PER_S
+
+
+def _contract(reply: pb.JoinResponse) -> Contract:
+    policy = reply.round_policy
+    return Contract(
+        federation=reply.federation,
+        adapter_digest=reply.adapter_digest,
+        manifest=AdapterManifest.from_bytes(reply.adapter_manifest),
+        recipe=make(reply.recipe, json.loads(reply.recipe_parameters)),
+        policy=RoundPolicy(
+            rounds=policy.rounds,
+            invited=policy.invited,
+            quorum=policy.quorum,
+            deadline_s=policy.deadline_s,
+            grace_s=policy.grace_s,
+        ),
+    )
+
+
+def _unexpected(method: str, error: grpc.aio.AioRpcError) -> Exception:
+    return AggregatorUnreachable(f"{method} failed with {error.code().name}: {error.details()}")

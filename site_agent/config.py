@@ -1,0 +1,130 @@
+"""The agent's settings: `site.toml`, overridden by command-line options. Read once, checked, passed down whole."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from shared.errors import InputError
+from shared.tls import TlsFiles, check_plain
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteConfig:
+    """Everything an agent needs to know that the aggregator does not tell it."""
+
+    aggregator: str
+    """host:port the agent dials."""
+    cohort: Path
+    """Prepared cohort of this site: a folder with cases.csv."""
+    weights: Path
+    """Backbone folder or CineMA's safetensors file."""
+    weights_size: str = ""
+    """CineMA size (tiny, base) for a bare safetensors file without a config beside it."""
+    state: Path = Path("state")
+    federation: str = ""
+    """Federation to join; empty takes the one the aggregator serves."""
+    tls: TlsFiles | None = None
+    plain_site: str = ""
+    """Site name for a plain loopback connection, where no certificate says it."""
+    validation_fold: int = 0
+    """Fold of the training cases kept for validation and for the decision threshold."""
+    seed: int = 0
+    device: Device = "auto"
+    threads: int = 1
+    """CPU threads of torch; figures repeat bit for bit at the same number."""
+    cache_mb: int = 8192
+    """Memory for frozen activations; what does not fit is computed again when needed."""
+    micro_batch: int = 0
+    """Samples per forward pass, gradients accumulated to the recipe's batch; 0 takes the whole batch at once."""
+    give_up_after_s: float = 7 * 24 * 3600.0
+    """Longest outage the agent sits out before it exits with status 4."""
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        host, _, port = self.aggregator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(f"aggregator must be host:port, got '{self.aggregator}'")
+        if self.tls is None:
+            if not self.plain_site:
+                raise InputError(
+                    "no TLS files given: set [tls] ca, certificate and key in site.toml, "
+                    'or plain_site = "NAME" for a loopback trial without TLS'
+                )
+            check_plain(self.aggregator)
+        if self.device not in get_args(Device):
+            raise InputError(f"device must be one of {', '.join(get_args(Device))}, got '{self.device}'")
+        if not 0 <= self.validation_fold <= 4:
+            raise InputError(f"validation_fold must be 0 to 4, got {self.validation_fold}")
+        if self.threads < 1 or self.cache_mb < 0 or self.micro_batch < 0 or self.give_up_after_s <= 0:
+            raise InputError(
+                "threads must be at least 1, cache_mb and micro_batch not negative, give_up_after_s positive"
+            )
+
+
+_PATHS = {"cohort", "weights", "state", "log"}
+
+
+def load(path: Path | None, overrides: Mapping[str, Any]) -> SiteConfig:
+    """Read `site.toml` and apply options that are not None. Relative paths in the file are relative to the file.
+
+    Raises InputError naming an unknown key, a value of the wrong type, or what is missing.
+    """
+    values = _read(path) if path else {}
+    values |= {k: v for k, v in overrides.items() if v is not None}
+    for name in ("aggregator", "cohort", "weights"):
+        if name not in values:
+            raise InputError(f"'{name}' is not set: give it in site.toml or as --{name}")
+    return SiteConfig(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    types = {f.name: f.type for f in fields(SiteConfig)}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key == "tls":
+            values["tls"] = _tls(path, value)
+        elif key not in types:
+            raise InputError(f"{path}: unknown key '{key}' (known: {', '.join(sorted(types))})")
+        elif key in _PATHS:
+            values[key] = path.parent / _typed(path, key, value, str)
+        else:
+            default = _default(key)
+            values[key] = (
+                _typed(path, key, value, type(default)) if default is not None else _typed(path, key, value, str)
+            )
+    return values
+
+
+def _default(key: str) -> Any:
+    field = next(f for f in fields(SiteConfig) if f.name == key)
+    return field.default if isinstance(field.default, (str, int, float)) else None
+
+
+def _typed(path: Path, key: str, value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{path}: '{key}' must be a {kind.__name__}, got {value!r}")
+    return value
+
+
+def _tls(path: Path, table: Any) -> TlsFiles:
+    names = ("ca", "certificate", "key")
+    if not isinstance(table, dict) or set(table) != set(names):
+        raise InputError(f"{path}: [tls] needs exactly {', '.join(names)}")
+    return TlsFiles(*(path.parent / _typed(path, f"tls.{n}", table[n], str) for n in names))
+
+
+def with_log(config: SiteConfig, log: Path) -> SiteConfig:
+    """Return the settings with the log file set."""
+    return replace(config, log=log)

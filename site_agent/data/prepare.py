@@ -1,0 +1,298 @@
+"""Raw folders in, prepared cohorts out: one folder per vendor, and a list of the cases that could not be used.
+
+    OUT/<vendor>/cases.csv, preparation.json        see `cases` and `cohort`
+    OUT/<vendor>/<dataset>/<case>/{ed,es}.nii.gz    uint8
+    OUT/rejected.csv, preparation.json
+
+Everything is written under OUT/.preparing first; a vendor's folder appears whole, by one rename.
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from shared.errors import InputError
+from site_agent.data import cases as table
+from site_agent.data import convert, folds, layouts
+from site_agent.data.cases import CASES, Case
+from site_agent.data.cohort import PREPARATION
+from site_agent.data.convert import Converted, Progress
+from site_agent.data.layouts import VENDORS, RawCase, Rejection
+from site_agent.data.preprocess import Spacing, preprocessing_hash
+
+log = structlog.get_logger()
+
+REJECTED, UNFINISHED = "rejected.csv", ".preparing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """What `site-agent prepare` can be told. `jobs` None means one process per usable core; it never changes the output."""
+
+    spacing_mm: Spacing = (1.0, 1.0, 10.0)
+    size: tuple[int, int] = (192, 192)
+    layout: str = "auto"
+    seed: int = 0
+    jobs: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(0 < mm < float("inf") for mm in self.spacing_mm):
+            raise InputError(f"spacing must be three positive numbers of mm, got {self.spacing_mm}")
+        if min(self.size) < 1:
+            raise InputError(f"size must be two positive numbers of voxels, got {self.size}")
+        if self.jobs is not None and self.jobs < 1:
+            raise InputError(f"jobs must be at least 1, got {self.jobs}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VendorSummary:
+    """Counts of one prepared cohort. `training_patients[f]`: training cases when fold f is held out for validation."""
+
+    vendor: str
+    train: int
+    train_normal: int
+    test: int
+    test_normal: int
+    training_patients: tuple[int, ...]
+    crop: dict[str, int]
+
+    @property
+    def healthy_share(self) -> float | None:
+        """Share of normal cases among the training cases."""
+        return self.train_normal / self.train if self.train else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareReport:
+    """What was made, what was left out, and what a person should look at."""
+
+    out: Path
+    preprocessing_hash: str
+    vendors: tuple[VendorSummary, ...]
+    rejections: tuple[Rejection, ...]
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "out": str(self.out),
+            "preprocessing_hash": self.preprocessing_hash,
+            "vendors": {v.vendor: {**asdict(v), "healthy_share": v.healthy_share} for v in self.vendors},
+            "rejected": [asdict(rejection) for rejection in self.rejections],
+            "warnings": list(self.warnings),
+        }
+
+
+def prepare(
+    sources: Sequence[Path], out: Path, options: PrepareOptions, progress: Progress | None = None
+) -> PrepareReport:
+    """Prepare every case of `sources` into `out`.
+
+    Raises InputError before anything is written if a source or `out` cannot be used, and at the end if no case was left.
+    """
+    found = [folder for source in sources for folder in layouts.find(source, options.layout)]
+    _check_out(out, sources, overwrite=options.overwrite)
+    raw, rejections = _collect([layouts.listing(folder) for folder in found])
+    work = out / UNFINISHED
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        results = convert.convert_all(raw, work, options.spacing_mm, options.size, _jobs(options), progress)
+        cases: list[Case] = []
+        for case, result in zip(raw, results, strict=True):
+            if isinstance(result, str):
+                rejections.append(Rejection(case.dataset, case.case_id, result))
+            else:
+                cases.append(_prepared_case(case, result, work))
+        rejections.sort(key=lambda rejection: (rejection.dataset, rejection.case_id, rejection.reason))
+        _write_rejections(out / REJECTED, rejections)
+        if not cases:
+            reason = f", the first one ({rejections[0].case_id}) because: {rejections[0].reason}" if rejections else ""
+            raise InputError(f"no case could be prepared; {len(rejections)} left out{reason}; see {out / REJECTED}")
+        return _publish(out, work, with_folds(cases, options.seed), rejections, options)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}; make room or choose another --out") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def with_folds(cases: Sequence[Case], seed: int) -> list[Case]:
+    """The cases with folds 0-4 given to the training cases of each vendor; test cases have none."""
+    assigned: dict[tuple[str, str], int] = {}
+    for vendor in VENDORS:
+        training = {case.key: case.label for case in cases if case.vendor == vendor and case.split == "train"}
+        assigned |= {(vendor, key): fold for key, fold in folds.assign(training, seed).items()}
+    return [replace(case, fold=assigned.get((case.vendor, case.key))) for case in cases]
+
+
+# --- before ---------------------------------------------------------------------------------------------------------
+
+
+def _collect(listings: Sequence[layouts.Listing]) -> tuple[list[RawCase], list[Rejection]]:
+    """All cases once; a case id that comes up again in the same data set is left out."""
+    unique: dict[tuple[str, str], RawCase] = {}
+    rejections = [rejection for listing in listings for rejection in listing.rejections]
+    for case in (case for listing in listings for case in listing.cases):
+        if (case.dataset, case.case_id) in unique:
+            reason = "a case of this id was already found in another folder; the first one is used"
+            rejections.append(Rejection(case.dataset, case.case_id, reason))
+        else:
+            unique[case.dataset, case.case_id] = case
+    return sorted(unique.values(), key=lambda case: (case.vendor, case.dataset, case.case_id)), rejections
+
+
+def _check_out(out: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+    for source in sources:
+        if out.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"the output folder {out} lies inside the source {source}; choose a folder outside of it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} exists and is not a folder; choose another --out")
+    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if present <= {UNFINISHED, REJECTED}:
+        return
+    if not overwrite:
+        raise InputError(
+            f"{out} is not empty; choose another --out, or pass --overwrite to replace what prepare wrote there"
+        )
+    foreign = sorted(present - {UNFINISHED, REJECTED, PREPARATION, *VENDORS})
+    if foreign:
+        raise InputError(
+            f"{out} holds {foreign[0]!r}, which prepare did not write; --overwrite is refused, choose another --out"
+        )
+
+
+def _jobs(options: PrepareOptions) -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return options.jobs or usable or 1
+
+
+# --- after ----------------------------------------------------------------------------------------------------------
+
+
+def _prepared_case(raw: RawCase, result: Converted, work: Path) -> Case:
+    volumes = asdict(result.ventricles) if result.ventricles else {}
+    return Case(
+        case_id=raw.case_id,
+        dataset=raw.dataset,
+        vendor=raw.vendor,
+        centre=raw.centre,
+        diagnosis=raw.diagnosis,
+        label=raw.label,
+        split=raw.split,
+        fold=None,
+        n_slices=result.n_slices,
+        ed=raw.ed_index,
+        es=raw.es_index,
+        crop=result.crop,
+        **volumes,
+        folder=convert.case_folder(work, raw),
+    )
+
+
+def _publish(
+    out: Path, work: Path, cases: list[Case], rejections: list[Rejection], options: PrepareOptions
+) -> PrepareReport:
+    """Put each vendor's folder in its place, then what describes them all."""
+    cohorts = {vendor: own for vendor in VENDORS if (own := [case for case in cases if case.vendor == vendor])}
+    facts = _preparation_facts(options)
+    for vendor, own in cohorts.items():
+        table.write(work / vendor / CASES, own)
+        _write_json(work / vendor / PREPARATION, facts)
+    for vendor in VENDORS:
+        if (out / vendor).exists():
+            (out / vendor).rename(work / f"replaced-{vendor}")
+        if vendor in cohorts:
+            (work / vendor).rename(out / vendor)
+    summaries = tuple(_summary(vendor, own) for vendor, own in cohorts.items())
+    counts = {s.vendor: {"train": s.train, "test": s.test} for s in summaries}
+    _write_json(out / PREPARATION, {**facts, "vendors": counts, "rejected": len(rejections)})
+    report = PrepareReport(
+        out=out,
+        preprocessing_hash=facts["preprocessing_hash"],
+        vendors=summaries,
+        rejections=tuple(rejections),
+        warnings=tuple(warning for summary in summaries for warning in _warnings(summary)),
+    )
+    _log(report)
+    return report
+
+
+def _preparation_facts(options: PrepareOptions) -> dict[str, Any]:
+    packages = ("med-duallora", "nibabel", "numpy")
+    return {
+        "format": 1,
+        "spacing_mm": [float(mm) for mm in options.spacing_mm],
+        "size": [int(n) for n in options.size],
+        "seed": options.seed,
+        "preprocessing_hash": preprocessing_hash(options.spacing_mm, options.size),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _summary(vendor: str, cases: Sequence[Case]) -> VendorSummary:
+    train = [case for case in cases if case.split == "train"]
+    test = [case for case in cases if case.split == "test"]
+    in_fold = Counter(case.fold for case in train)
+    return VendorSummary(
+        vendor=vendor,
+        train=len(train),
+        train_normal=sum(case.label == 0 for case in train),
+        test=len(test),
+        test_normal=sum(case.label == 0 for case in test),
+        training_patients=tuple(len(train) - in_fold[fold] for fold in range(folds.FOLDS)),
+        crop=dict(sorted(Counter(case.crop for case in cases).items())),
+    )
+
+
+def _warnings(summary: VendorSummary) -> list[str]:
+    warnings = []
+    rarest = min(summary.train_normal, summary.train - summary.train_normal)
+    if summary.train == 0:
+        warnings.append(f"{summary.vendor}: no training case, only {summary.test} held-out ones")
+    elif rarest == 0:
+        only = "normal" if summary.train_normal else "disease"
+        warnings.append(
+            f"{summary.vendor}: single class: all {summary.train} training cases are {only}; training needs both"
+        )
+    elif rarest < folds.FOLDS:
+        warnings.append(f"{summary.vendor}: only {rarest} training case(s) of the rarer class, so some folds have none")
+    if fallen_back := summary.crop.get("centre", 0):
+        warnings.append(f"{summary.vendor}: no motion found in {fallen_back} case(s); cropped around the image centre")
+    return warnings
+
+
+def _log(report: PrepareReport) -> None:
+    """Counts only: neither case ids nor file names belong in a log."""
+    for summary in report.vendors:
+        log.info("cohort_prepared", vendor=summary.vendor, train_count=summary.train, test_count=summary.test)
+        if summary.crop.get("motion"):
+            log.info("crop_centre_found_from_motion", vendor=summary.vendor, case_count=summary.crop["motion"])
+        if summary.crop.get("centre"):
+            log.warning("crop_fell_back_to_image_centre", vendor=summary.vendor, case_count=summary.crop["centre"])
+    if report.rejections:
+        log.warning("cases_rejected", case_count=len(report.rejections))
+
+
+def _write_rejections(path: Path, rejections: Sequence[Rejection]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("dataset", "case_id", "reason"))
+    writer.writerows((rejection.dataset, rejection.case_id, rejection.reason) for rejection in rejections)
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""Scores of cases under a model, and the figures of an arm at both thresholds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from site_agent.data import windows
+from site_agent.data.cases import Case
+from site_agent.data.cohort import labels
+from site_agent.models.classifier import CineClassifier
+from site_agent.training import metrics
+from site_agent.training.activations import Activations
+
+SUFFIX_BATCH = 32
+
+
+def scores(model: CineClassifier, activations: Activations, cases: Sequence[Case]) -> np.ndarray:
+    """Return the logit margin of every case, float64 (n,): windows of a tall volume are combined as CineMA does."""
+    views = [v for case in cases for v in activations.windows(case)]
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(views), SUFFIX_BATCH):
+            prefix = activations.prefixes(views[start : start + SUFFIX_BATCH])
+            with torch.autocast(activations.device.type, torch.bfloat16, enabled=activations.device.type == "cuda"):
+                logits.append(model.suffix(prefix).float().cpu().numpy())
+    flat = np.concatenate(logits).astype(np.float64) if logits else np.zeros((0, 2))
+    margins, at = [], 0
+    for case in cases:
+        count = len(activations.windows(case))
+        combined = windows.combine_logits(flat[at : at + count])
+        margins.append(combined[1] - combined[0])
+        at += count
+    return np.array(margins, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores and labels of one set of cases."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, model: CineClassifier, activations: Activations, cases: Sequence[Case]) -> "Scored":
+        return cls(scores(model, activations, cases), labels(cases))
+
+
+def figures(validation: Scored, cases: Scored) -> dict[str, Any]:
+    """Return what is reported of an arm on `cases`: AUC, and the confusion at probability 0.5 and at the threshold that the
+    validation cases give (shrunk, see `metrics.shrunk_threshold`). `threshold` is a probability."""
+    cut = metrics.shrunk_threshold(validation.scores, validation.labels)
+    return {
+        "n": len(cases.labels),
+        "auc": metrics.auc(cases.scores, cases.labels),
+        "at_half": _figures_at(cases, 0.0),
+        "at_validation": {**_figures_at(cases, cut), "threshold": float(metrics.probability(cut))},
+    }
+
+
+def _figures_at(cases: Scored, threshold: float) -> dict[str, float]:
+    found = metrics.confusion(cases.scores, cases.labels, threshold)
+    return {
+        "balanced_accuracy": found.balanced_accuracy,
+        "sensitivity": found.sensitivity,
+        "specificity": found.specificity,
+    }

@@ -1,0 +1,158 @@
+"""One site's share of one round: both low-rank parts and the head, trained on the cached activations.
+
+The order of cases, the view each step uses and the learning rate are pure functions of (seed, round, epoch, step), so a
+round that is trained again from the same start ends with the same bytes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.recipe import Recipe
+from site_agent.data.cases import Case
+from site_agent.models import adapter_tensors
+from site_agent.models.classifier import CineClassifier
+from site_agent.models.lora import HeadPolicy
+from site_agent.training.activations import Activations, View
+
+
+class Stopped(Exception):
+    """Training was asked to stop; the round counts as not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the federation a round stands: `round` from 1 to `rounds`."""
+
+    round: int
+    rounds: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a caller may watch: after every optimiser step, with the optimiser; and whether to stop."""
+
+    on_step: Callable[[int, int, torch.optim.Optimizer], None] = lambda step, steps, optimiser: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One optimiser step: which views of which cases, and where in the round (0 to 1)."""
+
+    views: tuple[View, ...]
+    labels: np.ndarray
+    at: float
+    epoch: int
+
+
+def steps_of(cases: int, recipe: Recipe) -> int:
+    """Optimiser steps of one round."""
+    return recipe.local_epochs * math.ceil(cases / recipe.batch_size)
+
+
+def batches(cases: Sequence[Case], activations: Activations, recipe: Recipe, position: Position) -> Iterator[Batch]:
+    """Yield the round's batches: every case once per epoch, in a seeded order, each as one of its views."""
+    total, step = steps_of(len(cases), recipe), 0
+    for epoch in range(recipe.local_epochs):
+        rng = np.random.default_rng([position.seed, position.round, epoch])
+        order = rng.permutation(len(cases))
+        chosen = rng.integers(0, recipe.views + 1, len(cases))
+        for start in range(0, len(cases), recipe.batch_size):
+            indices = order[start : start + recipe.batch_size]
+            views = tuple(activations.training_views(cases[i], recipe.views)[chosen[i]] for i in indices)
+            yield Batch(views, np.array([cases[i].label for i in indices]), step / total, epoch)
+            step += 1
+
+
+def learning_rate_factor(recipe: Recipe, position: Position, at: float) -> float:
+    """Half a cosine over the whole federation from 1 to `lr_floor`; `at` is the share of the round that is done."""
+    done = (position.round - 1 + at) / position.rounds
+    return recipe.lr_floor + (1 - recipe.lr_floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def class_weights(labels: np.ndarray, balanced: bool) -> torch.Tensor:
+    """Weights n / (2 n_c) per class, so that both classes count the same over an epoch; ones if not balanced."""
+    counts = np.bincount(labels, minlength=2).astype(np.float64)
+    weights = len(labels) / (2 * np.maximum(counts, 1)) if balanced else np.ones(2)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def train_round(
+    model: CineClassifier,
+    activations: Activations,
+    cases: Sequence[Case],
+    recipe: Recipe,
+    policy: HeadPolicy,
+    position: Position,
+    *,
+    hooks: Hooks = Hooks(),
+    micro_batch: int = 0,
+) -> float:
+    """Train the model in place for one round; return the mean loss of its last epoch. Raises Stopped when asked to stop.
+
+    A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm.
+    """
+    device = activations.device
+    groups = _parameter_groups(model, recipe, policy)
+    parameters = [p for group in groups for p in group["params"]]
+    optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
+    loss_of = nn.CrossEntropyLoss(
+        weight=class_weights(np.array([c.label for c in cases]), recipe.class_balanced).to(device), reduction="none"
+    )
+    total, losses = steps_of(len(cases), recipe), []
+    for step, batch in enumerate(batches(cases, activations, recipe, position)):
+        if hooks.should_stop():
+            raise Stopped
+        _set_rates(optimiser, recipe, position, batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss = _backward(model, activations, batch, loss_of, micro_batch)
+        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimiser.step()
+        if batch.epoch == recipe.local_epochs - 1:
+            losses.append(loss)
+        hooks.on_step(step + 1, total, optimiser)
+    return float(np.mean(losses))
+
+
+def _parameter_groups(model: CineClassifier, recipe: Recipe, policy: HeadPolicy) -> list[dict[str, Any]]:
+    owned = adapter_tensors.parameters(model, policy)
+    groups = [
+        ("global", owned.global_lora, recipe.lr_global),
+        ("local", owned.local_lora, recipe.lr_local),
+        ("head_shared", owned.head_shared, recipe.lr_head),
+        ("head_private", owned.head_private, recipe.lr_head),
+    ]
+    return [{"name": n, "params": list(p), "lr": lr, "base_lr": lr} for n, p, lr in groups if p]
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:
+    """Apply the schedule. Alternating: first half of the epochs global and head, second half local and the private head."""
+    factor = learning_rate_factor(recipe, position, batch.at)
+    first_half = batch.epoch < (recipe.local_epochs + 1) // 2
+    for group in optimiser.param_groups:
+        resting = recipe.mode == "alternating" and (group["name"] in ("local", "head_private")) == first_half
+        group["lr"] = 0.0 if resting else group["base_lr"] * factor
+
+
+def _backward(
+    model: CineClassifier, activations: Activations, batch: Batch, loss_of: nn.Module, micro_batch: int
+) -> float:
+    """Accumulate the gradient of the batch's mean loss, `micro_batch` samples at a time; return the loss."""
+    device, size = activations.device, micro_batch or len(batch.views)
+    value = 0.0
+    for start in range(0, len(batch.views), size):
+        views = batch.views[start : start + size]
+        labels = torch.from_numpy(batch.labels[start : start + size]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model.suffix(activations.prefixes(views))
+        loss = loss_of(logits.float(), labels).sum() / len(batch.views)
+        loss.backward()
+        value += float(loss.detach())
+    return value

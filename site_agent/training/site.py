@@ -1,0 +1,186 @@
+"""One site's model and data together: what the agent's loop calls, without a word about networks or files of state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from shared.adapter import Adapter
+from shared.canonical import canonical_json, sha256_hex
+from shared.contract import Contract
+from shared.errors import ContractMismatch, InputError
+from site_agent.config import SiteConfig
+from site_agent.data.cohort import Cohort
+from site_agent.models import adapter_tensors, lora, weights
+from site_agent.models.classifier import CineClassifier
+from site_agent.models.config import ConvViTConfig, Frames
+from site_agent.models.lora import DualLoRAConfig, HeadPolicy
+from site_agent.training import arms, evaluate, local
+from site_agent.training.activations import Activations
+from site_agent.training.evaluate import Scored
+
+Tensors = dict[str, np.ndarray]
+
+
+def pick_device(wish: str) -> torch.device:
+    """Return the device to train on. Raises InputError if CUDA is asked for and not there."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' but torch sees no GPU; install a CUDA build of torch or set device = 'cpu'")
+    return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_base(source: Path, size: str, frames: Frames) -> weights.LoadedBackbone:
+    """Load the frozen base model as a federation's `frames` wants it."""
+    config = ConvViTConfig.of_size(size) if size else None
+    return weights.load_backbone(source, config, frames)
+
+
+def base_model_sha256(source: Path, size: str) -> str:
+    """Return the hash of the base model that the federation compares, the same for both ways to see the frames."""
+    return weights.base_model_sha256(load_base(source, size, "stacked").model)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round of local training left: the global part (to be sealed), the private part, aggregate metrics."""
+
+    global_tensors: Tensors
+    local_tensors: Tensors
+    metrics: dict[str, float]
+
+
+class SiteTrainer:
+    """Backbone, dual adapter, cohort and activations of one site under one contract.
+
+    Raises ContractMismatch if the site's base model is not the federation's, InputError if its cohort cannot be trained on.
+    """
+
+    def __init__(self, config: SiteConfig, site: str, contract: Contract, loaded: weights.LoadedBackbone) -> None:
+        self.contract, self.recipe = contract, contract.recipe
+        self.metadata = contract.manifest.metadata
+        self.policy = cast(HeadPolicy, self.metadata.head_policy)
+        self._check_base(loaded)
+        self._micro_batch = config.micro_batch
+        self.seed = _site_seed(config.seed, site, contract.federation)
+        self.cohort = Cohort.load(config.cohort)
+        self.train_cases = self.cohort.train(without_fold=config.validation_fold)
+        self.validation_cases = self.cohort.validation(config.validation_fold)
+        self.device = pick_device(config.device)
+        self.model = build(loaded, contract, self.seed).to(self.device)
+        self._initial_local = adapter_tensors.local_tensors(self.model, self.policy)
+        image_size = loaded.model.config.image_size
+        self.activations = Activations(self.model, image_size, self.seed, self.device, config.cache_mb * 1_000_000)
+
+    @property
+    def training_patients(self) -> int:
+        """Patients trained on: what the site's weight is computed from."""
+        return len(self.train_cases)
+
+    def warm_up(self) -> int:
+        """Compute the frozen activations of every training view and validation case; return their bytes."""
+        views = [v for c in self.train_cases for v in self.activations.training_views(c, self.recipe.views)]
+        views += [v for c in self.validation_cases for v in self.activations.windows(c)]
+        self.activations.fill(views)
+        return self.activations.bytes_held
+
+    def facts(self) -> dict[str, Any]:
+        """Counts of the cohort: how many cases there are, how many are normal, how they are split."""
+        cases = self.cohort.train()
+        return {
+            "cases": len(cases),
+            "healthy_share": sum(c.label == 0 for c in cases) / len(cases),
+            "training_patients": self.training_patients,
+            "validation_patients": len(self.validation_cases),
+            "test_patients": len(self.cohort.test()),
+        }
+
+    def initial_local(self) -> Tensors:
+        """Private tensors before the first round: A from the site's seed, B zero, private biases zero."""
+        return dict(self._initial_local)
+
+    def train(
+        self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray], hooks: local.Hooks
+    ) -> Trained:
+        """Train one round from the received global and the site's own local part. Raises local.Stopped."""
+        self._load(received, local_before)
+        position = local.Position(round_number, self.contract.policy.rounds, self.seed)
+        loss = local.train_round(
+            self.model,
+            self.activations,
+            self.train_cases,
+            self.recipe,
+            self.policy,
+            position,
+            hooks=hooks,
+            micro_batch=self._micro_batch,
+        )
+        return Trained(
+            adapter_tensors.global_tensors(self.model, self.policy),
+            adapter_tensors.local_tensors(self.model, self.policy),
+            {"train_loss": loss},
+        )
+
+    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Figures of the dual model on the validation cases; empty if there are none."""
+        if not self.validation_cases:
+            return {}
+        self._load(adapter, local_now)
+        scored = Scored.of(self.model, self.activations, self.validation_cases)
+        return evaluate.figures(scored, scored)
+
+    def compare_arms(
+        self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
+    ) -> dict[str, Any]:
+        """Figures of all four arms on validation and test cases: {arm: {validation, test}}."""
+        rounds = self.contract.policy.rounds
+        comparison = arms.Comparison(self.activations, self.train_cases, self.validation_cases, self.cohort.test())
+        self._load(final, local_now)
+        dual = comparison.figures(self.model)
+        arms.switch_local_off(self.model, self.policy)
+        global_only = comparison.figures(self.model)
+        self._load(initial, self.initial_local())
+        probe = comparison.probe(self.model, self.recipe, rounds, self.seed)
+        self._load(initial, self.initial_local())
+        alone = comparison.alone(self.model, self.recipe, self.policy, rounds, self.seed, hooks, lambda number: None)
+        return {"probe": probe, "alone": alone, "global": global_only, "dual": dual}
+
+    def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
+        lora.switch(self.model, lora.PARTS)
+        adapter_tensors.load_global(self.model, self.policy, adapter.tensors)
+        adapter_tensors.load_local(self.model, self.policy, local_tensors)
+
+    def _check_base(self, loaded: weights.LoadedBackbone) -> None:
+        found, wanted = weights.base_model_sha256(loaded.model), self.metadata.base_model_sha256
+        if found != wanted:
+            raise ContractMismatch(
+                f"this site's base model has hash {found[:12]}, the federation's is {wanted[:12]}; "
+                "set `weights` to the file that the coordinator named"
+            )
+
+
+def build(loaded: weights.LoadedBackbone, contract: Contract, seed: int) -> CineClassifier:
+    """Return base model + dual adapters, made from `loaded` in place.
+
+    The local part is drawn from `seed`; the global part is whatever the next adapter file says.
+    """
+    metadata, recipe = contract.manifest.metadata, contract.recipe
+    model = CineClassifier.from_loaded(loaded, len(metadata.class_names), torch.Generator().manual_seed(seed))
+    config = DualLoRAConfig(
+        blocks=metadata.blocks,
+        targets=metadata.target_modules,
+        rank_global=metadata.rank,
+        rank_local=recipe.rank_local,
+        alpha_global=metadata.alpha,
+        alpha_local=recipe.alpha_local,
+        head=cast(HeadPolicy, metadata.head_policy),
+    )
+    lora.attach(model, config, torch.Generator().manual_seed(seed))
+    return model.eval()
+
+
+def _site_seed(seed: int, site: str, federation: str) -> int:
+    """Every site draws its own local adapter and order of cases, whatever seed its file names."""
+    return int(sha256_hex(canonical_json([seed, site, federation]))[:8], 16)

@@ -1,0 +1,117 @@
+"""What a person at a terminal sees of an agent; without a terminal the JSON log lines say the same."""
+
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from site_agent.client import Joined, Task
+from site_agent.config import SiteConfig
+
+
+class View(Protocol):
+    """Everything the loop has to say to a person."""
+
+    def joined(self, joined: Joined, config: SiteConfig) -> None: ...
+    def task(self, task: Task) -> None: ...
+    def step(self, step: int, steps: int) -> None: ...
+    def uploaded(self, round_number: int, size: int) -> None: ...
+    def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
+    def comparing(self) -> None: ...
+    def finished(self, report: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """For pipes and services: the log has it all."""
+
+    def joined(self, joined: Joined, config: SiteConfig) -> None: ...
+    def task(self, task: Task) -> None: ...
+    def step(self, step: int, steps: int) -> None: ...
+    def uploaded(self, round_number: int, size: int) -> None: ...
+    def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
+    def comparing(self) -> None: ...
+    def finished(self, report: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+WORDS = {
+    "TRAIN": "training",
+    "WAIT": "waiting for the other sites",
+    "PAUSED": "paused by the coordinator",
+    "ABANDON": "round is over, asking again",
+    "FINISHED": "federation finished",
+}
+
+
+class Terminal:
+    """A first screen - who I am, whom I talk to, what never leaves - and one bar for the work at hand."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._bar.start()
+        self._task: TaskID = self._bar.add_task("starting", total=None)
+
+    def joined(self, joined: Joined, config: SiteConfig) -> None:
+        contract = joined.contract
+        layout = contract.manifest.layout
+        policy = contract.policy
+        self._console.print(
+            f"[bold]{joined.site}[/bold] in federation [bold]{contract.federation}[/bold] at {config.aggregator}"
+            f" ({'TLS, both ends certified' if config.tls else 'PLAIN TEXT, loopback only'})\n"
+            f"  leaves     global adapter change, {layout.parameters:,} numbers, {layout.size / 1000:.1f} kB a round;"
+            f" figures on validation cases\n"
+            f"  never      images, labels, local adapter"
+            f"{', head bias' if contract.manifest.metadata.head_policy == 'global+local-bias' else ''}\n"
+            f"  until      {policy.rounds} rounds are closed; {joined.training_patients} patients train here\n"
+            f"  contract   {contract.sha256[:16]}   recipe {contract.recipe.name}"
+        )
+        self._bar.update(self._task, description="frozen activations", total=None)
+
+    def task(self, task: Task) -> None:
+        words = WORDS.get(task.instruction, task.instruction.lower())
+        self._bar.update(self._task, description=f"round {task.round}: {words}", total=None, completed=0)
+
+    def step(self, step: int, steps: int) -> None:
+        self._bar.update(self._task, total=steps, completed=step)
+
+    def uploaded(self, round_number: int, size: int) -> None:
+        self._console.print(f"round {round_number}: {size / 1000:.1f} kB sent and accepted")
+
+    def evaluated(self, version: int, figures: dict[str, Any]) -> None:
+        accuracy = figures["at_validation"]["balanced_accuracy"]
+        self._console.print(
+            f"version {version}: AUC {figures['auc']:.3f}, balanced accuracy {accuracy:.3f} "
+            f"on {figures['n']} validation cases"
+        )
+
+    def comparing(self) -> None:
+        self._bar.update(self._task, description="what did federation bring? training alone", total=None)
+
+    def finished(self, report: dict[str, Any]) -> None:
+        self._bar.stop()
+        for arm, figures in report["arms"].items():
+            test = figures.get("test") or figures.get("validation")
+            if test and test["auc"] is not None:
+                self._console.print(
+                    f"  {arm:<7} AUC {test['auc']:.3f}   balanced accuracy "
+                    f"{test['at_half']['balanced_accuracy']:.3f} at 0.5, "
+                    f"{test['at_validation']['balanced_accuracy']:.3f} at the site's threshold   ({test['n']} cases)"
+                )
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def for_stream() -> View:
+    """Return the view that fits standard error."""
+    return Terminal(Console(stderr=True)) if sys.stderr.isatty() else Silent()
