@@ -245,7 +245,7 @@ def instruct(federation: FederationState, name: str, report: SiteReport, now: fl
     if state.phase == "closing":
         abandoned = report.following == "TRAIN"
         return replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
-    return replace(answer, instruction="TRAIN")
+    return replace(answer, instruction="TRAIN", reason="")
 
 
 def is_news(answer: Answer, report: SiteReport) -> bool:

@@ -1,7 +1,7 @@
 """`python -m experiments.demo_backbone`: pre-train the demo's backbone on synthetic pairs and write its folder."""
 
+import hashlib
 import json
-import os
 import platform
 import tempfile
 from dataclasses import asdict
@@ -37,7 +37,9 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Times every pair is seen.")] = 30,
     pairs: Annotated[int, typer.Option(min=1, help="Synthetic pairs to train on.")] = 6000,
     validation_pairs: Annotated[int, typer.Option(min=1, help="Pairs held out for the validation error.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, thread count and package versions: same weights.")] = SEED,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Same seed, thread count and package versions: same weights.")
+    ] = SEED,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that draw pairs; the result does not depend on it.")] = 1,
 ) -> None:
     import torch
@@ -58,7 +60,8 @@ def main(
         pretraining.DECODER_HEADS,
         generator=torch.Generator().manual_seed(seed),
     )
-    about = {"synthetic": True, "seed": seed, "epochs": epochs, "pairs": pairs, "versions": _versions()}
+    about: dict[str, Any] = {"synthetic": True, "seed": seed, "epochs": epochs, "pairs": pairs, "versions": _versions()}
+    about["pairs_sha256"] = {part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in drawn.items()}
     history: list[pretraining.Epoch] = []
 
     def after(epoch: pretraining.Epoch) -> None:
@@ -81,7 +84,8 @@ def write(out: Path, model: "MaskedAutoencoder", about: dict[str, Any]) -> None:
         config = json.loads(described.read_text(encoding="utf-8"))
         described.write_text(json.dumps({**config, "about": about}, indent=1) + "\n", encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
-            os.replace(folder / name, out / name)
+            (folder / name).chmod(0o644)
+            (folder / name).replace(out / name)
 
 
 def _rounded(epoch: "Epoch") -> dict[str, float]:

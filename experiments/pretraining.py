@@ -90,7 +90,8 @@ def validation_error(model: MaskedAutoencoder, pairs: Pairs) -> float:
 
 def _groups(model: MaskedAutoencoder) -> list[dict[str, object]]:
     """Weight decay for matrices and kernels; none for biases, norms and tokens."""
-    decayed, free = [], []
+    decayed: list[torch.nn.Parameter] = []
+    free: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (free if parameter.ndim < 2 or name.endswith("_token") else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": free, "weight_decay": 0.0}]

@@ -71,14 +71,9 @@ def draw_pair(seed: int, part: Part, index: int) -> Pairs:
     diagnosis = DIAGNOSES[int(rng.integers(len(DIAGNOSES)))]
     share = float(rng.uniform()) if rng.uniform() < BLEND_SHARE else 0.0
     config = PhantomConfig(severity=SEVERITY, jitter=JITTER, noise=float(rng.uniform(*NOISE)))
-    return sample_pair(
-        config,
-        vendor,
-        diagnosis,
-        rng,
-        look=imaging.blend(imaging.vendor_look(vendor), imaging.vendor_look(other), share),
-        wall_offset=float(rng.normal(0.0, WALL_SD)),
-    )
+    look = imaging.blend(imaging.vendor_look(vendor), imaging.vendor_look(other), share)
+    wall_offset = float(rng.normal(0.0, WALL_SD))
+    return np.ascontiguousarray(sample_pair(config, vendor, diagnosis, rng, look=look, wall_offset=wall_offset))
 
 
 def draw_pairs(seed: int, part: Part, count: int, jobs: int) -> Pairs:

@@ -6,6 +6,7 @@ Format: https://huggingface.co/docs/safetensors (metadata are strings, offsets a
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +18,7 @@ import numpy as np
 
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError, InvalidAdapter
-from shared.layout import Layout, TensorSpec
+from shared.layout import MAX_BYTES, Layout, spec_of
 
 MAX_HEADER = 1 << 20
 FORMAT = "med-duallora-adapter/1"
@@ -39,7 +40,7 @@ class AdapterMetadata:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise InvalidAdapter(
                 f"rank must be at least 1 and alpha positive, got rank={self.rank}, alpha={self.alpha}"
             )
@@ -47,6 +48,7 @@ class AdapterMetadata:
             raise InvalidAdapter(f"head policy '{self.head_policy}' is none of {', '.join(HEAD_POLICIES)}")
         if self.frames not in ("stacked", "siamese"):
             raise InvalidAdapter(f"frames '{self.frames}' is neither stacked nor siamese")
+        object.__setattr__(self, "alpha", float(self.alpha))  # 16 and 16.0 are the same adapter: one text, one digest
 
     def to_strings(self) -> dict[str, str]:
         """Return every field as JSON text, the form safetensors metadata takes."""
@@ -60,7 +62,7 @@ class AdapterMetadata:
             raise InvalidAdapter(f"adapter metadata '{name}' is {'missing' if name in names else 'unknown'}")
         try:
             values = {name: json.loads(text) for name, text in strings.items()}
-            return cls(
+            metadata = cls(
                 base_model_sha256=str(values["base_model_sha256"]),
                 rank=int(values["rank"]),
                 alpha=float(values["alpha"]),
@@ -71,8 +73,12 @@ class AdapterMetadata:
                 task=str(values["task"]),
                 class_names=tuple(str(v) for v in values["class_names"]),
             )
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error
+        for name, text in metadata.to_strings().items():
+            if strings[name] != text:
+                raise InvalidAdapter(f"adapter metadata '{name}' is {strings[name][:80]!r}, expected {text[:80]!r}")
+        return metadata
 
 
 @dataclass(frozen=True)
@@ -142,10 +148,12 @@ class Adapter:
         strings = header.pop("__metadata__", None)
         if not isinstance(strings, dict) or strings.get("format") != FORMAT:
             raise InvalidAdapter(f"not an adapter file: metadata 'format' must be '{FORMAT}'")
+        for name in sorted(name for name, text in strings.items() if not isinstance(text, str)):
+            raise InvalidAdapter(f"adapter metadata '{name[:80]}' must be text")
         layout = _layout_of_header(header, len(data) - 8 - length)
         version, parent = strings.get("version", ""), strings.get("parent_digest", "")
-        if not version.isdecimal():
-            raise InvalidAdapter(f"adapter metadata 'version' must be a number, got {version!r}")
+        if not (version.isascii() and version.isdecimal() and len(version) < 10 and version == str(int(version))):
+            raise InvalidAdapter(f"adapter metadata 'version' must be a number, got {version[:80]!r}")
         rest = {k: v for k, v in strings.items() if k not in ("format", "version", "parent_digest")}
         manifest = AdapterManifest(layout, AdapterMetadata.from_strings(rest))
         return cls.from_payload(manifest, int(version), parent, data[8 + length :])
@@ -153,7 +161,10 @@ class Adapter:
     @classmethod
     def read(cls, path: Path) -> "Adapter":
         """Read a file. Raises InputError if it is not there, InvalidAdapter if it is not an adapter."""
+        limit = 8 + MAX_HEADER + MAX_BYTES
         try:
+            if path.stat().st_size > limit:
+                raise InvalidAdapter(f"adapter file {path} has {path.stat().st_size} bytes, the limit is {limit}")
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read adapter file {path}: {error.strerror}") from error
@@ -202,11 +213,11 @@ def _bounded_json(data: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise InvalidAdapter(f"header names '{repeated[:80]}' twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise InvalidAdapter(f"header names '{name[:80]}' twice")
+        result[name] = value
     return result
 
 
@@ -214,19 +225,16 @@ def _layout_of_header(header: dict[str, Any], data_bytes: int) -> Layout:
     """Return the layout; tensors must lie one behind the other in sorted order and fill the data section exactly."""
     specs, end = [], 0
     for name, entry in header.items():
-        try:
-            shape, dtype, (start, stop) = tuple(map(int, entry["shape"])), str(entry["dtype"]), entry["data_offsets"]
-        except (TypeError, ValueError, KeyError) as error:
-            raise InvalidAdapter(f"header entry of tensor '{name[:80]}' needs dtype, shape and data_offsets") from error
-        spec = TensorSpec(name, shape, dtype)
-        Layout((spec,))  # limits first: a size is computed only from a sane shape
-        if (start, stop) != (end, end + spec.size):
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise InvalidAdapter(f"header entry of tensor '{name[:80]}' needs dtype, shape and data_offsets")
+        spec = spec_of(name, entry["shape"], entry["dtype"])  # limits first: a size is computed only from a sane shape
+        if entry["data_offsets"] != [end, end + spec.size]:
             raise InvalidAdapter(
-                f"tensor '{name}' lies at {start}..{stop}, expected {end}..{end + spec.size}: "
+                f"tensor '{name}' lies at {str(entry['data_offsets'])[:80]}, expected {[end, end + spec.size]}: "
                 "tensors must be sorted by name, without gaps or overlaps"
             )
         specs.append(spec)
-        end = stop
+        end += spec.size
     if end != data_bytes:
         raise InvalidAdapter(f"tensors end at byte {end}, the data section has {data_bytes} bytes")
     return Layout(tuple(specs))

@@ -1,6 +1,7 @@
 """What a site takes part in: federation, base model, adapter, recipe and round policy, with one hash over all of it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from shared.adapter import AdapterManifest
@@ -34,10 +35,12 @@ class RoundPolicy:
             raise InputError(f"rounds must be at least 1, got {self.rounds}")
         if not 1 <= self.quorum <= self.invited:
             raise InputError(f"quorum must be between 1 and invited ({self.invited}), got {self.quorum}")
-        if self.deadline_s <= 0 or self.grace_s < 0:
+        if not 0 < self.deadline_s < math.inf or not 0 <= self.grace_s < math.inf:
             raise InputError(
                 f"deadline must be positive and grace not negative, got {self.deadline_s} s and {self.grace_s} s"
             )
+        for name in ("deadline_s", "grace_s"):  # 3600 in a file and 3600.0 off the wire are one contract, one hash
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

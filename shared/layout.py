@@ -74,10 +74,9 @@ class Layout:
     def from_jsonable(cls, value: Any) -> "Layout":
         """Read what `to_jsonable` made; anything else raises InvalidAdapter."""
         try:
-            specs = tuple(TensorSpec(str(n), tuple(int(s) for s in shape), str(d)) for n, shape, d in value)
+            return cls(tuple(spec_of(name, shape, dtype) for name, shape, dtype in value))
         except (TypeError, ValueError) as error:
             raise InvalidAdapter(f"a layout is a list of [name, shape, dtype], got {str(value)[:80]!r}") from error
-        return cls(specs)
 
     def to_jsonable(self) -> list[list[Any]]:
         """Return [[name, shape, dtype], ...]."""
@@ -132,10 +131,30 @@ class Layout:
         return tensors
 
 
+def spec_of(name: object, shape: object, dtype: object) -> TensorSpec:
+    """Return the spec of values that somebody else wrote. Raises InvalidAdapter naming the tensor; its text stays short."""
+    if not (isinstance(name, str) and isinstance(shape, list) and isinstance(dtype, str)) or any(
+        type(size) is not int for size in shape
+    ):
+        raise InvalidAdapter(
+            f"tensor {str(name)[:MAX_NAME]!r} needs a name, a list of whole numbers as shape, and a dtype"
+        )
+    spec = TensorSpec(name, tuple(shape), dtype)
+    _check_spec(spec)
+    return spec
+
+
 def _check_spec(spec: TensorSpec) -> None:
     if not spec.name or len(spec.name) > MAX_NAME:
         raise InvalidAdapter(f"tensor name of {len(spec.name)} characters, allowed are 1 to {MAX_NAME}")
+    if not (spec.name.isascii() and spec.name.isprintable()):
+        raise InvalidAdapter(f"tensor name {spec.name!a} has characters other than printable ASCII")
     if spec.dtype not in DTYPES:
-        raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype}, allowed are {', '.join(DTYPES)}")
-    if len(spec.shape) > MAX_DIMENSIONS or any(not 0 < s <= MAX_BYTES for s in spec.shape):
-        raise InvalidAdapter(f"tensor '{spec.name}' has shape {list(spec.shape)}: sizes must be 1 to {MAX_BYTES}")
+        raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype[:40]}, allowed are {', '.join(DTYPES)}")
+    if len(spec.shape) > MAX_DIMENSIONS:
+        raise InvalidAdapter(f"tensor '{spec.name}' has {len(spec.shape)} dimensions, the limit is {MAX_DIMENSIONS}")
+    for size in spec.shape:
+        if not 0 < size <= MAX_BYTES:
+            raise InvalidAdapter(
+                f"tensor '{spec.name}' has a dimension of {str(size)[:20]}: sizes must be 1 to {MAX_BYTES}"
+            )

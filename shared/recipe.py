@@ -4,6 +4,7 @@ A recipe fixes, as pure functions of what both sides know, what travels in a rou
 (arXiv 2603.10967) does not fix are this project's choice and say so.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -65,11 +66,19 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise InputError(f"recipe parameter {name} must be at least 1, got {getattr(self, name)}")
         for name in ("alpha_local", "clip_norm", "server_lr"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must be positive, got {getattr(self, name)}")
-        for name in ("lr_global", "lr_local", "lr_head", "lr_floor", "weight_decay", "views"):
-            if not getattr(self, name) >= 0:
+        for name in ("lr_global", "lr_local", "lr_head", "weight_decay", "views"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"recipe parameter {name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.lr_floor <= 1:
+            raise InputError(f"recipe parameter lr_floor must be a share from 0 to 1, got {self.lr_floor}")
+        for field in fields(self):  # 16 and 16.0 are the same number: one text, one contract hash on both sides
+            if isinstance(field.default, float):
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def parameters(self) -> bytes:
         """Return everything but the name as canonical JSON."""
@@ -114,8 +123,8 @@ def _coerce(key: str, value: Any, kind: type) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False, True: True, False: False}[value]
-        if kind is int and isinstance(value, float):
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
         return kind(value)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"recipe parameter {key} must be a {kind.__name__}, got {value!r}") from None
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InputError(f"recipe parameter {key} must be a {kind.__name__}, got {str(value)[:80]!r}") from None

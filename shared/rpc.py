@@ -31,6 +31,10 @@ PURPOSES = {
 """What a call is for, by method; everything else is control."""
 
 
+MAX_DETAILS = 2000
+"""Characters of an error's text that travel: headers above 8 KiB are refused by gRPC, and the error would be lost."""
+
+
 def new_call_id() -> str:
     """Return a random id for one call attempt."""
     return uuid.uuid4().hex
@@ -190,11 +194,11 @@ class _Outcome:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None:
             self._record.finish("OK")
-        elif isinstance(error, MedDualLoRAError):
+        elif isinstance(error, MedDualLoRAError) and type(error) in status.TABLE:
             code = status.code_of(error)
             self._record.finish(code.name, f"{type(error).__name__}: {error}")
             self._context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
-            await self._context.abort(code, str(error))
+            await self._context.abort(code, str(error)[:MAX_DETAILS])
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             self._record.finish("CANCELLED")
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+import torch
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
@@ -22,6 +23,7 @@ from shared.protocol import MAX_WAIT_S
 from site_agent import egress
 from site_agent.client import FederationClient, Joined, Task
 from site_agent.config import SiteConfig
+from site_agent.data.cohort import Cohort
 from site_agent.egress import UpdateFacts
 from site_agent.models import weights
 from site_agent.state import State
@@ -131,7 +133,7 @@ class Agent:
         self._state.bind(joined.contract)
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
-        trainer = await asyncio.to_thread(_trainer, config, joined)
+        trainer = await asyncio.to_thread(_trainer, config, joined, first.cohort)
         self._phases.add("starting", began)
         began = time.monotonic()
         held = await asyncio.to_thread(trainer.warm_up)
@@ -274,6 +276,7 @@ class Agent:
 @dataclass(frozen=True, slots=True)
 class _FirstLook:
     base_model_sha256: str
+    cohort: Cohort
     training_patients: int
 
 
@@ -291,13 +294,13 @@ def _first_look(config: SiteConfig) -> _FirstLook:
             f"no training case is left in {config.cohort} outside validation fold {config.validation_fold}"
         )
     loaded = load_base(config.weights, config.weights_size, "stacked")
-    return _FirstLook(weights.base_model_sha256(loaded.model), patients)
+    return _FirstLook(weights.base_model_sha256(loaded.model), cohort, patients)
 
 
-def _trainer(config: SiteConfig, joined: Joined) -> SiteTrainer:
+def _trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
     frames: Any = joined.contract.manifest.metadata.frames
     loaded = load_base(config.weights, config.weights_size, frames)
-    return SiteTrainer(config, joined.site, joined.contract, loaded)
+    return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
 
 
 def _rounded(phases: Phases) -> dict[str, float]:

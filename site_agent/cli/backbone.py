@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from site_agent.models.golden import Check
+    from site_agent.models.comparison import Check
 
 EXIT_OUT_OF_TOLERANCE = 1
 

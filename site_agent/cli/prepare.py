@@ -48,8 +48,10 @@ def prepare_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Parse, prepare, print."""
+    from shared import logs
     from site_agent.data.prepare import PrepareOptions, prepare  # numpy and nibabel: not for --help
 
+    logs.configure()
     options = PrepareOptions(spacing_mm=spacing, size=size, layout=layout, seed=seed, jobs=jobs, overwrite=overwrite)
     report = _with_progress_bar(lambda told: prepare(sources, out, options, told))
     typer.echo(json.dumps(report.facts(), indent=2, sort_keys=True) if as_json else _text(report))

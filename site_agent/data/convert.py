@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import structlog
 
+from shared import logs
 from shared.errors import InputError
 from site_agent.data import nifti, preprocess
 from site_agent.data.cases import CropCentre
@@ -59,7 +60,8 @@ def convert_all(
                 progress(len(results), len(cases))
         return results
     # spawn, not fork: the caller may have threads (torch, grpc), and a forked lock stays locked
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=logs.configure) as pool:
         for result in pool.map(work, cases, chunksize=CHUNK):
             results.append(result)
             if progress:
@@ -111,7 +113,7 @@ def _convert_or_reason(case: RawCase, root: Path, spacing_mm: Spacing, size: tup
     except OSError:
         raise  # reading problems are InputErrors by now: this is a full or read-only disk, which is no fault of the case
     except Exception as error:
-        log.exception("case_failed_unexpectedly", dataset=case.dataset, error=type(error).__name__)
+        log.error("case_failed_unexpectedly", dataset=case.dataset, error=type(error).__name__)
         return f"unexpected {type(error).__name__} while preparing it; please report this as a bug"
 
 

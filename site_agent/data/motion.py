@@ -11,7 +11,7 @@ A method of this project (no paper behind it), deliberately simple, for the gene
    refined eight times by the centroid of the weights within 50 mm of the last one, without the prior.
 
 No centre is returned, and the caller falls back to the image centre, when nothing stands out: the strongest smoothed
-motion is below 2 % of the intensity range, or no weight is left above the noise floor.
+motion is less than 2 % of the intensity range above the median one.
 """
 
 from typing import Any
@@ -36,12 +36,12 @@ Plane = npt.NDArray[np.float64]
 def motion_centre(ed: Voxels, es: Voxels, spacing: Spacing) -> tuple[float, float] | None:
     """Centre (x, y) of the beating heart, in voxels of the resampled pair (x, y, z), or None if nothing stands out."""
     moving = _smooth(motion_map(ed, es), (spacing[0], spacing[1]))
-    if moving.max() < MIN_MOTION:
-        return None
     median = np.median(moving)
+    if moving.max() - median < MIN_MOTION:
+        return None
     floor = median + NOISE_DEVIATIONS * 1.4826 * np.median(np.abs(moving - median))
     weights = np.clip(moving - floor, 0.0, None)
-    if not weights.any():
+    if not weights.any():  # restless everywhere: nothing is left above the noise floor
         return None
     x, y = (np.arange(n) * mm for n, mm in zip(weights.shape, spacing[:2], strict=True))
     prior = np.outer(

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,9 @@ from site_agent.data.cohort import PREPARATION
 from site_agent.data.convert import Converted, Progress
 from site_agent.data.layouts import VENDORS, RawCase, Rejection
 from site_agent.data.preprocess import Spacing, preprocessing_hash
+from site_agent.data.summary import PrepareReport, VendorSummary, summarise, warnings
+
+__all__ = ["PrepareOptions", "PrepareReport", "Progress", "VendorSummary", "prepare"]
 
 log = structlog.get_logger()
 
@@ -56,45 +58,6 @@ class PrepareOptions:
             raise InputError(f"jobs must be at least 1, got {self.jobs}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VendorSummary:
-    """Counts of one prepared cohort. `training_patients[f]`: training cases when fold f is held out for validation."""
-
-    vendor: str
-    train: int
-    train_normal: int
-    test: int
-    test_normal: int
-    training_patients: tuple[int, ...]
-    crop: dict[str, int]
-
-    @property
-    def healthy_share(self) -> float | None:
-        """Share of normal cases among the training cases."""
-        return self.train_normal / self.train if self.train else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareReport:
-    """What was made, what was left out, and what a person should look at."""
-
-    out: Path
-    preprocessing_hash: str
-    vendors: tuple[VendorSummary, ...]
-    rejections: tuple[Rejection, ...]
-    warnings: tuple[str, ...]
-
-    def facts(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            "out": str(self.out),
-            "preprocessing_hash": self.preprocessing_hash,
-            "vendors": {v.vendor: {**asdict(v), "healthy_share": v.healthy_share} for v in self.vendors},
-            "rejected": [asdict(rejection) for rejection in self.rejections],
-            "warnings": list(self.warnings),
-        }
-
-
 def prepare(
     sources: Sequence[Path], out: Path, options: PrepareOptions, progress: Progress | None = None
 ) -> PrepareReport:
@@ -110,20 +73,11 @@ def prepare(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         results = convert.convert_all(raw, work, options.spacing_mm, options.size, _jobs(options), progress)
-        cases: list[Case] = []
-        for case, result in zip(raw, results, strict=True):
-            if isinstance(result, str):
-                rejections.append(Rejection(case.dataset, case.case_id, result))
-            else:
-                cases.append(_prepared_case(case, result, work))
-        rejections.sort(key=lambda rejection: (rejection.dataset, rejection.case_id, rejection.reason))
-        _write_rejections(out / REJECTED, rejections)
-        if not cases:
-            reason = f", the first one ({rejections[0].case_id}) because: {rejections[0].reason}" if rejections else ""
-            raise InputError(f"no case could be prepared; {len(rejections)} left out{reason}; see {out / REJECTED}")
-        return _publish(out, work, with_folds(cases, options.seed), rejections, options)
+        return _publish(out, work, raw, results, rejections, options)
     except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}; make room or choose another --out") from error
+        raise InputError(
+            f"cannot write to {out}: {error.strerror or error}; make room or choose another --out"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -202,9 +156,23 @@ def _prepared_case(raw: RawCase, result: Converted, work: Path) -> Case:
 
 
 def _publish(
-    out: Path, work: Path, cases: list[Case], rejections: list[Rejection], options: PrepareOptions
+    out: Path,
+    work: Path,
+    raw: Sequence[RawCase],
+    results: Sequence[Converted | str],
+    listed: Sequence[Rejection],
+    options: PrepareOptions,
 ) -> PrepareReport:
-    """Put each vendor's folder in its place, then what describes them all."""
+    """Write the list of rejections, put each vendor's folder in its place, then what describes them all."""
+    pairs = list(zip(raw, results, strict=True))
+    failed = [Rejection(case.dataset, case.case_id, result) for case, result in pairs if isinstance(result, str)]
+    rejections = sorted([*listed, *failed], key=lambda each: (each.dataset, each.case_id, each.reason))
+    _write_rejections(out / REJECTED, rejections)
+    prepared = [_prepared_case(case, result, work) for case, result in pairs if isinstance(result, Converted)]
+    if not prepared:
+        reason = f", the first one ({rejections[0].case_id}) because: {rejections[0].reason}" if rejections else ""
+        raise InputError(f"no case could be prepared; {len(rejections)} left out{reason}; see {out / REJECTED}")
+    cases = with_folds(prepared, options.seed)
     cohorts = {vendor: own for vendor in VENDORS if (own := [case for case in cases if case.vendor == vendor])}
     facts = _preparation_facts(options)
     for vendor, own in cohorts.items():
@@ -215,7 +183,7 @@ def _publish(
             (out / vendor).rename(work / f"replaced-{vendor}")
         if vendor in cohorts:
             (work / vendor).rename(out / vendor)
-    summaries = tuple(_summary(vendor, own) for vendor, own in cohorts.items())
+    summaries = tuple(summarise(vendor, own) for vendor, own in cohorts.items())
     counts = {s.vendor: {"train": s.train, "test": s.test} for s in summaries}
     _write_json(out / PREPARATION, {**facts, "vendors": counts, "rejected": len(rejections)})
     report = PrepareReport(
@@ -223,7 +191,7 @@ def _publish(
         preprocessing_hash=facts["preprocessing_hash"],
         vendors=summaries,
         rejections=tuple(rejections),
-        warnings=tuple(warning for summary in summaries for warning in _warnings(summary)),
+        warnings=tuple(warning for summary in summaries for warning in warnings(summary)),
     )
     _log(report)
     return report
@@ -240,38 +208,6 @@ def _preparation_facts(options: PrepareOptions) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def _summary(vendor: str, cases: Sequence[Case]) -> VendorSummary:
-    train = [case for case in cases if case.split == "train"]
-    test = [case for case in cases if case.split == "test"]
-    in_fold = Counter(case.fold for case in train)
-    return VendorSummary(
-        vendor=vendor,
-        train=len(train),
-        train_normal=sum(case.label == 0 for case in train),
-        test=len(test),
-        test_normal=sum(case.label == 0 for case in test),
-        training_patients=tuple(len(train) - in_fold[fold] for fold in range(folds.FOLDS)),
-        crop=dict(sorted(Counter(case.crop for case in cases).items())),
-    )
-
-
-def _warnings(summary: VendorSummary) -> list[str]:
-    warnings = []
-    rarest = min(summary.train_normal, summary.train - summary.train_normal)
-    if summary.train == 0:
-        warnings.append(f"{summary.vendor}: no training case, only {summary.test} held-out ones")
-    elif rarest == 0:
-        only = "normal" if summary.train_normal else "disease"
-        warnings.append(
-            f"{summary.vendor}: single class: all {summary.train} training cases are {only}; training needs both"
-        )
-    elif rarest < folds.FOLDS:
-        warnings.append(f"{summary.vendor}: only {rarest} training case(s) of the rarer class, so some folds have none")
-    if fallen_back := summary.crop.get("centre", 0):
-        warnings.append(f"{summary.vendor}: no motion found in {fallen_back} case(s); cropped around the image centre")
-    return warnings
 
 
 def _log(report: PrepareReport) -> None:

@@ -8,10 +8,10 @@ checkpoint (`pretrained.safetensors`), a dual adapter (`adapters` in `config.jso
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,24 +19,13 @@ from torch.nn import functional as F
 
 from shared.errors import InputError
 from site_agent.models import lora, positions
+from site_agent.models.comparison import EXACT, Check, Computed, Tolerance, compare, compare_names, match, unknown
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT, Reduce
 from site_agent.models.real_volumes import find_set, model_input
 from site_agent.models.weights import HEAD_PREFIX, POSITIONS, LoadReport, load_into, read_tensors
 
 Values = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """|ours - recorded| must not exceed atol + rtol * |recorded|."""
-
-    atol: float
-    rtol: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.atol:g}" + (f" + {self.rtol:g} x" if self.rtol else "")
-
 
 LOGITS = Tolerance(2e-5)
 FEATURES = Tolerance(1e-4, 1e-4)
@@ -45,20 +34,9 @@ LOSS = Tolerance(2e-5)
 DOUBLE = Tolerance(1e-6)
 """Both sides in float64 from the same float32 weights (seen: 5e-15); room for a rebuilt table one float32 step away."""
 TABLE = Tolerance(1e-6)
-EXACT = Tolerance(0.0)
 CHECKSUM = Tolerance(0.0, 1e-6)
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One recorded value compared with ours; `tolerance` None: recorded, but this program knows no counterpart."""
-
-    where: str
-    kind: str
-    tensor: str
-    deviation: float
-    tolerance: Tolerance | None
-    passed: bool
+_WEIGHT_FILES = ("model", "pretrained", "heads", "pos_embed")
 
 
 def verify(target: Path, real: Path | None = None) -> Iterator[Check]:
@@ -72,66 +50,65 @@ def verify(target: Path, real: Path | None = None) -> Iterator[Check]:
         return
     if not target.is_dir():
         raise InputError(f"no folder of reference vectors at {target}")
-    described = sorted(path.parent for path in target.glob("*/config.json"))
+    folders = sorted(path.parent for path in (*target.glob("config.json"), *target.glob("*/config.json")))
     tables = target / "pos_embed.safetensors"
-    if not described and not tables.is_file() and not (target / "config.json").is_file():
+    if not folders and not tables.is_file():
         raise InputError(f"{target} has neither a config.json nor folders with one, nor pos_embed.safetensors")
     if tables.is_file():
         yield from _position_tables(tables)
-    if (target / "config.json").is_file():
-        yield from _folder(target, real)
-    for folder in described:
-        yield from _folder(folder, real)
+    for folder in folders:
+        yield from _folder(folder, real or folder)
 
 
-def _folder(folder: Path, real: Path | None) -> Iterator[Check]:
+def _folder(folder: Path, real: Path) -> Iterator[Check]:
+    config = _described(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
-    if "adapters" in config:
-        yield from _dual_adapter(folder, config)
-    elif (folder / "pretrained.safetensors").is_file():
-        yield from _pretraining(folder, config)
-    elif (folder / "model.safetensors").is_file():
-        yield from _classifier(folder, config, real)
-    else:
-        raise InputError(
-            f"{folder} has neither model.safetensors nor pretrained.safetensors nor adapters in config.json"
-        )
+        if "adapters" in config:
+            yield from _dual_adapter(folder, config)
+        elif (folder / "pretrained.safetensors").is_file():
+            yield from _pretraining(folder, config, real)
+        elif (folder / "model.safetensors").is_file():
+            yield from _classifier(folder, config, real)
+        else:
+            raise InputError(f"{folder} has neither model.safetensors nor pretrained.safetensors nor adapters")
+    except KeyError as error:
+        raise InputError(f"reference vectors in {folder} lack the entry {error}") from error
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.stem not in _WEIGHT_FILES and not path.stem.startswith("io"):
+            yield unknown(f"{folder.name}/{path.name}", "all")
 
 
 def _position_tables(path: Path) -> Iterator[Check]:
     for name, recorded in read_tensors(path).items():
         found = re.fullmatch(r"dim(\d+)_grid(\d+(?:x\d+){1,2})", name)
         if found is None:
-            yield _unknown(path.name, name)
+            yield unknown(path.name, name)
             continue
         grid = tuple(int(extent) for extent in found[2].split("x"))
         ours = torch.from_numpy(positions.sincos_table(int(found[1]), grid))
-        yield compare(path.name, "position tables", name, ours, recorded, TABLE)
+        yield compare(path.name, name, Computed("position tables", ours, TABLE), recorded)
 
 
-def _classifier(folder: Path, config: Mapping[str, Any], real: Path | None) -> Iterator[Check]:
+def _classifier(folder: Path, config: Mapping[str, Any], real: Path) -> Iterator[Check]:
     model = ConvViT(_architecture(config)).eval()
     rebuilt = model.stem.pos_embed.clone()
     tensors = read_tensors(folder / "model.safetensors")
     report = load_into(model, tensors, source=str(folder / "model.safetensors"), frames="stacked")
     where = f"{folder.name}/model.safetensors"
-    yield _names(where, "tensors loaded", "all", report.loaded, sorted(tensors))
+    yield compare_names(where, "tensors loaded", "all", report.loaded, tensors)
     if POSITIONS in tensors:
-        yield compare(where, "position tables", POSITIONS, rebuilt, tensors[POSITIONS], TABLE)
+        yield compare(where, POSITIONS, Computed("position tables", rebuilt, TABLE), tensors[POSITIONS])
     yield from _recorded_files(folder, model, real)
 
 
-def _pretraining(folder: Path, config: Mapping[str, Any]) -> Iterator[Check]:
+def _pretraining(folder: Path, config: Mapping[str, Any], real: Path) -> Iterator[Check]:
     model = ConvViT(_architecture(config.get("clf", config))).eval()
     checkpoint = read_tensors(folder / "pretrained.safetensors")
     report = load_into(model, checkpoint, source=str(folder / "pretrained.safetensors"), frames="stacked")
     yield from _loading_rules(folder, config, model, report, len(checkpoint))
     if (folder / "heads.safetensors").is_file():
         model.load_state_dict(read_tensors(folder / "heads.safetensors"), strict=False)
-    yield from _recorded_files(folder, model, None)
+    yield from _recorded_files(folder, model, real)
 
 
 def _loading_rules(
@@ -141,9 +118,9 @@ def _loading_rules(
     state = list(model.state_dict())
     trainable = [name for name in state if name not in report.loaded and name != POSITIONS]
     lists = {
-        "loaded_keys": list(report.loaded),
-        "kept_from_model": list(report.rebuilt),
-        "ignored_checkpoint_keys": list(report.ignored),
+        "loaded_keys": report.loaded,
+        "kept_from_model": report.rebuilt,
+        "ignored_checkpoint_keys": report.ignored,
         "trainable_after_freeze": trainable,
     }
     counts = {
@@ -154,15 +131,15 @@ def _loading_rules(
     where = f"{folder.name}/config.json"
     for name, ours in lists.items():
         if name in config:
-            yield _names(where, "loading rules", name, ours, config[name])
+            yield compare_names(where, "loading rules", name, ours, config[name])
     for name, count in counts.items():
         if name in config:
-            recorded = torch.tensor(float(config[name]))
-            yield compare(where, "loading rules", name, torch.tensor(float(count)), recorded, EXACT)
+            ours_and_kind = Computed("loading rules", torch.tensor(count), EXACT)
+            yield compare(where, name, ours_and_kind, torch.tensor(config[name]))
 
 
-def _recorded_files(folder: Path, model: ConvViT, real: Path | None) -> Iterator[Check]:
-    """Every `io*.safetensors`; other tensor files of the folder are the weights themselves."""
+def _recorded_files(folder: Path, model: ConvViT, real: Path) -> Iterator[Check]:
+    """Every `io*.safetensors`: a run on a recorded image, or on real volumes."""
     paths = sorted(folder.glob("io*.safetensors"))
     if not paths:
         raise InputError(f"{folder} has no io*.safetensors, so there is nothing to compare with")
@@ -172,134 +149,115 @@ def _recorded_files(folder: Path, model: ConvViT, real: Path | None) -> Iterator
         if "image_u8" in recorded:
             yield from _recorded_run(where, model, recorded)
         else:
-            yield from _recorded_real(where, model, recorded, real or folder)
+            yield from _recorded_real(where, model, recorded, real)
 
 
 def _recorded_run(where: str, model: ConvViT, recorded: Values) -> Iterator[Check]:
     image = recorded["image_u8"].float() / 255
-    gradients = _gradients(model, image, recorded)
+    ours = _gradients(model, image, recorded)
     with torch.no_grad():
-        precise = copy.deepcopy(model).double() if any(name.endswith("_f64") for name in recorded) else None
-        for name, value in recorded.items():
-            if name in ("image_u8", "label"):
-                continue
-            known = gradients.get(name) or _computed(model, precise, image, name)
-            if known is None:
-                yield _unknown(where, name)
-                continue
-            kind, ours, tolerance = known
-            yield compare(where, kind, name, ours, value, tolerance)
+        ours |= _layers(model, image) | _outputs(model, image, "", LOGITS) | _loaded(model)
+        if any(name.endswith("_f64") for name in recorded):
+            ours |= _outputs(copy.deepcopy(model).double(), image.double(), "_f64", DOUBLE)
+    yield from match(where, recorded, ours, given=("image_u8", "label"))
 
 
-Computed = tuple[str, torch.Tensor, Tolerance]
-
-
-def _computed(model: ConvViT, precise: ConvViT | None, image: torch.Tensor, name: str) -> Computed | None:
-    """Kind, our value and tolerance for a recorded name; None for a name without a counterpart."""
-    depth = len(model.blocks)
-    cut = max(depth - 2, 0)
-    stem, _, index = name.rpartition("_")
-    if found := re.fullmatch(r"logits_(all|patch|cls)(_f64)?", name):
-        reduce = cast(Reduce, found[1])
-        if found[2] and precise is not None:
-            return "logits in float64", precise(image.double(), reduce), DOUBLE
-        return "logits", model(image, reduce), LOGITS
-    if name.startswith("loaded."):
-        state = model.state_dict()
-        key = name.removeprefix("loaded.")
-        return ("loaded tensors", state[key], TABLE if key == POSITIONS else EXACT) if key in state else None
-    if stem == "block_out" and index.isdigit() and int(index) < depth:
-        return "prefix", model.prefix(image, int(index) + 1).tokens, FEATURES
-    if stem == "skip" and index.isdigit() and int(index) < len(model.config.enc_conv_chans):
-        return "stem", model.embed(image)[0][int(index)].movedim(-1, 1), FEATURES
-    simple: dict[str, Callable[[], Computed]] = {
-        "encoder_in": lambda: ("stem", model.embed(image)[1], FEATURES),
-        "encoder_out": lambda: ("encoder", model.encoder.norm(model.prefix(image, depth).tokens), FEATURES),
-        "fused_skip": lambda: ("fused skips", model.prefix(image, cut).skips, FEATURES),
-        "x_dict.sax": lambda: ("features", model.suffix(model.prefix(image, cut), cut).patch, FEATURES),
-        "x_dict.cls": lambda: ("features", model.suffix(model.prefix(image, cut), cut).cls, FEATURES),
-        "pos_embed_interpolated": lambda: (
-            "position tables",
-            model.position_table((image.shape[2], image.shape[3], image.shape[4])),
-            TABLE,
-        ),
+def _layers(model: ConvViT, image: torch.Tensor) -> dict[str, Computed]:
+    """Values inside the network; features come through the prefix/suffix split before the last two blocks."""
+    cut = max(len(model.blocks) - 2, 0)
+    skips, tokens = model.embed(image)
+    table = model.position_table((image.shape[2], image.shape[3], image.shape[4]))
+    ours = {
+        "encoder_in": Computed("stem", tokens, FEATURES),
+        "pos_embed_interpolated": Computed("position tables", table, TABLE),
     }
-    return simple[name]() if name in simple else None
+    for index, skip in enumerate(skips):
+        ours[f"skip_{index}"] = Computed("stem", skip.movedim(-1, 1), FEATURES)
+    for index, block in enumerate(model.blocks):
+        tokens = block(tokens)
+        ours[f"block_out_{index}"] = Computed("blocks", tokens, FEATURES)
+    ours["encoder_out"] = Computed("blocks", model.encoder.norm(tokens), FEATURES)
+    prefix = model.prefix(image, cut)
+    features = model.suffix(prefix, cut)
+    ours["fused_skip"] = Computed("fused skips", prefix.skips, FEATURES)
+    ours["x_dict.sax"] = Computed("features", features.patch, FEATURES)
+    ours["x_dict.cls"] = Computed("features", features.cls, FEATURES)
+    if cut:
+        ours[f"block_out_{cut - 1}"] = Computed("prefix", prefix.tokens, FEATURES)
+    return ours
+
+
+def _outputs(model: ConvViT, image: torch.Tensor, suffix: str, tolerance: Tolerance) -> dict[str, Computed]:
+    """Logits for every way of reducing the tokens."""
+    features = model.features(image)
+    kind = "logits in float64" if suffix else "logits"
+    return {f"logits_{r}{suffix}": Computed(kind, model.logits(features, r), tolerance) for r in get_args(Reduce)}
+
+
+def _loaded(model: ConvViT) -> dict[str, Computed]:
+    """The model's tensors as they stand after loading."""
+    return {
+        f"loaded.{name}": Computed("loaded tensors", value, TABLE if name == POSITIONS else EXACT)
+        for name, value in model.state_dict().items()
+    }
 
 
 def _gradients(model: ConvViT, image: torch.Tensor, recorded: Values) -> dict[str, Computed]:
-    """The recorded loss and the gradients of it, by recorded name; empty when no loss is recorded."""
-    wanted = {name.removeprefix("grad."): name for name in recorded if name.startswith("grad.")}
+    """The recorded loss and its gradient for every parameter; empty when no loss is recorded."""
     model.requires_grad_(True)
-    found = _loss(model, image, recorded, recorded.get("label"))
-    if found is None:
-        model.requires_grad_(False)
-        return {}
-    name, loss = found
-    computed: dict[str, Computed] = {name: ("loss", loss.detach().reshape(1), LOSS)}
-    if wanted:
-        loss.backward()  # type: ignore[no-untyped-call]
-        for parameter, value in model.named_parameters():
-            if parameter in wanted and value.grad is not None:
-                computed[wanted[parameter]] = ("gradients", value.grad.clone(), GRADIENTS)
+    computed = _loss(model, image, recorded, recorded.get("label"), "loss")
+    for name, parameter in model.named_parameters():
+        _add_gradient(computed, f"grad.{name}", "gradients", parameter)
     model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
     return computed
 
 
 def _loss(
-    model: ConvViT, image: torch.Tensor, recorded: Values, label: torch.Tensor | None
-) -> tuple[str, torch.Tensor] | None:
-    """Name and value of the recorded cross entropy; its smoothing is in the name."""
+    model: ConvViT, image: torch.Tensor, recorded: Values, label: torch.Tensor | None, kind: str
+) -> dict[str, Computed]:
+    """The recorded cross entropy, back-propagated, by its name, which holds the smoothing; empty when none is recorded."""
     for name in recorded:
         if name.startswith("loss_label_smoothing_") and label is not None:
-            return name, F.cross_entropy(model(image), label, label_smoothing=float(name.rpartition("_")[2]))
-    return None
+            loss = F.cross_entropy(model(image), label, label_smoothing=float(name.rpartition("_")[2]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            return {name: Computed(kind, loss.detach().reshape(1), LOSS)}
+    return {}
+
+
+def _add_gradient(computed: dict[str, Computed], name: str, kind: str, parameter: nn.Parameter) -> None:
+    if parameter.grad is not None:
+        computed[name] = Computed(kind, parameter.grad, GRADIENTS)
 
 
 def _recorded_real(where: str, model: ConvViT, recorded: Values, real: Path) -> Iterator[Check]:
     """Logits and pooled features on real volumes; names are `<set>.<value>`."""
     for dataset in sorted({name.partition(".")[0] for name in recorded}):
-        values = {name.partition(".")[2]: v for name, v in recorded.items() if name.startswith(f"{dataset}.")}
         image = model_input(find_set(real, dataset), model.config.image_size)
         with torch.no_grad():
             features = model.features(image)
-            ours: dict[str, Computed] = {
-                "input_shape": ("real input", torch.tensor(image.shape), EXACT),
-                "input_checksum_sum": ("real input", image.double().sum().reshape(1), CHECKSUM),
-                "x_dict.cls": ("real features", features.cls, FEATURES),
-                "x_dict.sax_mean": ("real features", features.patch.mean(dim=1), FEATURES),
+            ours = {
+                "input_shape": Computed("real input", torch.tensor(image.shape), EXACT),
+                "input_checksum_sum": Computed("real input", image.double().sum().reshape(1), CHECKSUM),
+                "x_dict.cls": Computed("real features", features.cls, FEATURES),
+                "x_dict.sax_mean": Computed("real features", features.patch.mean(dim=1), FEATURES),
             }
             for reduce in get_args(Reduce):
-                logits = model.logits(features, reduce)
-                ours[f"logits_{reduce}"] = ("real logits", logits, LOGITS)
-        for name, value in values.items():
-            if name not in ours:
-                yield _unknown(where, f"{dataset}.{name}")
-                continue
-            kind, computed, tolerance = ours[name]
-            yield compare(where, kind, f"{dataset}.{name}", computed, value, tolerance)
+                ours[f"logits_{reduce}"] = Computed("real logits", model.logits(features, reduce), LOGITS)
+        of_set = {name: value for name, value in recorded.items() if name.startswith(f"{dataset}.")}
+        yield from match(where, of_set, {f"{dataset}.{name}": value for name, value in ours.items()})
 
 
 def _dual_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[Check]:
     base = folder / config["base_model"]
     inputs = read_tensors(folder / str(config["input"]).partition(":")[0])
     recorded = read_tensors(folder / "io.safetensors")
-    described = json.loads((base.parent / "config.json").read_text(encoding="utf-8"))
-    model = ConvViT(_architecture(described)).eval()
+    model = ConvViT(_architecture(_described(base.parent))).eval()
     load_into(model, read_tensors(base), source=str(base), frames="stacked")
     layers = _wrap_recorded(model, config, recorded)
-    image = inputs["image_u8"].float() / 255
-    where = f"{folder.name}/io.safetensors"
-    ours = _adapter_values(model, layers, image, recorded, inputs.get("label"))
-    for name, value in recorded.items():
-        if re.match(r"(global|local)\.", name):
-            continue
-        if name not in ours:
-            yield _unknown(where, name)
-            continue
-        kind, computed, tolerance = ours[name]
-        yield compare(where, kind, name, computed, value, tolerance)
+    ours = _adapter_values(model, layers, inputs["image_u8"].float() / 255, recorded, inputs.get("label"))
+    given = [name for name in recorded if name.startswith(("global.", "local."))]
+    yield from match(f"{folder.name}/io.safetensors", recorded, ours, given)
 
 
 def _wrap_recorded(model: ConvViT, config: Mapping[str, Any], recorded: Values) -> dict[str, lora.DualLoRALinear]:
@@ -336,49 +294,33 @@ def _adapter_values(
     with torch.no_grad():
         for name, parts in _SWITCHED.items():
             lora.switch(model, parts)
+            features = model.features(image)
             for reduce in get_args(Reduce):
-                ours[f"logits_{reduce}.{name}"] = ("adapter logits", model(image, reduce), LOGITS)
+                ours[f"logits_{reduce}.{name}"] = Computed("adapter logits", model.logits(features, reduce), LOGITS)
     lora.switch(model, lora.PARTS)
     model.pred_head_dict.requires_grad_(True)
-    found = _loss(model, image, recorded, label)
-    if found is None:
-        return ours
-    ours[found[0]] = ("adapter loss", found[1].detach().reshape(1), LOSS)
-    found[1].backward()  # type: ignore[no-untyped-call]
+    ours |= _loss(model, image, recorded, label, "adapter loss")
     for path, layer in layers.items():
         for part in layer.scales:
             for matrix, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-                _add_gradient(ours, f"grad.{part}.{path}.{matrix}", held[part])
-    for name, value in model.pred_head_dict.named_parameters():
-        _add_gradient(ours, f"grad.{HEAD_PREFIX}{name}", value)
+                _add_gradient(ours, f"grad.{part}.{path}.{matrix}", "adapter gradients", held[part])
+    for name, parameter in model.pred_head_dict.named_parameters():
+        _add_gradient(ours, f"grad.{HEAD_PREFIX}{name}", "adapter gradients", parameter)
     return ours
 
 
-def _add_gradient(ours: dict[str, Computed], name: str, parameter: nn.Parameter) -> None:
-    if parameter.grad is not None:
-        ours[name] = ("adapter gradients", parameter.grad, GRADIENTS)
-
-
-def compare(
-    where: str, kind: str, name: str, ours: torch.Tensor, recorded: torch.Tensor, tolerance: Tolerance
-) -> Check:
-    """Largest absolute deviation, and whether every element is within tolerance. Another shape or a NaN never is."""
-    if ours.shape != recorded.shape:
-        return Check(where, kind, name, float("inf"), tolerance, False)
-    difference = (ours.double() - recorded.double()).abs()
-    allowed = tolerance.atol + tolerance.rtol * recorded.double().abs()
-    passed = bool((difference <= allowed).all())
-    return Check(where, kind, name, difference.nan_to_num(nan=float("inf")).max().item(), tolerance, passed)
-
-
-def _names(where: str, kind: str, name: str, ours: tuple[str, ...] | list[str], recorded: list[str]) -> Check:
-    """Two sets of tensor names; the deviation is how many are in one only."""
-    differing = len(set(ours) ^ set(recorded))
-    return Check(where, kind, name, float(differing), EXACT, differing == 0)
-
-
-def _unknown(where: str, name: str) -> Check:
-    return Check(where, "not compared", name, 0.0, None, True)
+def _described(folder: Path) -> dict[str, Any]:
+    """The folder's config.json."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold one JSON object")
+    return values
 
 
 def _architecture(values: Mapping[str, Any]) -> ConvViTConfig:

@@ -97,11 +97,7 @@ class MaskedAutoencoder(nn.Module):
         x = shown.reshape(-1, *self.config.patch_size, self.config.image_chans)
         skips = []
         for stage in self.vit.stem.conv_blocks:
-            x = stage.patch_embed(x)
-            for block in stage.conv:
-                spread = self._among_hidden(block.dw_conv, block.conv1(block.norm1(x)), visible)
-                x = x + block.conv2(spread)
-                x = x + block.mlp(block.norm2(x))
+            x = stage(x, lambda dw_conv, inner: self._among_hidden(dw_conv, inner, visible))
             skips.append(x)
         return skips, x
 

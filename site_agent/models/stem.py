@@ -6,7 +6,7 @@ Parameters keep the shapes and names of `nn.Conv3d`, so CineMA's weights load un
 Sources: `cinema/conv.py` and `cinema/convvit.py` of mathpluscode/CineMA, commit 4e352ac3; ConvMAE, arXiv:2205.03892.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -14,7 +14,12 @@ from torch.nn import functional as F
 
 from site_agent.models.config import ConvViTConfig, Size3
 
+Mix = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""Applies a depthwise convolution to a block's voxels, in place of calling it; masked autoencoding hides voxels there."""
+
 DEPTHWISE_KERNEL = 5
+CONV_MLP_RATIO = 4
+"""Fixed in CineMA's convolution block, whatever the transformer's own ratio is."""
 
 
 def patches(volume: torch.Tensor, size: Size3) -> torch.Tensor:
@@ -91,9 +96,8 @@ class ConvMlp(nn.Module):
         return out
 
 
-class MaskedConvBlock(nn.Module):
-    """Depthwise convolution and MLP, each with a residual. Hidden voxels are zeroed before the convolution, so that
-    nothing of them spreads to visible ones."""
+class ConvBlock(nn.Module):
+    """Depthwise convolution and MLP, each with a residual. Only the convolution mixes voxels."""
 
     def __init__(self, chans: int, mlp_ratio: int, norm_eps: float) -> None:
         super().__init__()
@@ -104,12 +108,10 @@ class MaskedConvBlock(nn.Module):
         self.dw_conv = DepthwiseConv3d(chans)
         self.mlp = ConvMlp(chans, chans * mlp_ratio)
 
-    def forward(self, x: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-        """`visible` (B, H, W, D, 1): 1 where the voxel may be seen, or None when all may."""
+    def forward(self, x: torch.Tensor, mix: Mix | None = None) -> torch.Tensor:
         inner = self.conv1(self.norm1(x))
-        if visible is not None:
-            inner = inner * visible
-        x = x + self.conv2(self.dw_conv(inner))
+        mixed = self.dw_conv(inner) if mix is None else mix(self.dw_conv, inner)
+        x = x + self.conv2(mixed)
         out: torch.Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -128,20 +130,15 @@ class ConvStage(nn.Module):
     def __init__(self, in_chans: int, out_chans: int, size: Size3, config: ConvViTConfig) -> None:
         super().__init__()
         self.patch_embed = StagePatchEmbed(in_chans, out_chans, size, config.conv_norm_eps)
-        blocks = (
-            MaskedConvBlock(out_chans, CONV_MLP_RATIO, config.conv_norm_eps) for _ in range(config.enc_conv_n_blocks)
-        )
+        blocks = (ConvBlock(out_chans, CONV_MLP_RATIO, config.conv_norm_eps) for _ in range(config.enc_conv_n_blocks))
         self.conv = nn.ModuleList(blocks)
 
-    def forward(self, x: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mix: Mix | None = None) -> torch.Tensor:
+        """Channels last: (..., H, W, D, in) → (..., H/p, W/q, D/r, out)."""
         x = self.patch_embed(x)
         for block in self.conv:
-            x = block(x, visible)
+            x = block(x, mix)
         return x
-
-
-CONV_MLP_RATIO = 4
-"""Fixed in CineMA's masked block, whatever the transformer's own ratio is."""
 
 
 class TokenProjection(nn.Module):
@@ -169,16 +166,12 @@ class ConvStem(nn.Module):
         self.linear = nn.Linear(config.enc_embed_dim, config.enc_embed_dim)
         self.register_buffer("pos_embed", pos_embed)
 
-    def forward(
-        self, image: torch.Tensor, visible: Sequence[torch.Tensor] | None = None
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Image (B, C, H, W, D) → outputs of the stages, channels last, and tokens (B, N, embed_dim).
-
-        `visible`: per stage the voxels that may be seen, (B, h, w, d, 1); None when all may."""
+    def forward(self, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Image (B, C, H, W, D) → outputs of the stages, channels last, and tokens (B, N, embed_dim)."""
         x = image.movedim(1, -1)
         skips = []
-        for index, stage in enumerate(self.conv_blocks):
-            x = stage(x, None if visible is None else visible[index])
+        for stage in self.conv_blocks:
+            x = stage(x)
             skips.append(x)
         tokens: torch.Tensor = self.linear(self.patch_embed.proj(patches(x, self.token_size).flatten(1, 3)))
         return skips, tokens

@@ -149,7 +149,7 @@ def base_model_sha256(model: ConvViT) -> str:
     once, so the digest is the same whatever file the weights came in and however the frames are seen.
     A model whose adapters are merged has another digest.
     """
-    repeated = _same_for_all_frames(model.state_dict()[FIRST_KERNEL], model.config)
+    repeated = _same_for_all_frames(model.state_dict().get(FIRST_KERNEL), model.config)
     n_frames = 1 if repeated else model.config.n_frames
     architecture = asdict(replace(model.config, out_chans=1, n_frames=n_frames))
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())

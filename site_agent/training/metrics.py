@@ -5,6 +5,7 @@ A score is the logit margin z = logit(disease) - logit(normal), so that probabil
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 

@@ -58,14 +58,16 @@ class SiteTrainer:
     Raises ContractMismatch if the site's base model is not the federation's, InputError if its cohort cannot be trained on.
     """
 
-    def __init__(self, config: SiteConfig, site: str, contract: Contract, loaded: weights.LoadedBackbone) -> None:
+    def __init__(
+        self, config: SiteConfig, site: str, contract: Contract, loaded: weights.LoadedBackbone, cohort: Cohort
+    ) -> None:
         self.contract, self.recipe = contract, contract.recipe
         self.metadata = contract.manifest.metadata
         self.policy = cast(HeadPolicy, self.metadata.head_policy)
         self._check_base(loaded)
         self._micro_batch = config.micro_batch
         self.seed = _site_seed(config.seed, site, contract.federation)
-        self.cohort = Cohort.load(config.cohort)
+        self.cohort = cohort
         self.train_cases = self.cohort.train(without_fold=config.validation_fold)
         self.validation_cases = self.cohort.validation(config.validation_fold)
         self.device = pick_device(config.device)

@@ -1,0 +1,170 @@
+"""A small certificate authority for one federation: one CA, one server certificate, one certificate per site or coordinator.
+
+Keys are EC P-256 and readable by their owner only. A site's or coordinator's name stands as a URI in the subject alternative
+name (RFC 5280, section 4.2.1.6); nothing else says who a caller is.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from shared.canonical import write_atomically
+from shared.errors import InputError
+from shared.tls import COORDINATOR_PREFIX, SITE_PREFIX
+
+CA_DAYS = 3650
+DAYS = 397
+CLOCK_SKEW = timedelta(hours=1)
+"""Certificates are valid from a little before they were made, for machines whose clocks are behind."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def check_name(name: str) -> str:
+    """Return a site's or coordinator's name. Raises InputError unless it can be a file name and part of a URI."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"name '{name[:70]}' is not usable: 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA that can sign."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def make(cls, now: datetime) -> "Authority":
+        """Return a new self-signed CA."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = _subject("med-duallora federation CA")
+        builder = _builder(name, name, key.public_key(), now, CA_DAYS).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        return cls(key, builder.add_extension(_usage(signs=True), critical=True).sign(key, hashes.SHA256()))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Authority":
+        """Return the CA kept in a folder. Raises InputError if its files cannot be used."""
+        try:
+            key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"cannot read the CA in {folder} (ca.pem, ca.key): {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InputError(f"{folder / 'ca.key'} is no EC key; choose an empty folder for a new CA")
+        return cls(key, certificate)
+
+    def write(self, folder: Path) -> None:
+        """Keep the CA in a folder."""
+        _write_pair(folder, "ca", self.key, self.certificate)
+
+    def issue(
+        self, folder: Path, file: str, names: Sequence[x509.GeneralName], now: datetime, *, server: bool
+    ) -> list[Path]:
+        """Write `<file>.pem` and `<file>.key` for these alternative names. Raises InputError if they exist."""
+        if (folder / f"{file}.pem").exists():
+            raise InputError(f"{folder / file}.pem exists already; remove it first, or choose another --out")
+        key = ec.generate_private_key(ec.SECP256R1())
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
+        certificate = (
+            _builder(_subject(file), self.certificate.subject, key.public_key(), now, DAYS)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        return _write_pair(folder, file, key, certificate)
+
+
+def make(
+    folder: Path,
+    hosts: Sequence[str],
+    sites: Sequence[str],
+    coordinators: Sequence[str] = (),
+    now: datetime | None = None,
+) -> list[Path]:
+    """Write certificates into `folder` and return the files made.
+
+    A CA already there is used again, so that sites can be added later; without `hosts` no server certificate is made.
+    """
+    now = now or datetime.now(UTC)
+    people = [*sites, *coordinators]
+    for name in people:
+        if check_name(name) in ("ca", "aggregator") or people.count(name) > 1:
+            raise InputError(f"name '{name}' is taken: every certificate needs a name of its own")
+    if (folder / "ca.pem").exists():
+        authority, written = Authority.read(folder), []
+    else:
+        authority = Authority.make(now)
+        authority.write(folder)
+        written = [folder / "ca.pem", folder / "ca.key"]
+    if hosts:
+        written += authority.issue(folder, "aggregator", [_host(h) for h in hosts], now, server=True)
+    for prefix, names in ((SITE_PREFIX, sites), (COORDINATOR_PREFIX, coordinators)):
+        for name in names:
+            uri = x509.UniformResourceIdentifier(prefix + name)
+            written += authority.issue(folder, name, [uri], now, server=False)
+    return written
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _write_pair(
+    folder: Path, file: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
+) -> list[Path]:
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    paths = [folder / f"{file}.pem", folder / f"{file}.key"]
+    write_atomically(paths[1], secret, mode=0o600)
+    write_atomically(paths[0], certificate.public_bytes(serialization.Encoding.PEM))
+    return paths

@@ -1,0 +1,67 @@
+"""Options that several commands share: TLS files, and calls to a serving aggregator."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from shared.tls import TlsFiles
+
+T = TypeVar("T")
+TIMEOUT_S = 10.0
+
+
+def tls_files(ca: Path | None, certificate: Path | None, key: Path | None, plain: bool) -> "TlsFiles | None":
+    """Return the files, or None for plain text. Raises InputError unless exactly one of the two was asked for."""
+    from shared.errors import InputError
+    from shared.tls import TlsFiles
+
+    given = {"--tls-ca": ca, "--tls-cert": certificate, "--tls-key": key}
+    if plain:
+        if any(given.values()):
+            raise InputError("--plain and TLS files exclude each other; give one of them")
+        return None
+    absent = [name for name, path in given.items() if path is None]
+    if absent or ca is None or certificate is None or key is None:
+        raise InputError(
+            f"{', '.join(absent)} missing: give the three TLS files (make them with: aggregator certificates), "
+            "or --plain on a loopback address"
+        )
+    return TlsFiles(ca, certificate, key)
+
+
+def call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable[T]]) -> T:
+    """Call the coordinator service at `address` and return the answer.
+
+    Raises AggregatorUnreachable if nobody answers, or the error the aggregator raised.
+    """
+    import asyncio
+
+    return asyncio.run(_call(address, tls, method))
+
+
+async def _call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable[T]]) -> T:
+    import grpc
+    from med_duallora.v1.coordinator_pb2_grpc import CoordinatorServiceStub
+    from shared import status
+    from shared.errors import AggregatorUnreachable, MedDualLoRAError
+    from shared.tls import check_plain
+
+    if tls is None:
+        check_plain(address)
+        channel = grpc.aio.insecure_channel(address)
+    else:
+        channel = grpc.aio.secure_channel(address, tls.channel_credentials())
+    async with channel:
+        try:
+            return await method(CoordinatorServiceStub(channel))
+        except grpc.aio.AioRpcError as error:
+            known = status.error_of(error)
+            if known is not None:
+                raise known from error
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise AggregatorUnreachable(
+                    f"no answer from {address} within {TIMEOUT_S:.0f} s ({error.details()}); "
+                    "check the address, the TLS files, and that aggregator serve runs there"
+                ) from error
+            raise MedDualLoRAError(f"{address} answered {error.code().name}: {error.details()}") from error

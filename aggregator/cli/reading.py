@@ -1,0 +1,3 @@
+"""Commands that read a store."""
+import typer
+def register(app: typer.Typer) -> None: ...

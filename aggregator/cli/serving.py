@@ -1,0 +1,70 @@
+"""`aggregator serve`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from aggregator import rounds
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="serve")(serve)
+
+
+def serve(
+    store: Annotated[str, typer.Option(help="The store: a path, or sqlite:///path.")],
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:50051",
+    tls_ca: Annotated[Path | None, typer.Option(help="CA that signed the sites' certificates.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="This server's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="No TLS; loopback addresses only.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Append events to this file, one JSON line each.")] = None,
+    grace_s: Annotated[float, typer.Option(help="Seconds calls under way get when stopping.")] = 5.0,
+    identity_s: Annotated[
+        float, typer.Option(help="Seconds of silence after which another agent may use a site's certificate.")
+    ] = 60.0,
+) -> None:
+    """Serve a federation until SIGTERM or Ctrl-C.
+
+    Example: aggregator serve --store fed.db --listen 0.0.0.0:50051 --tls-ca certs/ca.pem --tls-cert certs/aggregator.pem
+    --tls-key certs/aggregator.key --log aggregator.jsonl
+    """
+    import asyncio
+    import sys
+
+    from shared import logs
+
+    from aggregator import server
+    from aggregator.cli.endpoint import tls_files
+    from aggregator.federation import ServiceLimits
+    from aggregator.store import engine
+
+    config = server.ServerConfig(
+        listen=listen,
+        tls=tls_files(tls_ca, tls_cert, tls_key, plain),
+        grace_s=grace_s,
+        limits=ServiceLimits(identity_s=identity_s),
+    )
+    opened = engine.open_store(store)
+    logs.configure(log)
+    screen = sys.stderr.isatty() or log is not None  # otherwise stderr is a log of JSON lines
+    try:
+        asyncio.run(server.run(opened, config, lambda address, state: _announce(address, state, screen)))
+    finally:
+        opened.close()
+
+
+def _announce(address: str, state: "rounds.FederationState", screen: bool) -> None:
+    if screen:
+        typer.echo(
+            f"aggregator: averages the global adapters of federation '{state.name}'\n"
+            f"serves: {', '.join(state.sites)} ({state.policy.quorum} of {state.policy.invited} needed a round)\n"
+            "sees: changes of the global adapter and aggregate metrics. Never: images, local adapters, per-case values",
+            err=True,
+        )
+    where = f"round {state.round.number} of {state.policy.rounds}" if state.phase != "finished" else "finished"
+    typer.echo(f"aggregator listening on {address} (federation {state.name}, {where})")
+

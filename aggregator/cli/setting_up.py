@@ -1,0 +1,91 @@
+"""`aggregator init` and `aggregator certificates`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aggregator.cli.output import print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="init")(init)
+    app.command(name="certificates")(certificates)
+
+
+def init(
+    store: Annotated[str, typer.Option(help="Where to make the store: a path, or sqlite:///path.")],
+    federation: Annotated[str, typer.Option(help="Name of the federation.")],
+    adapter: Annotated[Path, typer.Option(help="Version 0, made by site-agent init-adapter.")],
+    site: Annotated[list[str], typer.Option(help="A site, or site=training_patients. Repeat for each.")],
+    recipe: Annotated[str, typer.Option(help="Installed recipe.")] = "med-duallora",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe parameter, key=value. Repeat.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds until the federation is finished.")] = 8,
+    quorum: Annotated[int | None, typer.Option(help="Updates a round needs. Default: every site.")] = None,
+    deadline_s: Annotated[float, typer.Option(help="Seconds until a round closes with whoever is in.")] = 3600.0,
+    grace_s: Annotated[float, typer.Option(help="More seconds for an upload begun before the deadline.")] = 300.0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
+) -> None:
+    """Make a store with a new federation in it.
+
+    Example: aggregator init --store fed.db --federation heart --adapter v0.safetensors --site siemens=218 --site ge --site
+    canon --rounds 8
+    """
+    import time
+
+    from aggregator import setup
+
+    plan = setup.FederationPlan(
+        name=federation,
+        adapter=adapter,
+        recipe=recipe,
+        parameters=setup.parse_parameters(set_ or []),
+        sites=setup.parse_sites(site),
+        rounds=rounds,
+        quorum=quorum,
+        deadline_s=deadline_s,
+        grace_s=grace_s,
+    )
+    contract = setup.create(store, plan, time.time())
+    if warning := setup.warning(contract.policy.quorum):
+        typer.echo(f"warning: {warning}", err=True)
+    if json_:
+        print_json(
+            {
+                "federation": contract.federation,
+                "store": store,
+                "contract_sha256": contract.sha256,
+                "adapter_digest": contract.adapter_digest,
+                "parameters": contract.manifest.layout.parameters,
+                "payload_bytes": contract.manifest.layout.size,
+                "sites": dict(plan.sites),
+                "rounds": contract.policy.rounds,
+                "quorum": contract.policy.quorum,
+            }
+        )
+        return
+    layout = contract.manifest.layout
+    typer.echo(
+        f"federation {contract.federation}: {len(plan.sites)} sites, {contract.policy.rounds} rounds, quorum "
+        f"{contract.policy.quorum}, recipe {contract.recipe.name}, {layout.parameters:,} parameters "
+        f"({layout.size:,} bytes an update)\nnext: aggregator serve --store {store} --help"
+    )
+
+
+def certificates(
+    out: Annotated[Path, typer.Option(help="Folder for the files; a CA already in it is used again.")],
+    host: Annotated[list[str] | None, typer.Option(help="Name or address sites dial. Repeat.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site. Repeat.")] = None,
+    coordinator: Annotated[list[str] | None, typer.Option(help="A coordinator. Repeat.")] = None,
+) -> None:
+    """Make a CA and the certificates it signs: ca, aggregator, and one per site and coordinator (.pem and .key).
+
+    Whoever holds ca.key can make more: keep it where the coordinator's other secrets are.
+
+    Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
+    """
+    from aggregator import certificates as authority
+
+    written = authority.make(out, host or [], site or [], coordinator or [])
+    typer.echo(f"wrote {', '.join(path.name for path in written)} in {out}")

@@ -1,0 +1,121 @@
+"""The serving process: one port, one federation, one store."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
+from shared import rpc
+from shared.errors import InputError, MedDualLoRAError
+from shared.tls import TlsFiles, check_plain
+
+from aggregator import closing, identity, rounds
+from aggregator.federation import Federation, ServiceLimits
+from aggregator.servicers import CoordinatorServicer, FederationServicer
+from aggregator.store import federations
+from aggregator.store.engine import Store
+
+log = structlog.get_logger()
+
+MAX_MESSAGE = 4 << 20
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server that takes half of the calls
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.keepalive_time_ms", 60_000),  # find out that a site's network is gone, and let its calls go
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class CannotBind(MedDualLoRAError):
+    """The address cannot be listened on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How to serve. `tls` None means plain text, which only a loopback address may have. Times in seconds."""
+
+    listen: str
+    tls: TlsFiles | None
+    grace_s: float = 5.0
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+
+    def __post_init__(self) -> None:
+        port = self.listen.rpartition(":")[2]
+        if ":" not in self.listen or not port.isdecimal() or int(port) > 65535:
+            raise InputError(f"listen must be host:port with a port of 0 to 65535, got '{self.listen}'")
+        if self.tls is None:
+            check_plain(self.listen)
+
+
+@dataclass
+class RunningServer:
+    """A started server. `address` is host:port with the real port."""
+
+    server: grpc.aio.Server
+    federation: Federation
+    address: str
+    closer: asyncio.Task[None]
+
+    async def stop(self, grace_s: float) -> None:
+        """Answer what waits, let calls under way end, then stop. A round left closing is finished at the next start."""
+        self.federation.drain()
+        await self.server.stop(grace_s)
+        await asyncio.gather(self.closer, return_exceptions=True)
+
+
+async def start(store: Store, config: ServerConfig) -> RunningServer:
+    """Start serving the store's federation. Raises CannotBind if the port is taken."""
+    federation = Federation(store, store.read(federations.only_name), config.limits)
+    server = grpc.aio.server(interceptors=[rpc.ServerCalls(identity.describe)], options=OPTIONS)
+    federation_pb2_grpc.add_FederationServiceServicer_to_server(FederationServicer(federation), server)
+    coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(CoordinatorServicer(federation), server)
+    credentials = config.tls.server_credentials() if config.tls else None
+    try:
+        if credentials is not None:
+            port = server.add_secure_port(config.listen, credentials)
+        else:
+            port = server.add_insecure_port(config.listen)
+    except RuntimeError as error:
+        raise CannotBind(
+            f"cannot listen on {config.listen}: the port is in use or the address is not this machine's; "
+            "stop the other process, or choose another port with --listen"
+        ) from error
+    await server.start()
+    closer = asyncio.create_task(closing.keep_closing(federation), name="closer")
+    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer)
+
+
+async def run(store: Store, config: ServerConfig, ready: Callable[[str, rounds.FederationState], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `ready` is called once with the bound address and the state."""
+    running = await start(store, config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    state = await running.federation.state()
+    log.info(
+        "serving",
+        address=running.address,
+        federation=state.name,
+        round=state.round.number,
+        phase=state.phase,
+        tls=config.tls is not None,
+    )
+    ready(running.address, state)
+    waiter = asyncio.create_task(stopping.wait())
+    await asyncio.wait({waiter, running.closer}, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    log.info("stopping", signal=stopping.is_set())
+    failure = running.closer.exception() if running.closer.done() else None
+    await running.stop(config.grace_s)
+    log.info("stopped")
+    if failure is not None:
+        raise failure

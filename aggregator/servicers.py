@@ -1,0 +1,110 @@
+"""The gRPC services: decode, call, encode. No decisions in here."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from med_duallora.v1 import coordinator_pb2 as cpb
+from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
+from med_duallora.v1 import federation_pb2 as pb
+from shared.errors import UpdateTooLarge
+from shared.protocol import MAX_PROBE_BYTES
+
+from aggregator import identity, steering, wire
+from aggregator.federation import Federation
+from aggregator.store import rounds as round_rows
+from aggregator.uploads import Uploads
+
+# The second argument of every method is grpc.aio.ServicerContext, whose type parameters say nothing here.
+
+
+class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
+    """What sites call."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._uploads = Uploads(federation)
+
+    async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        caller = identity.site_of(context)
+        state, patients = await self._federation.join(caller, wire.join_claim(request))
+        return wire.join_response(self._federation.contract, caller.site, patients, state.version)
+
+    async def AwaitRound(self, request: pb.AwaitRoundRequest, context: Any) -> pb.AwaitRoundResponse:
+        caller, report = identity.site_of(context), wire.site_report(request)
+        answer = await self._federation.await_round(
+            caller, request.federation, request.agent_id, report, request.wait_s
+        )
+        return wire.answer(answer)
+
+    async def FetchAdapter(
+        self, request: pb.FetchAdapterRequest, context: Any
+    ) -> AsyncIterator[pb.FetchAdapterResponse]:
+        caller = identity.site_of(context)
+        adapter = await self._federation.fetch(caller, request.federation, request.version)
+        for part in wire.adapter_parts(adapter, self._federation.contract, request):
+            yield part
+
+    async def BeginUpload(self, request: pb.BeginUploadRequest, context: Any) -> pb.BeginUploadResponse:
+        caller = identity.site_of(context)
+        return wire.progress(await self._uploads.begin(caller, wire.announcement(caller.site, request)))
+
+    async def UploadDelta(
+        self, request_iterator: AsyncIterator[pb.UploadDeltaRequest], context: Any
+    ) -> pb.UploadDeltaResponse:
+        caller, requests = identity.site_of(context), aiter(request_iterator)
+        start = await wire.upload_start(requests)
+        receipt = await self._uploads.receive(
+            caller, start.federation, start.agent_id, start.round, start.digest, wire.upload_chunks(requests)
+        )
+        return pb.UploadDeltaResponse(receipt=wire.receipt(receipt))
+
+    async def ReportEvaluation(self, request: pb.ReportEvaluationRequest, context: Any) -> pb.ReportEvaluationResponse:
+        caller = identity.site_of(context)
+        await self._federation.report_evaluation(caller, request.federation, wire.evaluation(request))
+        return pb.ReportEvaluationResponse()
+
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
+        identity.site_of(context)
+        if len(request.payload) > MAX_PROBE_BYTES:
+            raise UpdateTooLarge(f"a probe of {len(request.payload)} bytes, allowed are {MAX_PROBE_BYTES}")
+        return pb.ProbeResponse(payload=request.payload if request.echo else b"", server_time=time.time())
+
+
+class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
+    """What coordinators call."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    async def GetStatus(self, request: cpb.GetStatusRequest, context: Any) -> cpb.GetStatusResponse:
+        self._check(request.federation, context)
+        return wire.status(await self._federation.state())
+
+    async def ListRounds(self, request: cpb.ListRoundsRequest, context: Any) -> cpb.ListRoundsResponse:
+        self._check(request.federation, context)
+        records = await self._federation.read(round_rows.records, self._federation.name)
+        return cpb.ListRoundsResponse(rounds=[wire.round_record(record) for record in records])
+
+    async def Pause(self, request: cpb.PauseRequest, context: Any) -> cpb.PauseResponse:
+        await steering.pause(self._federation, self._check(request.federation, context), request.reason[:500])
+        return cpb.PauseResponse()
+
+    async def Resume(self, request: cpb.ResumeRequest, context: Any) -> cpb.ResumeResponse:
+        await steering.resume(self._federation, self._check(request.federation, context))
+        return cpb.ResumeResponse()
+
+    async def Evict(self, request: cpb.EvictRequest, context: Any) -> cpb.EvictResponse:
+        who = self._check(request.federation, context)
+        await steering.evict(self._federation, who, request.site, request.reason[:500])
+        return cpb.EvictResponse()
+
+    async def Rollback(self, request: cpb.RollbackRequest, context: Any) -> cpb.RollbackResponse:
+        who = self._check(request.federation, context)
+        await steering.rollback(self._federation, who, request.version, request.reason[:500])
+        return cpb.RollbackResponse()
+
+    def _check(self, federation: str, context: Any) -> str:
+        who = identity.check_coordinator(context)
+        self._federation.check_name(federation)
+        return who

@@ -1,0 +1,106 @@
+"""Making a federation: what the coordinator gives, checked, and written to a new store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared import recipe as recipes
+from shared.adapter import Adapter
+from shared.contract import Contract, RoundPolicy
+from shared.errors import InputError
+
+from aggregator.certificates import check_name
+from aggregator.federation import MAX_PATIENTS
+from aggregator.store import engine, federations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationPlan:
+    """What a federation is made from. `sites` maps names to training patients, None where the first Join fixes them."""
+
+    name: str
+    adapter: Path
+    recipe: str = "med-duallora"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    sites: Mapping[str, int | None]
+    rounds: int = 8
+    quorum: int | None = None
+    """None means every site."""
+    deadline_s: float = 3600.0
+    grace_s: float = 300.0
+
+
+def parse_sites(texts: Sequence[str]) -> dict[str, int | None]:
+    """Read "siemens" or "siemens=218", each naming a site and perhaps its number of training patients."""
+    sites: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if check_name(name) in sites:
+            raise InputError(f"site '{name}' is named twice")
+        if equals and not (number.isdecimal() and 0 < int(number) <= MAX_PATIENTS):
+            raise InputError(f"site '{name}': training patients must be 1 to {MAX_PATIENTS}, got '{number}'")
+        sites[name] = int(number) if equals else None
+    if not sites:
+        raise InputError("a federation needs sites; name each one: --site siemens --site philips=96")
+    return sites
+
+
+def parse_parameters(texts: Sequence[str]) -> dict[str, str]:
+    """Read "key=value" pairs."""
+    parameters = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set takes key=value, got '{text}'")
+        parameters[key.replace("-", "_")] = value
+    return parameters
+
+
+def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
+    """Return what the sites will agree to, and version 0. Raises InputError naming what is wrong."""
+    adapter = Adapter.read(plan.adapter)
+    if adapter.version != 0 or adapter.parent_digest:
+        raise InputError(
+            f"adapter file {plan.adapter} is version {adapter.version}; a federation starts from version 0: "
+            "make one with site-agent init-adapter"
+        )
+    quorum = len(plan.sites) if plan.quorum is None else plan.quorum
+    if quorum < 3 and plan.quorum is None:
+        raise InputError(
+            f"{len(plan.sites)} sites: {warning(quorum)}. If that is acceptable, say so with --quorum {quorum}"
+        )
+    policy = RoundPolicy(
+        rounds=plan.rounds,
+        invited=len(plan.sites),
+        quorum=quorum,
+        deadline_s=plan.deadline_s,
+        grace_s=plan.grace_s,
+    )
+    contract = Contract(
+        federation=check_name(plan.name),
+        adapter_digest=adapter.digest,
+        manifest=adapter.manifest,
+        recipe=recipes.make(plan.recipe, plan.parameters),
+        policy=policy,
+    )
+    return contract, adapter
+
+
+def warning(quorum: int) -> str:
+    """Return what a quorum below three means for the sites' privacy; empty for three and more."""
+    if quorum == 2:
+        return "with a quorum of 2 each of two sites can subtract its own update from the mean and read the other's"
+    if quorum == 1:
+        return "with a quorum of 1 a round may be one site's update alone, readable by every other site"
+    return ""
+
+
+def create(store: str, plan: FederationPlan, now: float) -> Contract:
+    """Write a new store with this federation, version 0 and round 1 open. Raises InputError."""
+    contract, adapter = make_contract(plan)
+    made = engine.create(store)
+    try:
+        made.write(federations.create, contract, adapter, plan.sites, now)
+    finally:
+        made.close()
+    return contract
