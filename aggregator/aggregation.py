@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from shared.errors import InputError
 from shared.layout import TensorSpec
 
@@ -61,9 +62,7 @@ def aggregate(
     return result, diagnosis.figures()
 
 
-def aggregation_error(
-    a: Sequence[np.ndarray], b: Sequence[np.ndarray], weight: Sequence[float]
-) -> tuple[float, float]:
+def aggregation_error(a: Sequence[np.ndarray], b: Sequence[np.ndarray], weight: Sequence[float]) -> tuple[float, float]:
     """Return (|| sum_k w_k B_k A_k - B A ||^2, || sum_k w_k B_k A_k ||^2) in the Frobenius norm, for one module.
 
     A = sum w_k A_k and B = sum w_k B_k are the plainly averaged factors. A_k: (r, in), B_k: (out, r). With

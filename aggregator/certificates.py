@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from shared.canonical import write_atomically
 from shared.errors import InputError
 from shared.tls import COORDINATOR_PREFIX, SITE_PREFIX
@@ -158,9 +159,7 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
     )
 
 
-def _write_pair(
-    folder: Path, file: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
-) -> list[Path]:
+def _write_pair(folder: Path, file: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> list[Path]:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

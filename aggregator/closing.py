@@ -8,8 +8,6 @@ import asyncio
 import numpy as np
 import sqlalchemy as sa
 import structlog
-from shared.adapter import Adapter
-from shared.contract import Contract
 
 from aggregator import aggregation, manifest, payload, rounds
 from aggregator.federation import Federation
@@ -18,6 +16,8 @@ from aggregator.store import federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
+from shared.adapter import Adapter
+from shared.contract import Contract
 
 log = structlog.get_logger()
 

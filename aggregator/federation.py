@@ -12,15 +12,15 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from shared import protocol
-from shared.adapter import Adapter
-from shared.contract import Contract, check_metrics
-from shared.errors import ContractMismatch, IdentityInUse, InputError, NotEnrolled, NotFound
 
 from aggregator import rounds
 from aggregator.identity import Caller
 from aggregator.store import federations
 from aggregator.store.engine import Store
+from shared import protocol
+from shared.adapter import Adapter
+from shared.contract import Contract, check_metrics
+from shared.errors import ContractMismatch, IdentityInUse, InputError, NotEnrolled, NotFound
 
 log = structlog.get_logger()
 P = ParamSpec("P")
@@ -94,7 +94,7 @@ class Federation:
 
     async def read(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a reading transaction off the event loop."""
-        return await asyncio.to_thread(self.store.read, work, *args, **kwargs)
+        return await asyncio.to_thread(lambda: self.store.read(work, *args, **kwargs))
 
     async def commit(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a writing transaction off the event loop and wake the waiters. Once begun, no cancellation stops it."""
@@ -168,9 +168,7 @@ class Federation:
         now = self.clock()
         deadline = now + self.contract.policy.deadline_s
         first = site.phase == "enrolled"
-        await self.commit(
-            _join, self.name, caller, claim, claim.training_patients, deadline, now
-        )
+        await self.commit(_join, self.name, caller, claim, claim.training_patients, deadline, now)
         log.info(
             "site_joined",
             site=caller.site,
@@ -255,7 +253,9 @@ class Federation:
     async def _member(self, caller: Caller) -> rounds.SiteState:
         site = await self._check_known(caller)
         if site.phase == "evicted":
-            raise NotEnrolled(f"site '{caller.site}' was evicted from '{self.name}': {site.reason or 'no reason given'}")
+            raise NotEnrolled(
+                f"site '{caller.site}' was evicted from '{self.name}': {site.reason or 'no reason given'}"
+            )
         return site
 
     async def _check_identity(self, site: str, agent_id: str) -> None:
@@ -280,15 +280,16 @@ class Federation:
             return
         await self._check_identity(caller.site, agent_id)
         await asyncio.to_thread(
-            self.store.write,
-            federations.touch,
-            self.name,
-            caller.site,
-            agent_id,
-            now,
-            progress=report.progress,
-            version=report.version,
-            authenticated=caller.authenticated,
+            lambda: self.store.write(
+                federations.touch,
+                self.name,
+                caller.site,
+                agent_id,
+                now,
+                progress=report.progress,
+                version=report.version,
+                authenticated=caller.authenticated,
+            )
         )
         self._written = {k: v for k, v in self._written.items() if k[0] != caller.site}
         self._written[key] = (now, report.progress, report.version)
@@ -341,11 +342,11 @@ def check_claim(contract: Contract, site: rounds.SiteState, claim: JoinClaim) ->
 def check_patients(site: rounds.SiteState, claimed: int) -> None:
     """Raise ContractMismatch unless the number of training patients is the one fixed for the site."""
     if not 1 <= claimed <= MAX_PATIENTS:
-        raise ContractMismatch(f"site '{site.name}' claims {claimed} training patients, allowed are 1 to {MAX_PATIENTS}")
+        raise ContractMismatch(
+            f"site '{site.name}' claims {claimed} training patients, allowed are 1 to {MAX_PATIENTS}"
+        )
     if site.training_patients not in (None, claimed):
         raise ContractMismatch(
             f"site '{site.name}' claims {claimed} training patients, {site.training_patients} were fixed for it; "
             "prepare the cohort the federation was told of, or ask the coordinator"
         )
-
-

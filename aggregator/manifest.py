@@ -4,10 +4,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from aggregator import aggregation, rounds
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
-
-from aggregator import aggregation, rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

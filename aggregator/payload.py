@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+
 from shared.errors import InvalidUpdate
 from shared.layout import DTYPES, Layout, TensorSpec
 
@@ -38,4 +39,6 @@ def check_delta(layout: Layout, pieces: Iterable[bytes]) -> None:
             raise InvalidUpdate(f"tensor '{spec.name}' has {int((~finite).sum())} non-finite values")
         largest = float(np.abs(array).max())
         if largest > MAX_ABSOLUTE:
-            raise InvalidUpdate(f"tensor '{spec.name}' has a value of size {largest:.3g}, allowed is {MAX_ABSOLUTE:.0e}")
+            raise InvalidUpdate(
+                f"tensor '{spec.name}' has a value of size {largest:.3g}, allowed is {MAX_ABSOLUTE:.0e}"
+            )

@@ -244,7 +244,9 @@ def instruct(federation: FederationState, name: str, report: SiteReport, now: fl
         return answer
     if state.phase == "closing":
         abandoned = report.following == "TRAIN"
-        return replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
+        return (
+            replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
+        )
     return replace(answer, instruction="TRAIN", reason="")
 
 

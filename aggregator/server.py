@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import grpc
 import structlog
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
-from shared import rpc
-from shared.errors import InputError, MedDualLoRAError
-from shared.tls import TlsFiles, check_plain
 
 from aggregator import closing, identity, rounds
 from aggregator.federation import Federation, ServiceLimits
 from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
 from aggregator.store.engine import Store
+from shared import rpc
+from shared.errors import InputError, MedDualLoRAError
+from shared.tls import TlsFiles, check_plain
 
 log = structlog.get_logger()
 

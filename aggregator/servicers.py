@@ -7,13 +7,13 @@ from typing import Any
 from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 from med_duallora.v1 import federation_pb2 as pb
-from shared.errors import UpdateTooLarge
-from shared.protocol import MAX_PROBE_BYTES
 
 from aggregator import identity, steering, wire
 from aggregator.federation import Federation
 from aggregator.store import rounds as round_rows
 from aggregator.uploads import Uploads
+from shared.errors import UpdateTooLarge
+from shared.protocol import MAX_PROBE_BYTES
 
 # The second argument of every method is grpc.aio.ServicerContext, whose type parameters say nothing here.
 

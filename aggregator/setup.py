@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aggregator.certificates import check_name
+from aggregator.federation import MAX_PATIENTS
+from aggregator.store import engine, federations
 from shared import recipe as recipes
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
-
-from aggregator.certificates import check_name
-from aggregator.federation import MAX_PATIENTS
-from aggregator.store import engine, federations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

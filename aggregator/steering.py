@@ -2,12 +2,12 @@
 
 import sqlalchemy as sa
 import structlog
-from shared.errors import InputError
 
 from aggregator import rounds
 from aggregator.federation import Federation
 from aggregator.store import federations
 from aggregator.store import rounds as round_rows
+from shared.errors import InputError
 
 log = structlog.get_logger()
 

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 import structlog
 from med_duallora.v1 import federation_pb2 as pb
+
+from aggregator import payload, rounds
+from aggregator.federation import Federation, check_patients
+from aggregator.identity import Caller
+from aggregator.store import updates
+from aggregator.store.updates import UpdateKey
 from shared import chunks
 from shared.contract import check_metrics
 from shared.errors import (
@@ -19,12 +25,6 @@ from shared.errors import (
 )
 from shared.layout import Layout
 from shared.protocol import CHUNK_BYTES
-
-from aggregator import payload, rounds
-from aggregator.federation import Federation, check_patients
-from aggregator.identity import Caller
-from aggregator.store import updates
-from aggregator.store.updates import UpdateKey
 
 log = structlog.get_logger()
 
@@ -103,12 +103,22 @@ class Uploads:
                 "spell it out in layout_json to learn which tensor differs"
             )
         if header.size > expected.size:
-            raise UpdateTooLarge(f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}")
+            raise UpdateTooLarge(
+                f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}"
+            )
         if header.size != expected.size:
-            raise InvalidUpdate(f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}")
+            raise InvalidUpdate(
+                f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}"
+            )
 
     async def receive(
-        self, caller: Caller, federation_name: str, agent_id: str, key_round: int, digest: str, stream: AsyncIterator[pb.Chunk]
+        self,
+        caller: Caller,
+        federation_name: str,
+        agent_id: str,
+        key_round: int,
+        digest: str,
+        stream: AsyncIterator[pb.Chunk],
     ) -> Receipt:
         """Take an announced update's bytes and return the receipt.
 

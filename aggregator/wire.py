@@ -5,21 +5,21 @@ from collections.abc import AsyncIterator, Iterator
 
 from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import federation_pb2 as pb
+
+from aggregator import rounds
+from aggregator.federation import Evaluation, JoinClaim
+from aggregator.store.rounds import RoundRecord
+from aggregator.uploads import Announcement, Progress, Receipt
 from shared import chunks, protocol
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import BadOffset, InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
 
-from aggregator import rounds
-from aggregator.federation import Evaluation, JoinClaim
-from aggregator.store.rounds import RoundRecord
-from aggregator.uploads import Announcement, Progress, Receipt
-
 MAX_LAYOUT_JSON = 1 << 20
 HEX = frozenset("0123456789abcdef")
 
-_INSTRUCTIONS: dict[rounds.Instruction, pb.Instruction] = {
+_INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
     "NONE": pb.INSTRUCTION_UNSPECIFIED,
     "TRAIN": pb.INSTRUCTION_TRAIN,
     "WAIT": pb.INSTRUCTION_WAIT,

@@ -118,6 +118,9 @@ def make(name: str, parameters: Mapping[str, Any]) -> Recipe:
     return Recipe(name=name, **values)
 
 
+_KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def _coerce(key: str, value: Any, kind: type) -> Any:
     """Accept numbers as text (from a command line), integers where a float is meant, and nothing else."""
     try:
@@ -127,4 +130,4 @@ def _coerce(key: str, value: Any, kind: type) -> Any:
             raise ValueError
         return kind(value)
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"recipe parameter {key} must be a {kind.__name__}, got {str(value)[:80]!r}") from None
+        raise InputError(f"recipe parameter {key} must be {_KIND[kind]}, got {str(value)[:80]!r}") from None

@@ -116,6 +116,7 @@ class Agent:
                     reported = task.digest
                 if once:
                     return
+                await asyncio.sleep(MAX_WAIT_S)  # FINISHED is answered at once; the coordinator may still roll back
             elif task.instruction == "EVICTED":
                 raise Evicted(f"the coordinator evicted this site: {task.reason or 'no reason given'}")
 
@@ -282,7 +283,6 @@ class _FirstLook:
 
 def _first_look(config: SiteConfig) -> _FirstLook:
     """Read what Join must say: which base model lies here and how many patients there are to train on."""
-    import torch
 
     from site_agent.data.cohort import Cohort
 

@@ -29,6 +29,8 @@ from site_agent.egress import Update
 log = structlog.get_logger()
 
 T = TypeVar("T")
+Stub = Any
+"""FederationServiceStub on an asyncio channel; the generated types describe the blocking one."""
 CALL_TIMEOUT_S = 30.0
 MIN_RATE_BYTES_PER_S = 16_000
 """Slowest uplink a transfer's deadline allows for."""
@@ -138,7 +140,7 @@ class FederationClient:
         received = bytearray()
         info: list[pb.AdapterInfo] = []
 
-        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> bool:
+        async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> bool:
             request = pb.FetchAdapterRequest(
                 federation=self.federation,
                 version=task.version,
@@ -175,7 +177,7 @@ class FederationClient:
     async def upload(self, update: Update) -> None:
         """Send an update; returns once the aggregator's receipt says that it counts."""
 
-        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> None:
+        async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
             begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
             if begun.HasField("receipt"):
                 record.call_id = ""  # nothing was sent: no event for a stream that never was
@@ -227,7 +229,7 @@ class FederationClient:
             yield request
 
     async def _unary(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        async def once(stub: rpc.FederationServiceAsyncStub, options: dict[str, Any], record: CallRecord) -> Any:
+        async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
             record.count_up(request)
             reply = await getattr(stub, method)(request, **options)
             record.count_down(reply)
@@ -238,7 +240,7 @@ class FederationClient:
     async def _retrying(
         self,
         method: str,
-        once: Callable[[rpc.FederationServiceAsyncStub, dict[str, Any], CallRecord], Awaitable[T]],
+        once: Callable[[Stub, dict[str, Any], CallRecord], Awaitable[T]],
         timeout_s: float,
     ) -> T:
         """Try until it succeeds, an error says that trying again is useless, or the outage lasts too long."""
@@ -286,7 +288,7 @@ class FederationClient:
             await self.close()
         await asyncio.sleep(delay)
 
-    def _stub(self) -> rpc.FederationServiceAsyncStub:
+    def _stub(self) -> Stub:
         if self._channel is None:
             if self._tls is None:
                 self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)

@@ -99,7 +99,8 @@ class Terminal:
 
     def finished(self, report: dict[str, Any]) -> None:
         self._bar.stop()
-        for arm, figures in report["arms"].items():
+        for arm in ("probe", "alone", "global", "dual"):
+            figures = report["arms"][arm]
             test = figures.get("test") or figures.get("validation")
             if test and test["auc"] is not None:
                 self._console.print(

@@ -43,6 +43,7 @@ def call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable
 async def _call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable[T]]) -> T:
     import grpc
     from med_duallora.v1.coordinator_pb2_grpc import CoordinatorServiceStub
+
     from shared import status
     from shared.errors import AggregatorUnreachable, MedDualLoRAError
     from shared.tls import check_plain

@@ -17,7 +17,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print aligned columns; numbers to the right."""
     texts = [[_text(value) for value in row] for row in rows]
     widths = [max(len(c), *(len(row[i]) for row in texts), 0) for i, c in enumerate(columns)]
-    numeric = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows) for i in range(len(columns))]
+    numeric = [
+        all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows) for i in range(len(columns))
+    ]
     for line in [list(columns), *texts]:
         cells = (v.rjust(w) if n else v.ljust(w) for v, w, n in zip(line, widths, numeric, strict=True))
         typer.echo("  ".join(cells).rstrip())

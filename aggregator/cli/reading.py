@@ -1,3 +1,239 @@
-"""Commands that read a store."""
+"""Commands that read a store: status, rounds, sites, export, verify. They work while it is being served."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
-def register(app: typer.Typer) -> None: ...
+
+from aggregator.cli.output import moment, print_json, print_table
+
+if TYPE_CHECKING:
+    from aggregator.rounds import FederationState, SiteState
+    from aggregator.store.engine import Store
+    from aggregator.store.rounds import RoundRecord
+
+StorePath = Annotated[str, typer.Option("--store", help="The store: a path, or sqlite:///path.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (status, rounds, sites, export, verify):
+        app.command()(command)
+
+
+@contextmanager
+def _opened(store: str) -> "Iterator[tuple[Store, str]]":
+    """Yield the store and the name of its federation."""
+    from aggregator.store import engine, federations
+
+    opened = engine.open_store(store)
+    try:
+        yield opened, opened.read(federations.only_name)
+    finally:
+        opened.close()
+
+
+def status(store: StorePath, json_: Json = False) -> None:
+    """The federation at a glance: round, version, and where every site stands.
+
+    Example: aggregator status --store fed.db
+    """
+    import time
+
+    from aggregator import rounds as core
+    from aggregator.store import federations
+
+    with _opened(store) as (opened, name):
+        state = opened.read(federations.state, name)
+        contract = opened.read(federations.contract, name)
+    now = time.time()
+    facts = {
+        "federation": state.name,
+        "phase": state.phase,
+        "reason": state.reason,
+        "round": state.round.number,
+        "rounds": state.policy.rounds,
+        "round_phase": state.round.phase,
+        "accepted": len(core.counted(state)),
+        "quorum": core.quorum(state),
+        "invited": len(state.round.invited),
+        "missing": list(core.missing(state)) if state.round.phase == "open" else [],
+        "deadline_at": state.round.deadline_at,
+        "version": state.version,
+        "digest": state.digest,
+        "recipe": contract.recipe.name,
+        "contract_sha256": contract.sha256,
+        "sites": [_site_facts(state, site) for site in state.sites.values()],
+    }
+    if json_:
+        print_json(facts)
+        return
+    typer.echo(
+        f"federation {state.name}: {state.phase}{f' ({state.reason})' if state.reason else ''}, round {state.round.number} "
+        f"of {state.policy.rounds} {state.round.phase}, {facts['accepted']} of {facts['invited']} in (quorum "
+        f"{facts['quorum']}), version {state.version} {state.digest[:12]}"
+    )
+    if waiting := core.waiting_for(state, now):
+        typer.echo(waiting)
+    _print_sites(state)
+
+
+def sites(store: StorePath, json_: Json = False) -> None:
+    """Every site: what it is, when it was heard from, and its reported metrics.
+
+    Example: aggregator sites --store fed.db --json
+    """
+    from aggregator.store import federations
+
+    with _opened(store) as (opened, name):
+        state = opened.read(federations.state, name)
+        evaluations = opened.read(federations.evaluations, name)
+    if not json_:
+        _print_sites(state)
+        return
+    kept = ("round", "version", "cases", "metrics", "reported_at")
+    print_json(
+        [
+            _site_facts(state, site)
+            | {"evaluations": [{k: e[k] for k in kept} for e in evaluations if e["site"] == site.name]}
+            for site in state.sites.values()
+        ]
+    )
+
+
+def _site_facts(state: "FederationState", site: "SiteState") -> dict[str, Any]:
+    return {
+        "site": site.name,
+        "phase": site.phase,
+        "reason": site.reason,
+        "training_patients": site.training_patients,
+        "last_seen": site.last_seen or None,
+        "authenticated": site.authenticated if site.last_seen else None,
+        "last_round": site.last_round,
+        "progress": round(site.progress, 3),
+        "accepted": site.name in state.round.accepted,
+    }
+
+
+def _print_sites(state: "FederationState") -> None:
+    print_table(
+        ["site", "phase", "patients", "last seen", "last round", "update"],
+        [
+            [
+                site.name + ("" if site.authenticated else " (unauthenticated)"),
+                site.phase,
+                site.training_patients,
+                moment(site.last_seen),
+                site.last_round or None,
+                "in" if site.name in state.round.accepted else f"{site.progress:.0%} trained" if site.progress else "",
+            ]
+            for site in state.sites.values()
+        ],
+    )
+
+
+def rounds(store: StorePath, json_: Json = False) -> None:
+    """Every round with its manifest: who is in with which weight, who was left out and why, and the diagnostics.
+
+    Example: aggregator rounds --store fed.db
+    """
+    from aggregator.store import rounds as round_rows
+
+    with _opened(store) as (opened, name):
+        records = opened.read(round_rows.records, name)
+    if json_:
+        print_json([_round_facts(record) for record in records])
+        return
+    rows = []
+    for record in records:
+        facts = _round_facts(record)
+        manifest = facts["manifest"] or {"entries": [], "left_out": {}, "result_digest": ""}
+        rows.append(
+            [
+                record.state.number,
+                record.state.phase,
+                f"{record.state.base_version} -> {record.version}"
+                if record.version
+                else str(record.state.base_version),
+                len(record.state.accepted),
+                "; ".join(f"{site}: {why}" for site, why in manifest["left_out"].items()),
+                record.diagnostics.get("aggregation_error"),
+                manifest["result_digest"][:12],
+                moment(record.state.closed_at),
+            ]
+        )
+    print_table(["round", "phase", "version", "updates", "left out", "aggregation error", "digest", "closed"], rows)
+
+
+def _round_facts(record: "RoundRecord") -> dict[str, Any]:
+    import json
+
+    state = record.state
+    return {
+        "round": state.number,
+        "phase": state.phase,
+        "base_version": state.base_version,
+        "version": record.version,
+        "invited": list(state.invited),
+        "accepted": {site: update.digest for site, update in state.accepted.items()},
+        "opened_at": state.opened_at,
+        "deadline_at": state.deadline_at,
+        "closed_at": state.closed_at,
+        "input_digest": record.input_digest or None,
+        "manifest": json.loads(record.manifest) if record.manifest else None,
+        "diagnostics": record.diagnostics,
+    }
+
+
+def export(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    version: Annotated[int | None, typer.Option(min=0, help="Version. Default: the current one.")] = None,
+) -> None:
+    """Write a version of the global adapter as a Hugging Face PEFT folder.
+
+    Example: aggregator export --store fed.db --version 8 --out heart-v8
+    """
+    from aggregator import export as folders
+    from aggregator.store import federations
+
+    with _opened(store) as (opened, name):
+        wanted = opened.read(federations.state, name).version if version is None else version
+        adapter = opened.read(federations.adapter, name, wanted)
+    folders.write(adapter, out)
+    typer.echo(f"wrote version {wanted} ({adapter.digest[:12]}) to {out}; load it with peft.PeftModel.from_pretrained")
+
+
+def verify(
+    store: StorePath,
+    round_: Annotated[int | None, typer.Option("--round", min=1, help="One round.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every closed round (the default).")] = False,
+    json_: Json = False,
+) -> None:
+    """Recompute closed rounds from the stored updates; exit code 1 and the first difference if something does not agree.
+
+    Example: aggregator verify --store fed.db --all
+    """
+    from dataclasses import asdict
+
+    from aggregator import verify as verification
+    from shared.errors import InputError
+
+    if round_ is not None and all_:
+        raise InputError("--round and --all exclude each other; give one of them")
+    with _opened(store) as (opened, name):
+        checks = verification.verify(opened, name, None if round_ is None else [round_])
+    closed = [check for check in checks if check.phase == "closed"]
+    bad = [check for check in closed if check.difference]
+    if json_:
+        print_json({"federation": name, "ok": not bad, "rounds": [asdict(check) for check in closed]})
+    else:
+        for check in closed:
+            found = f"DIFFERS: {check.difference}" if check.difference else f"ok, {check.digest[:16]}"
+            typer.echo(f"round {check.round}: {check.updates} updates, {found}")
+        typer.echo(f"{len(closed) - len(bad)} of {len(closed)} closed rounds recompute to the same bytes")
+    if bad:
+        raise typer.Exit(1)

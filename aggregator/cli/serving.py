@@ -35,12 +35,11 @@ def serve(
     import asyncio
     import sys
 
-    from shared import logs
-
     from aggregator import server
     from aggregator.cli.endpoint import tls_files
     from aggregator.federation import ServiceLimits
     from aggregator.store import engine
+    from shared import logs
 
     config = server.ServerConfig(
         listen=listen,
@@ -67,4 +66,3 @@ def _announce(address: str, state: "rounds.FederationState", screen: bool) -> No
         )
     where = f"round {state.round.number} of {state.policy.rounds}" if state.phase != "finished" else "finished"
     typer.echo(f"aggregator listening on {address} (federation {state.name}, {where})")
-

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from shared.errors import InputError, NewerStore
 from sqlalchemy.pool import StaticPool
 
 from aggregator.store import schema
+from shared.errors import InputError, NewerStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,7 +58,9 @@ def create(url: str) -> Store:
     """Make a new, empty store. Raises InputError if there is one already."""
     path = _path_of(url)
     if path.exists():
-        raise InputError(f"store {path} exists already; choose another path, or serve it: aggregator serve --store {path}")
+        raise InputError(
+            f"store {path} exists already; choose another path, or serve it: aggregator serve --store {path}"
+        )
     if not path.parent.is_dir():
         raise InputError(f"cannot make store {path}: there is no folder {path.parent}")
     store = Store(_engine(path), str(path))
@@ -94,7 +96,9 @@ def _path_of(url: str) -> Path:
         return Path(url)
     scheme, _, rest = url.partition("://")
     if scheme != "sqlite" or not rest.startswith("/"):
-        raise InputError(f"store '{url}' is not supported here; give a path, or sqlite:///path (sqlite:////absolute/path)")
+        raise InputError(
+            f"store '{url}' is not supported here; give a path, or sqlite:///path (sqlite:////absolute/path)"
+        )
     return Path(rest[1:])
 
 

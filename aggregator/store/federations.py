@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
+
+from aggregator.rounds import FederationState, SiteState
+from aggregator.store import rounds as round_rows
+from aggregator.store import schema
 from shared import recipe as recipes
 from shared.adapter import Adapter, AdapterManifest
 from shared.canonical import canonical_json
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError, NotFound
-
-from aggregator.rounds import FederationState, SiteState
-from aggregator.store import rounds as round_rows
-from aggregator.store import schema
 
 
 def create(
@@ -154,9 +154,7 @@ def evict(connection: sa.Connection, federation: str, site: str, reason: str) ->
 
 def _set_site(connection: sa.Connection, federation: str, site: str, **values: str) -> None:
     table = schema.sites
-    connection.execute(
-        table.update().where(table.c.federation == federation, table.c.name == site).values(**values)
-    )
+    connection.execute(table.update().where(table.c.federation == federation, table.c.name == site).values(**values))
 
 
 def last_agent(connection: sa.Connection, federation: str, site: str) -> tuple[str, float] | None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from shared.canonical import canonical_json
-from shared.errors import NotFound
 
 from aggregator.rounds import AcceptedUpdate, RoundState
 from aggregator.store import schema
+from shared.canonical import canonical_json
+from shared.errors import NotFound
 
 TABLE = schema.rounds
 
@@ -193,9 +193,7 @@ def close(
     return bool(changed.rowcount)
 
 
-def go_on(
-    connection: sa.Connection, federation: str, version: int, rounds: int, deadline_s: float, now: float
-) -> None:
+def go_on(connection: sa.Connection, federation: str, version: int, rounds: int, deadline_s: float, now: float) -> None:
     """Make `version` the current one and open the next round for every active site, or finish after the last."""
     federations = schema.federations
     values: dict[str, Any] = {"version": version}

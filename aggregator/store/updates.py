@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from shared.canonical import canonical_json
-from shared.errors import BadOffset
 
 from aggregator import rounds
 from aggregator.store import rounds as round_rows
 from aggregator.store import schema
 from aggregator.store.engine import Store
+from shared.canonical import canonical_json
+from shared.errors import BadOffset
 
 TABLE = schema.updates
 CHUNKS = schema.chunks
@@ -91,7 +91,9 @@ def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -
     """
     found = find(connection, key)
     if found is None or found[1] is not None:
-        raise BadOffset(f"no unfinished upload {key.digest[:12]} of site '{key.site}' in round {key.round}; begin again")
+        raise BadOffset(
+            f"no unfinished upload {key.digest[:12]} of site '{key.site}' in round {key.round}; begin again"
+        )
     rounds.check_open(round_rows.state(connection, key.federation, key.round), found[0])
     end = committed(connection, key)
     if offset != end:

@@ -1,6 +1,7 @@
 """`site-agent phantom`: write a synthetic cohort in the real data sets' raw layouts, or a figure of it."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,8 @@ Examples:
   site-agent phantom --out tiny --scale 0.02 --test-cases 4 --vendors siemens,canon
 
   site-agent phantom --figure phantom.png
+
+Exit codes: 0 done, 3 an option is wrong or the folder is not empty.
 """
 
 
@@ -37,7 +40,7 @@ def phantom(
         Path | None, typer.Option(help="Also (or only) save a picture of one case per vendor and class.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed and options, same bytes.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes; the bytes do not depend on it.")] = 1,
+    jobs: Annotated[int | None, typer.Option(help="Processes; default one per core. Does not change a byte.")] = None,
     scale: Annotated[
         float, typer.Option(help="Factor on the 273/125/77/50 training cases (at least 4 per vendor).")
     ] = 1.0,
@@ -91,7 +94,7 @@ def phantom(
     if figure is not None:
         _save_figure(config, figure)
     if out is not None:
-        summary = write_cohort(config, out, jobs=jobs)
+        summary = write_cohort(config, out, jobs=(os.cpu_count() or 1) if jobs is None else jobs)
         _print(summary, out, seed, as_json)
 
 
@@ -102,7 +105,10 @@ def _save_figure(config: "PhantomConfig", path: Path) -> None:
         raise InputError(f"the figure needs {error.name}: pip install 'med-duallora[report]'") from error
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent} for the figure; make it first")
-    write_figure(config, path)
+    try:
+        write_figure(config, path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot save the figure as {path}: {error}") from error
 
 
 def _print(summary: "list[VendorSummary]", out: Path, seed: int, as_json: bool) -> None:

@@ -114,7 +114,8 @@ def report(state: Folder, as_json: AsJson = False) -> None:
         f"{facts['validation_patients']} for validation, {facts['test_patients']} held out"
     )
     print(f"{'arm':<8}{'cases':>6}{'AUC':>8}{'bal.acc 0.5':>13}{'own threshold':>15}{'sens.':>8}{'spec.':>8}")
-    for arm, figures in facts["arms"].items():
+    for arm in ("probe", "alone", "global", "dual"):
+        figures = facts["arms"][arm]
         of = figures.get("test") or figures["validation"]
         own = of["at_validation"]
         values = (of["auc"], of["at_half"]["balanced_accuracy"], own["balanced_accuracy"])

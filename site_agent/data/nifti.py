@@ -7,6 +7,7 @@ shifts the origin along *world* axes when it resamples (see `preprocess`), so ev
 
 import gzip
 import io
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,15 @@ def _parse(content: bytes) -> Any:
     if content.startswith(GZIP_MAGIC):
         content = gzip.decompress(content)
     sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
-    if NIFTI1_HEADER_BYTES in sizes:
-        return nib.Nifti1Image.from_bytes(content)
-    if NIFTI2_HEADER_BYTES in sizes:
-        return nib.Nifti2Image.from_bytes(content)
-    raise ValueError(f"it starts with {content[:4]!r}, not with a NIfTI header")
+    if not sizes & {NIFTI1_HEADER_BYTES, NIFTI2_HEADER_BYTES}:
+        raise ValueError(f"it starts with {content[:4]!r}, not with a NIfTI header")
+    image: Any = (nib.Nifti1Image if NIFTI1_HEADER_BYTES in sizes else nib.Nifti2Image).from_bytes(content)
+    announced = math.prod(image.shape) * image.header.get_data_dtype().itemsize
+    if announced > len(content):  # before memory is taken for it
+        raise ValueError(
+            f"the header announces {announced} bytes of voxels {image.shape}, the file holds {len(content)}"
+        )
+    return image
 
 
 def _orientation(

@@ -21,6 +21,8 @@ ACDC_SHARE: dict[Split, float] = {"train": 100 / 273, "test": 0.5}
 """Part of the Siemens cases laid out as ACDC: the real sets hold 100 ACDC cases among 273 for training."""
 
 CARD = "SYNTHETIC.txt"
+FEW_CASES = 24
+"""Below this, starting processes costs more than it saves."""
 TRUTH = "phantom_truth.csv"
 TRUTH_COLUMNS = (
     "case", "dataset", "split", "vendor", "diagnosis", "condition", "severity", "lv_edv", "lv_esv", "lv_ef", "rv_edv", "rv_esv",
@@ -84,11 +86,14 @@ def write_cohort(config: PhantomConfig, out_dir: Path, *, jobs: int = 1) -> list
         raise InputError(f"jobs must be at least 1, got {jobs}")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"{out_dir} is not an empty folder; choose another one or remove it first")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out_dir}: {error.strerror}; choose another one") from error
     (out_dir / CARD).write_text(card(config), encoding="utf-8")
     cases = assignments(config)
     write = partial(_write_case, config, out_dir)
-    if jobs == 1:
+    if jobs == 1 or len(cases) < FEW_CASES:
         written = [write(case) for case in cases]
     else:
         # fork would copy whatever threads the caller runs

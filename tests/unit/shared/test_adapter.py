@@ -58,7 +58,7 @@ def test_canonical_bytes_are_those_written_by_hand() -> None:
     by_hand = struct.pack("<Q", len(padded)) + padded + DATA_BY_HAND
     assert tiny().to_bytes() == by_hand
     assert tiny().digest == hashlib.sha256(by_hand).hexdigest()
-    assert tiny().digest == "DIGEST"
+    assert tiny().digest == "599bff2e641ee0bdd451d4e47ad2e0f1a607487c6af132d8160887c686ab4a8a"
     assert len(padded) % 8 == 0
 
 
@@ -174,7 +174,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "not JSON": (lambda: file_of(b"{'a': 1}"), r"header is not JSON"),
     "not UTF-8": (lambda: file_of(b'{"\xff\xfe": 1}'), r"header is not JSON"),
     "not an object": (lambda: file_of(b"[1]"), r"header is a list, expected an object"),
-    "deep JSON": (lambda: file_of(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), r"header is not JSON: maximum recursion"),
+    "deep JSON": (lambda: file_of(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), r"header is not JSON"),
     "duplicate tensor": (
         lambda: file_of(HEADER_BY_HAND.replace(b"lora_B", b"lora_A")),
         rf"header names '{A}' twice",

@@ -201,7 +201,7 @@ def test_uint8_uses_the_whole_range_between_the_percentiles():
 
 
 def test_a_constant_volume_is_refused_with_its_value():
-    with pytest.raises(InputError, match="no contrast: every voxel between the percentiles .* is 7"):
+    with pytest.raises(InputError, match=r"no contrast: every voxel between the percentiles .* is 7"):
         preprocess.to_uint8(np.full((4, 4, 4), 7, dtype=np.uint8))
 
 

@@ -51,7 +51,7 @@ def test_one_windows_logits_pass_through_unchanged():
 
 
 def test_probabilities_are_averaged_not_logits():
-    logits = np.log([[0.9, 0.1], [0.5, 0.5]]) + [[3.0], [-2.0]]  # an offset per window does not matter
+    logits = np.log([[0.9, 0.1], [0.5, 0.5]]) + np.array([[3.0], [-2.0]])  # an offset per window does not matter
     np.testing.assert_allclose(np.exp(windows.combine_logits(logits)), [0.7, 0.3])
 
 
