@@ -10,7 +10,7 @@ import sqlalchemy as sa
 import structlog
 
 from aggregator import aggregation, manifest, payload, rounds
-from aggregator.federation import Federation
+from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.store import federations, updates
 from aggregator.store import rounds as round_rows
@@ -24,16 +24,20 @@ log = structlog.get_logger()
 
 async def keep_closing(federation: Federation) -> None:
     """Close every round when it is due, until the server drains. One task of the serving process."""
+    warned = 0
     while not federation.draining:
         change = federation.next_change
-        state = await federation.state()
-        if state.phase != "finished" and state.round.phase == "closing" and state.phase == "running":
+        state, now = await federation.state(), federation.clock()
+        if state.phase == "running" and state.round.phase == "closing":
             await _finish(federation, state.round.number)
-        elif rounds.is_due(state, now := federation.clock()):
+        elif rounds.is_due(state, now):
             await _begin(federation, state)
         else:
-            due = rounds.due_at(state)
-            await federation.changed(change, None if due is None else max(0.0, due - now))
+            if rounds.is_overdue(state, now) and warned != state.round.number:
+                warned = state.round.number
+                log.warning("round_overdue", round=warned, reason=rounds.waiting_for(state, now))
+            moment = rounds.next_moment(state, now)
+            await passed(change, None if moment is None else moment - now)
 
 
 async def _begin(federation: Federation, state: rounds.FederationState) -> None:
@@ -41,7 +45,7 @@ async def _begin(federation: Federation, state: rounds.FederationState) -> None:
     parent = await federation.adapter(state.round.base_version)
     version = await federation.read(federations.last_version, federation.name) + 1
     decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
-    swapped = await federation.commit(
+    swapped = await federation.decide(
         round_rows.begin_closing,
         federation.name,
         decided.round,
@@ -64,7 +68,7 @@ async def _finish(federation: Federation, number: int) -> None:
     decided = RoundManifest.from_bytes(record.manifest)
     parent = await federation.adapter(decided.parent_version)
     result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
-    closed = await federation.commit(write_result, federation.contract, decided, result, figures, federation.clock())
+    closed = await federation.decide(write_result, federation.contract, decided, result, figures, federation.clock())
     if not closed:
         _compare(await federation.read(round_rows.record, federation.name, number), result)
         return

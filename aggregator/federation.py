@@ -15,19 +15,18 @@ import structlog
 
 from aggregator import rounds
 from aggregator.identity import Caller
-from aggregator.store import federations
+from aggregator.store import agents, federations
 from aggregator.store.engine import Store
 from shared import protocol
 from shared.adapter import Adapter
 from shared.contract import Contract, check_metrics
-from shared.errors import ContractMismatch, IdentityInUse, InputError, NotEnrolled, NotFound
+from shared.errors import ContractMismatch, NotEnrolled, NotFound
 
 log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_PATIENTS = 1_000_000
-MAX_AGENT_ID = 64
 HEARTBEAT_WRITE_S = 5.0
 """A heartbeat that says nothing new is written down at most this often: every write is a sync of the disk."""
 
@@ -86,6 +85,7 @@ class Federation:
         self._state: rounds.FederationState | None = None
         self._loading = asyncio.Lock()
         self._change = asyncio.Event()
+        self._news = asyncio.Event()
         self._draining = False
         self._adapters: dict[int, Adapter] = {}
         self._written: dict[tuple[str, str], tuple[float, float, int]] = {}
@@ -96,21 +96,28 @@ class Federation:
         """Run a reading transaction off the event loop."""
         return await asyncio.to_thread(lambda: self.store.read(work, *args, **kwargs))
 
-    async def commit(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a writing transaction off the event loop and wake the waiters. Once begun, no cancellation stops it."""
-        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs)))
+    async def record(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write something that only matters to when the round closes. Once begun, no cancellation stops it."""
+        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=False))
 
-    async def _commit(self, write: Callable[[], T]) -> T:
+    async def decide(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write something that every waiting site is to hear of at once. Once begun, no cancellation stops it."""
+        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=True))
+
+    async def _commit(self, write: Callable[[], T], *, news: bool) -> T:
         try:
             return await asyncio.to_thread(write)
         finally:
-            self.wake()
+            self._wake(news=news)
 
-    def wake(self) -> None:
-        """Forget the copy of the state and wake everybody who waits for a change."""
+    def _wake(self, *, news: bool) -> None:
+        """Forget the copy of the state; wake the task that closes rounds and, if it is news, the waiting sites."""
         self._state = None
         self._change.set()
         self._change = asyncio.Event()
+        if news:
+            self._news.set()
+            self._news = asyncio.Event()
 
     async def state(self) -> rounds.FederationState:
         """Return the federation as it stands; loaded at most once per change, whoever asks."""
@@ -122,17 +129,9 @@ class Federation:
                     self._state = loaded
             return found
 
-    async def changed(self, change: asyncio.Event, timeout_s: float | None) -> None:
-        """Return when `change` (taken from `next_change` before the state was read) happens, or after the time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await change.wait()
-        except TimeoutError:
-            return
-
     @property
     def next_change(self) -> asyncio.Event:
-        """The event that the next change sets."""
+        """The event that the next write sets; take it before reading the state."""
         return self._change
 
     @property
@@ -143,7 +142,7 @@ class Federation:
     def drain(self) -> None:
         """Answer every waiting call now, and let none wait from here on."""
         self._draining = True
-        self.wake()
+        self._wake(news=True)
 
     async def adapter(self, version: int) -> Adapter:
         """Return one version of the global adapter; the last two are kept at hand. Raises NotFound."""
@@ -162,13 +161,10 @@ class Federation:
         """
         protocol.check(claim.protocol_version)
         self.check_name(claim.federation)
-        site = await self._member(caller)
+        site = await self.member(caller)
         check_claim(self.contract, site, claim)
-        await self._check_identity(caller.site, claim.agent_id)
-        now = self.clock()
-        deadline = now + self.contract.policy.deadline_s
-        first = site.phase == "enrolled"
-        await self.commit(_join, self.name, caller, claim, claim.training_patients, deadline, now)
+        now, first = self.clock(), site.phase == "enrolled"
+        await self.record(_join, self.name, caller, claim, now, self.limits.identity_s, self.contract.policy.deadline_s)
         log.info(
             "site_joined",
             site=caller.site,
@@ -190,36 +186,26 @@ class Federation:
         loop = asyncio.get_running_loop()
         end = loop.time() + min(max(wait_s, 0.0), protocol.MAX_WAIT_S)
         while True:
-            change = self._change
+            news = self._news
             answer = rounds.instruct(await self.state(), caller.site, report, self.clock())
             left = end - loop.time()
             if left <= 0 or self._draining or rounds.is_news(answer, report):
                 return answer
-            await self.changed(change, left)
+            await passed(news, left)
 
     async def fetch(self, caller: Caller, federation: str, version: int) -> Adapter:
         """Return one version for a member of the federation."""
         self.check_name(federation)
-        await self._member(caller)
+        await self.member(caller)
         return await self.adapter(version)
 
     async def report_evaluation(self, caller: Caller, federation: str, evaluation: Evaluation) -> None:
         """Write a site's metrics down. Raises InputError naming a metric that is not on the allow-list."""
         self.check_name(federation)
-        await self._member(caller)
-        await self._check_identity(caller.site, evaluation.agent_id)
+        await self.member(caller)
         check_metrics(evaluation.metrics)
         await self.adapter(evaluation.version)  # raises NotFound
-        await self.commit(
-            federations.report_evaluation,
-            self.name,
-            caller.site,
-            evaluation.round,
-            evaluation.version,
-            evaluation.cases,
-            evaluation.metrics,
-            self.clock(),
-        )
+        await self.record(_report_evaluation, self.name, caller.site, evaluation, self.clock(), self.limits.identity_s)
         log.info(
             "evaluation_reported",
             site=caller.site,
@@ -236,12 +222,6 @@ class Federation:
         if federation not in ("", self.name):
             raise NotFound(f"federation '{federation[:64]}' is not served here; this aggregator serves '{self.name}'")
 
-    async def admit_agent(self, caller: Caller, agent_id: str) -> rounds.SiteState:
-        """Return the calling site's state; raise NotEnrolled or IdentityInUse."""
-        site = await self._member(caller)
-        await self._check_identity(caller.site, agent_id)
-        return site
-
     async def _check_known(self, caller: Caller) -> rounds.SiteState:
         site = (await self.state()).sites.get(caller.site)
         if site is None:
@@ -250,7 +230,8 @@ class Federation:
             )
         return site
 
-    async def _member(self, caller: Caller) -> rounds.SiteState:
+    async def member(self, caller: Caller) -> rounds.SiteState:
+        """Return the calling site's state. Raises NotEnrolled if it is none of this federation's, or evicted."""
         site = await self._check_known(caller)
         if site.phase == "evicted":
             raise NotEnrolled(
@@ -258,42 +239,32 @@ class Federation:
             )
         return site
 
-    async def _check_identity(self, site: str, agent_id: str) -> None:
-        if not 0 < len(agent_id) <= MAX_AGENT_ID:
-            raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} characters, got {len(agent_id)}")
-        last = await self.read(federations.last_agent, self.name, site)
-        if last is None or last[0] == agent_id:
-            return
-        ago = self.clock() - last[1]
-        if ago < self.limits.identity_s:
-            raise IdentityInUse(
-                f"another agent uses the certificate of site '{site}': agent {last[0][:8]} was heard from {ago:.0f} s ago, "
-                f"this one is {agent_id[:8]}. Stop one of the two; this one may take over "
-                f"{self.limits.identity_s:.0f} s after the other's last call"
-            )
-        log.warning("agent_replaced", site=site, before=last[0][:8], agent_id=agent_id[:8], silent_s=round(ago, 1))
-
     async def _heartbeat(self, caller: Caller, agent_id: str, report: rounds.SiteReport) -> None:
         key, now = (caller.site, agent_id), self.clock()
         at, progress, version = self._written.get(key, (0.0, -1.0, -1))
         if now - at < HEARTBEAT_WRITE_S and (progress, version) == (report.progress, report.version):
             return
-        await self._check_identity(caller.site, agent_id)
+        values = {
+            "progress": report.progress,
+            "version": report.version,
+            "authenticated": caller.authenticated,
+        }
         await asyncio.to_thread(
             lambda: self.store.write(
-                federations.touch,
-                self.name,
-                caller.site,
-                agent_id,
-                now,
-                progress=report.progress,
-                version=report.version,
-                authenticated=caller.authenticated,
+                agents.heard, self.name, caller.site, agent_id, now, self.limits.identity_s, values
             )
         )
         self._written = {k: v for k, v in self._written.items() if k[0] != caller.site}
         self._written[key] = (now, report.progress, report.version)
-        self._state = None  # nobody waits for a heartbeat, but the next reader is to see it
+
+
+async def passed(event: asyncio.Event, timeout_s: float | None) -> None:
+    """Return when the event happens, or after the time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
 
 
 def _join(
@@ -301,20 +272,25 @@ def _join(
     federation: str,
     caller: Caller,
     claim: JoinClaim,
-    patients: int,
-    deadline: float,
     now: float,
+    identity_s: float,
+    deadline_s: float,
 ) -> None:
-    federations.join(connection, federation, caller.site, patients, deadline)
-    federations.touch(
-        connection,
-        federation,
-        caller.site,
-        claim.agent_id,
-        now,
-        authenticated=caller.authenticated,
-        software_version=claim.software_version[:64],
-        protocol_version=claim.protocol_version,
+    values: dict[str, str | float | bool] = {
+        "authenticated": caller.authenticated,
+        "software_version": claim.software_version[:64],
+        "protocol_version": claim.protocol_version,
+    }
+    agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)
+    federations.join(connection, federation, caller.site, claim.training_patients, now + deadline_s)
+
+
+def _report_evaluation(
+    connection: sa.Connection, federation: str, site: str, report: Evaluation, now: float, identity_s: float
+) -> None:
+    agents.heard(connection, federation, site, report.agent_id, now, identity_s)
+    federations.report_evaluation(
+        connection, federation, site, report.round, report.version, report.cases, report.metrics, now
     )
 
 

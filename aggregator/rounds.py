@@ -201,6 +201,21 @@ def due_at(federation: FederationState) -> float | None:
     return state.deadline_at + (federation.policy.grace_s if unfinished else 0.0)
 
 
+def is_overdue(federation: FederationState, now: float) -> bool:
+    """Return whether the open round's deadline has passed and it still waits for its quorum."""
+    deadline = federation.round.deadline_at
+    running = federation.phase == "running" and federation.round.phase == "open"
+    return running and deadline is not None and now >= deadline and due_at(federation) is None
+
+
+def next_moment(federation: FederationState, now: float) -> float | None:
+    """Return when time alone next changes what is to be done about the open round; None if never."""
+    if federation.phase != "running" or federation.round.phase != "open":
+        return None
+    moments = [m for m in (due_at(federation), federation.round.deadline_at) if m is not None and m > now]
+    return min(moments, default=None)
+
+
 def left_out(federation: FederationState) -> dict[str, str]:
     """Return why each enrolled site without a counted update is not in the round, by site."""
     held, state = counted(federation), federation.round

@@ -10,6 +10,7 @@ from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import identity, steering, wire
 from aggregator.federation import Federation
+from aggregator.store import federations
 from aggregator.store import rounds as round_rows
 from aggregator.uploads import Uploads
 from shared.errors import UpdateTooLarge
@@ -79,7 +80,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def GetStatus(self, request: cpb.GetStatusRequest, context: Any) -> cpb.GetStatusResponse:
         self._check(request.federation, context)
-        return wire.status(await self._federation.state())
+        return wire.status(await self._federation.read(federations.state, self._federation.name))
 
     async def ListRounds(self, request: cpb.ListRoundsRequest, context: Any) -> cpb.ListRoundsResponse:
         self._check(request.federation, context)

@@ -14,13 +14,13 @@ log = structlog.get_logger()
 
 async def pause(federation: Federation, who: str, reason: str) -> None:
     """Open no further round and let no running one close; updates under way are still taken."""
-    await federation.commit(federations.set_phase, federation.name, "paused", reason, federation.clock())
+    await federation.decide(federations.set_phase, federation.name, "paused", reason, federation.clock())
     log.warning("federation_paused", by=who, reason=reason)
 
 
 async def resume(federation: Federation, who: str) -> None:
     """Go on. The open round's deadline moves by the length of the pause."""
-    await federation.commit(federations.set_phase, federation.name, "running", "", federation.clock())
+    await federation.decide(federations.set_phase, federation.name, "running", "", federation.clock())
     log.warning("federation_resumed", by=who)
 
 
@@ -28,7 +28,7 @@ async def evict(federation: Federation, who: str, site: str, reason: str) -> Non
     """Take a site out for good. Raises InputError if the others could then never meet their quorum."""
     state = await federation.state()
     rounds.check_eviction(state, site)
-    await federation.commit(federations.evict, federation.name, site, reason)
+    await federation.decide(federations.evict, federation.name, site, reason)
     log.warning("site_evicted", site=site, by=who, reason=reason)
     left = sum(s.phase != "evicted" for s in (await federation.state()).sites.values())
     if left <= 2:
@@ -39,7 +39,7 @@ async def rollback(federation: Federation, who: str, version: int, reason: str) 
     """Make an earlier version the current one. The open round is abandoned and the next one starts from that version."""
     await federation.adapter(version)  # raises NotFound, naming the versions there are
     policy, now = federation.contract.policy, federation.clock()
-    abandoned = await federation.commit(_rollback, federation.name, version, policy.rounds, policy.deadline_s, now)
+    abandoned = await federation.decide(_rollback, federation.name, version, policy.rounds, policy.deadline_s, now)
     log.warning("federation_rolled_back", version=version, by=who, reason=reason, abandoned_round=abandoned)
 
 

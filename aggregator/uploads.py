@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 import structlog
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import payload, rounds
 from aggregator.federation import Federation, check_patients
 from aggregator.identity import Caller
-from aggregator.store import updates
+from aggregator.store import agents, updates
 from aggregator.store.updates import UpdateKey
 from shared import chunks
 from shared.contract import check_metrics
@@ -71,12 +72,14 @@ class Uploads:
         """
         federation, header = self._federation, announcement.header
         federation.check_name(announcement.federation)
-        site = await federation.admit_agent(caller, header.agent_id)
+        site = await federation.member(caller)
         check_patients(site, header.training_patients)
         check_metrics(dict(header.metrics))
         self._check_header(announcement)
         key = self._key(caller, header.round, header.digest)
-        committed = await federation.commit(updates.announce, federation.name, header, federation.clock())
+        committed = await federation.record(
+            _announce, federation.name, header, federation.clock(), federation.limits.identity_s
+        )
         if committed is None:
             return Progress(header.size, await self._receipt(key))
         log.info(
@@ -84,7 +87,7 @@ class Uploads:
             site=caller.site,
             round=header.round,
             digest=header.digest[:12],
-            size=header.size,
+            bytes=header.size,
             committed=committed,
             **{name: round(value, 6) for name, value in header.metrics.items()},
         )
@@ -127,20 +130,20 @@ class Uploads:
         """
         federation = self._federation
         federation.check_name(federation_name)
-        await federation.admit_agent(caller, agent_id)
+        await federation.member(caller)
         key = self._key(caller, key_round, digest)
-        found = await federation.read(updates.find, key)
+        found = await federation.read(_find, key, agent_id, federation.clock(), federation.limits.identity_s)
         if found is None:
             raise BadOffset(f"update {digest[:12]} of round {key_round} was not announced here; begin again")
         header, accepted_at = found
         if accepted_at is not None:
             return Receipt(key_round, digest, accepted_at)
         async with self._slots, _deadline(federation.limits.upload_s):
-            at = await self._take(key, header.size, self._punctual(stream))
+            at = await self._take(key, agent_id, header.size, self._punctual(stream))
         log.info("update_accepted", site=caller.site, round=key_round, digest=digest[:12], bytes=header.size)
         return Receipt(key_round, digest, at)
 
-    async def _take(self, key: UpdateKey, size: int, stream: AsyncIterator[pb.Chunk]) -> float:
+    async def _take(self, key: UpdateKey, agent_id: str, size: int, stream: AsyncIterator[pb.Chunk]) -> float:
         """Return since when the update is accepted."""
         federation = self._federation
         end = await federation.read(updates.committed, key)
@@ -150,13 +153,15 @@ class Uploads:
                 raise UpdateTooLarge(f"a chunk of {len(chunk.data)} bytes, allowed are {CHUNK_BYTES}")
             if len(chunk.data) == size:
                 await self._check(key, size, chunk.data)
-                return await federation.commit(updates.stage_and_accept, key, chunk.data, federation.clock())
-            await federation.commit(updates.stage, key, end, chunk.data)
+                return await federation.record(updates.stage_and_accept, key, chunk.data, federation.clock())
+            await federation.record(
+                _stage, key, end, chunk.data, agent_id, federation.clock(), federation.limits.identity_s
+            )
             end += len(chunk.data)
         if end < size:
             raise BadOffset(f"the stream ended at byte {end} of {size}; begin again to go on from there")
         await self._check(key, size, None)
-        return await federation.commit(updates.accept, key, federation.clock())
+        return await federation.record(updates.accept, key, federation.clock())
 
     async def _check(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
         """Raise InvalidUpdate, and drop what is staged, unless digest and tensors are right."""
@@ -164,7 +169,7 @@ class Uploads:
             await asyncio.to_thread(self._check_bytes, key, size, whole)
         except InvalidUpdate as error:
             log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
-            await self._federation.commit(updates.drop, key)
+            await self._federation.record(updates.drop, key)
             raise
 
     def _check_bytes(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
@@ -204,6 +209,27 @@ class Uploads:
 
     def _key(self, caller: Caller, round_number: int, digest: str) -> UpdateKey:
         return UpdateKey(self._federation.name, round_number, caller.site, digest)
+
+
+def _announce(
+    connection: sa.Connection, federation: str, header: rounds.UpdateHeader, now: float, identity_s: float
+) -> int | None:
+    agents.heard(connection, federation, header.site, header.agent_id, now, identity_s)
+    return updates.announce(connection, federation, header, now)
+
+
+def _find(
+    connection: sa.Connection, key: UpdateKey, agent_id: str, now: float, identity_s: float
+) -> tuple[rounds.UpdateHeader, float | None] | None:
+    agents.check(connection, key.federation, key.site, agent_id, now, identity_s)
+    return updates.find(connection, key)
+
+
+def _stage(
+    connection: sa.Connection, key: UpdateKey, offset: int, data: bytes, agent_id: str, now: float, identity_s: float
+) -> None:
+    agents.heard(connection, key.federation, key.site, agent_id, now, identity_s)  # a long upload is a sign of life
+    updates.stage(connection, key, offset, data)
 
 
 @asynccontextmanager

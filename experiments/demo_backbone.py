@@ -50,7 +50,9 @@ def main(
     logs.configure()
     torch.set_num_threads(1)
     counts: dict[Part, int] = {"train": pairs, "validation": validation_pairs}
-    pretraining_pairs.check_disjoint(seed, counts)
+    pretraining_pairs.check_disjoint(
+        [pretraining_pairs.pair_seed(seed, part, index) for part, count in counts.items() for index in range(count)]
+    )
     log.info("pairs_drawing_started", seed=seed, pairs_count=pairs)
     drawn = {part: pretraining_pairs.draw_pairs(seed, part, count, jobs) for part, count in counts.items()}
     model = MaskedAutoencoder(

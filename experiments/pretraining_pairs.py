@@ -5,6 +5,7 @@ table's own (1.0, not the demo's 1.6); noise, pose, apparent wall and a blend of
 cohort. No case of a cohort can occur: every pair has its own seed key (`pair_seed`), which `check_disjoint` proves by comparing.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -42,12 +43,11 @@ def pair_seed(seed: int, part: Part, index: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(get_args(Part).index(part), index))
 
 
-def check_disjoint(seed: int, counts: dict[Part, int]) -> None:
+def check_disjoint(keys: Sequence[np.random.SeedSequence]) -> None:
     """Raise InputError if a pair shares its random stream with another one or with a case of a demo cohort."""
-    pairs = [pair_seed(seed, part, index) for part, count in counts.items() for index in range(count)]
-    streams = {_fingerprint(key) for key in pairs}
-    if len(streams) < len(pairs) or streams & {_fingerprint(key) for key in _cohort_seeds()}:
-        raise InputError(f"seed {seed} would draw a case twice, or one of a demo cohort; choose another seed")
+    streams = {_fingerprint(key) for key in keys}
+    if len(streams) < len(keys) or streams & {_fingerprint(key) for key in _cohort_seeds()}:
+        raise InputError("this seed would draw a case twice, or a case of a demo cohort; choose another --seed")
 
 
 def _fingerprint(key: np.random.SeedSequence) -> bytes:

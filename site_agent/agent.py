@@ -196,6 +196,7 @@ class Agent:
             return False
         finally:
             heartbeat.cancel()
+            await asyncio.gather(heartbeat, return_exceptions=True)
         facts = UpdateFacts(
             round=task.round,
             base_version=received.version,

@@ -1,4 +1,4 @@
-"""Rows of the federation, its sites and their agents, its adapters and evaluations."""
+"""Rows of the federation, its sites, its adapters and evaluations."""
 
 import json
 from collections.abc import Mapping
@@ -155,31 +155,6 @@ def evict(connection: sa.Connection, federation: str, site: str, reason: str) ->
 def _set_site(connection: sa.Connection, federation: str, site: str, **values: str) -> None:
     table = schema.sites
     connection.execute(table.update().where(table.c.federation == federation, table.c.name == site).values(**values))
-
-
-def last_agent(connection: sa.Connection, federation: str, site: str) -> tuple[str, float] | None:
-    """Return id and last call of the agent that was heard from last, or None."""
-    table = schema.agents
-    row = connection.execute(
-        sa.select(table.c.agent_id, table.c.last_seen)
-        .where(table.c.federation == federation, table.c.site == site)
-        .order_by(table.c.last_seen.desc())
-        .limit(1)
-    ).first()
-    return (row[0], row[1]) if row else None
-
-
-def touch(
-    connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, **values: str | float | bool
-) -> None:
-    """Note that an agent was heard from; `values` are further columns of its row."""
-    table = schema.agents
-    key = (table.c.federation == federation, table.c.site == site, table.c.agent_id == agent_id)
-    if connection.execute(table.update().where(*key).values(last_seen=now, **values)).rowcount:
-        return
-    row = {"authenticated": True, "software_version": "", "protocol_version": "", "progress": 0.0, "version": 0}
-    row |= {"federation": federation, "site": site, "agent_id": agent_id, "first_seen": now, "last_seen": now}
-    connection.execute(table.insert().values(row | values))
 
 
 def add_adapter(connection: sa.Connection, federation: str, adapter: Adapter, now: float) -> None:

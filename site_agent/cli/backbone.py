@@ -1,6 +1,7 @@
 """`site-agent verify-backbone`: our network against recorded numbers of the original."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +44,9 @@ def verify_backbone(
     if as_json:
         typer.echo(json.dumps(_as_json(checks, failures), indent=1))
     else:
-        console = Console()
         # Piped output has no width of its own; tensor names are only useful whole.
-        console.print(_table(checks), width=None if console.is_terminal else WIDTH_WHEN_PIPED)
+        width = None if sys.stdout.isatty() else WIDTH_WHEN_PIPED
+        Console(width=width).print(_table(checks))
     if failures:
         typer.echo(f"out of tolerance: {_sentence(failures[0])}", err=True)
         raise typer.Exit(EXIT_OUT_OF_TOLERANCE)
@@ -55,7 +56,9 @@ def _table(checks: "list[Check]") -> Table:
     """One row per file and kind of check, with its worst tensor."""
     table = Table(title=f"{sum(check.tolerance is not None for check in checks)} recorded values compared")
     for column in ("file", "check", "values", "largest deviation", "in", "allowed", ""):
-        table.add_column(column, justify="right" if column in ("values", "largest deviation") else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in ("values", "largest deviation") else "left", overflow="fold"
+        )
     groups: dict[tuple[str, str, str], list[Check]] = {}
     for check in checks:
         groups.setdefault((check.where, check.kind, str(check.tolerance or "-")), []).append(check)

@@ -19,7 +19,7 @@ ED, ES = "sax_ed.nii.gz", "sax_es.nii.gz"
 
 
 def find_set(start: Path, dataset: str) -> Path:
-    """The folder `<dataset>` with real volumes at or near `start`: in it, or in a `real` of a folder above it.
+    """The folder `<dataset>` with real volumes: in `start`, or in a `real` of a folder above it or above the current one.
 
     Raises InputError when there is none."""
     here = start.resolve()
@@ -43,6 +43,8 @@ def model_input(folder: Path, size: Size3) -> torch.Tensor:
     if any(extent > limit for extent, limit in zip(stacked.shape[1:], size, strict=True)):
         raise InputError(f"volumes in {folder} are {stacked.shape[1:]}, more than the model's size {size}")
     low, high = stacked.min(), stacked.max()
+    if not high > low:
+        raise InputError(f"volumes in {folder} hold one value only, or values that are not numbers")
     scaled = (stacked - low) / (high - low)
     padding = [(0, 0), *((0, limit - extent) for extent, limit in zip(scaled.shape[1:], size, strict=True))]
     return torch.from_numpy(np.pad(scaled, padding))[None]

@@ -5,7 +5,6 @@ A score is the logit margin z = logit(disease) - logit(normal), so that probabil
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,16 +21,10 @@ class Confusion:
 
 
 def auc(scores: Array, labels: Array) -> float:
-    """Area under the ROC curve by MONAI, NaN if a class is missing. scores, labels: (n,)."""
-    import torch
-    from monai.metrics.rocauc import compute_roc_auc
+    """Area under the ROC curve by scikit-learn, NaN if a class is missing. scores, labels: (n,)."""
+    from sklearn.metrics import roc_auc_score
 
-    if len(np.unique(labels)) < 2:
-        return math.nan
-    area: Any = compute_roc_auc(
-        torch.from_numpy(scores.astype(np.float64)), torch.from_numpy(labels.astype(np.int64))
-    )
-    return float(area)
+    return float(roc_auc_score(labels, scores)) if len(np.unique(labels)) == 2 else math.nan
 
 
 def confusion(scores: Array, labels: Array, threshold: float) -> Confusion:

@@ -105,7 +105,9 @@ def test_a_frozen_prefix_builds_no_gradient_graph_and_the_head_still_trains(imag
 
 @pytest.mark.parametrize("frames", FRAMES)
 def test_images_without_two_frames_are_refused(frames):
-    with pytest.raises(InputError, match=r"expected images \(batch, 2, height, width, slices\), got \(1, 1, 32, 32, 4\)"):
+    with pytest.raises(
+        InputError, match=r"expected images \(batch, 2, height, width, slices\), got \(1, 1, 32, 32, 4\)"
+    ):
         classifier(frames)(torch.zeros(1, 1, 32, 32, 4))
 
 

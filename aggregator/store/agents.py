@@ -1,0 +1,66 @@
+"""Rows of agents: who used a site's certificate, and when. The one heard from last is the site's agent."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+import structlog
+
+from aggregator.store import schema
+from shared.errors import IdentityInUse, InputError
+
+log = structlog.get_logger()
+
+TABLE = schema.agents
+MAX_AGENT_ID = 64
+
+
+def check(connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, quiet_s: float) -> None:
+    """Raise IdentityInUse if another agent used the site's certificate less than `quiet_s` ago, saying when."""
+    if not 0 < len(agent_id) <= MAX_AGENT_ID:
+        raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} characters, got {len(agent_id)}")
+    last = connection.execute(
+        sa.select(TABLE.c.agent_id, TABLE.c.last_seen)
+        .where(TABLE.c.federation == federation, TABLE.c.site == site)
+        .order_by(TABLE.c.last_seen.desc(), TABLE.c.agent_id.desc())
+        .limit(1)
+    ).first()
+    if last is None or last.agent_id == agent_id:
+        return
+    ago = now - last.last_seen
+    if ago < quiet_s:
+        raise IdentityInUse(
+            f"another agent uses the certificate of site '{site}': agent {last.agent_id[:8]} was heard from {ago:.0f} s "
+            f"ago, this one is {agent_id[:8]}. Stop one of the two; this one may take over {quiet_s:.0f} s after the "
+            "other's last call"
+        )
+    log.warning("agent_replaced", site=site, before=last.agent_id[:8], agent_id=agent_id[:8], silent_s=round(ago, 1))
+
+
+def heard(
+    connection: sa.Connection,
+    federation: str,
+    site: str,
+    agent_id: str,
+    now: float,
+    quiet_s: float,
+    values: Mapping[str, str | float | bool] | None = None,
+) -> None:
+    """Check the agent and note that it called; `values` are further columns of its row. Raises IdentityInUse."""
+    check(connection, federation, site, agent_id, now, quiet_s)
+    key = (TABLE.c.federation == federation, TABLE.c.site == site, TABLE.c.agent_id == agent_id)
+    if connection.execute(TABLE.update().where(*key).values(last_seen=now, **(values or {}))).rowcount:
+        return
+    row = {
+        "authenticated": True,
+        "software_version": "",
+        "protocol_version": "",
+        "progress": 0.0,
+        "version": 0,
+        "federation": federation,
+        "site": site,
+        "agent_id": agent_id,
+        "first_seen": now,
+        "last_seen": now,
+        **(values or {}),
+    }
+    connection.execute(TABLE.insert().values(row))

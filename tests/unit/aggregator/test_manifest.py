@@ -1,0 +1,76 @@
+"""The manifest says everything a round's result is made of."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from aggregator import manifest, rounds
+from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteState
+from shared.contract import RoundPolicy
+from shared.errors import InputError
+
+
+def federation(order: tuple[str, ...] = ("ge", "siemens")) -> FederationState:
+    updates = {"ge": AcceptedUpdate("11" * 32, 30, 5.0), "siemens": AcceptedUpdate("22" * 32, 90, 4.0)}
+    return FederationState(
+        name="demo",
+        policy=RoundPolicy(rounds=2, invited=3, quorum=2),
+        sites={n: SiteState(name=n, phase="joined") for n in ("canon", "ge", "siemens")},
+        round=RoundState(
+            number=1, base_version=0, invited=("canon", "ge", "siemens"), accepted={s: updates[s] for s in order}
+        ),
+    )
+
+
+def made(order: tuple[str, ...] = ("ge", "siemens")) -> manifest.RoundManifest:
+    return manifest.of_round(federation(order), "patients", 1.0, "00" * 32, version=1)
+
+
+def test_a_manifest_holds_sites_digests_weights_and_who_was_left_out() -> None:
+    value = json.loads(made().to_bytes())
+    assert value["entries"] == [
+        {"site": "ge", "digest": "11" * 32, "training_patients": 30, "weight": 0.25},
+        {"site": "siemens", "digest": "22" * 32, "training_patients": 90, "weight": 0.75},
+    ]
+    assert value["left_out"] == {"canon": "joined, no update in time"}
+    assert (value["parent_version"], value["parent_digest"], value["version"]) == (0, "00" * 32, 1)
+    assert (value["rule"], value["weighting"], value["server_lr"]) == ("weighted_mean", "patients", 1.0)
+
+
+def test_the_order_of_arrival_does_not_show() -> None:
+    assert made(("ge", "siemens")).to_bytes() == made(("siemens", "ge")).to_bytes()
+
+
+def test_a_manifest_reads_back_and_its_digest_leaves_the_result_out() -> None:
+    decided = made()
+    final = manifest.with_result(decided, "ff" * 32)
+    assert manifest.RoundManifest.from_bytes(final.to_bytes()) == final
+    assert final.input_digest == decided.input_digest
+    assert final.to_bytes() != decided.to_bytes()
+
+
+def test_the_input_digest_is_a_known_number() -> None:
+    """Pinned: a change of it means that stores of this release can no longer be verified."""
+    assert made().input_digest == "5828480892e007b7407c2f7878525d6963476726c2cf5888438e8a8ec7db7ea1"
+
+
+@pytest.mark.parametrize("change", [{"parent_digest": "33" * 32}, {"server_lr": 0.5}, {"round": 2}, {"left_out": {}}])
+def test_any_change_changes_the_digest(change: dict[str, object]) -> None:
+    assert replace(made(), **change).input_digest != made().input_digest
+
+
+def test_the_state_decides_who_is_in() -> None:
+    state = federation()
+    gone = replace(state.sites["ge"], phase="evicted", reason="asked to leave")
+    state = replace(state, sites={**state.sites, "ge": gone})
+    found = manifest.of_round(state, "patients", 1.0, "00" * 32, 1)
+    assert [(e.site, e.weight) for e in found.entries] == [("siemens", 1.0)]
+    assert found.left_out["ge"] == "evicted: asked to leave"
+    assert rounds.quorum(state) == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"entries": 3}', b'{"entries": [], "surprise": 1}'])
+def test_a_broken_manifest_is_named_as_such(data: bytes) -> None:
+    with pytest.raises(InputError, match="manifest that cannot be read"):
+        manifest.RoundManifest.from_bytes(data)

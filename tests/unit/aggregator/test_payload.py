@@ -1,0 +1,51 @@
+"""Tensors come out of payload bytes however they are cut, and nothing else does."""
+
+import numpy as np
+import pytest
+
+from aggregator import payload
+from shared.errors import InvalidUpdate
+from shared.layout import Layout
+from tests.support import adapters
+
+LAYOUT = Layout.of(adapters.tensors())
+BYTES = adapters.delta(LAYOUT, seed=1)
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_pieces_of_any_size_give_the_same_tensors(size: int) -> None:
+    expected = LAYOUT.split(BYTES)
+    found = {spec.name: array for spec, array in payload.tensors(LAYOUT, cut(BYTES, size))}
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_payload_that_ends_early_names_the_tensor() -> None:
+    with pytest.raises(InvalidUpdate, match=r"ends inside tensor '.*pred_head_dict\.cls\.weight'"):
+        list(payload.tensors(LAYOUT, [BYTES[:-1]]))
+
+
+def test_a_payload_that_goes_on_is_refused() -> None:
+    with pytest.raises(InvalidUpdate, match="goes on after the last tensor"):
+        list(payload.tensors(LAYOUT, [BYTES, b"x"]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_non_finite_value_is_refused_by_tensor_name(value: float) -> None:
+    tensors = {name: array.copy() for name, array in LAYOUT.split(BYTES).items()}
+    name = LAYOUT.tensors[3].name
+    tensors[name].flat[1] = value
+    with pytest.raises(InvalidUpdate, match=rf"tensor '{name}' has 1 non-finite values"):
+        payload.check_delta(LAYOUT, [b"".join(tensors[s.name].tobytes() for s in LAYOUT.tensors)])
+
+
+def test_a_value_that_could_overflow_a_sum_is_refused() -> None:
+    tensors = {name: array.copy() for name, array in LAYOUT.split(BYTES).items()}
+    tensors[LAYOUT.tensors[0].name].flat[0] = 3e38
+    with pytest.raises(InvalidUpdate, match=r"value of size 3e\+38"):
+        payload.check_delta(LAYOUT, [LAYOUT.join(tensors)])

@@ -1,0 +1,145 @@
+"""Adapter tensors by name: what travels under each head policy, and strict loading."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from shared.errors import InvalidAdapter
+from site_agent.models import adapter_tensors, lora
+from site_agent.models.classifier import CineClassifier
+from site_agent.models.config import ConvViTConfig
+from site_agent.models.convvit import ConvViT
+from site_agent.models.lora import HEAD_POLICIES, DualLoRAConfig
+
+SMALL = ConvViTConfig(
+    image_size=(32, 32, 2), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=2, enc_n_heads=2
+)
+A = "base_model.model.encoder.blocks.1.attn.q.lora_A.weight"
+POLICY = "global+local-bias"
+
+
+def adapted(seed: int = 0, **changes) -> CineClassifier:
+    generator = torch.Generator().manual_seed(seed)
+    backbone = ConvViT(SMALL, heads=False, generator=torch.Generator().manual_seed(99)).eval()
+    model = CineClassifier(backbone, "stacked", 2, generator)
+    lora.attach(model, DualLoRAConfig(rank_global=3, rank_local=2, **changes), generator)
+    for layer in lora.adapted_layers(model).values():
+        for part in layer.scales:
+            nn.init.normal_(layer.lora_B[part], std=0.3, generator=generator)
+    for name, value in model.heads().items():
+        if name.endswith("bias"):
+            nn.init.normal_(value, generator=generator)
+    return model
+
+
+def test_global_names_and_shapes_follow_peft():
+    tensors = adapter_tensors.global_tensors(adapted(targets=("kv",), blocks=(1,)), POLICY)
+    assert {name: value.shape for name, value in tensors.items()} == {
+        "base_model.model.encoder.blocks.1.attn.kv.lora_A.weight": (3, 12),
+        "base_model.model.encoder.blocks.1.attn.kv.lora_B.weight": (24, 3),
+        "base_model.model.pred_head_dict.cls.weight": (2, 12),
+        "base_model.model.pred_head_dict.sax.weight": (2, 12),
+    }
+    assert list(tensors) == sorted(tensors)
+    assert {value.dtype for value in tensors.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "travels", "stays"),
+    [
+        ("global", {"weight", "bias"}, set()),
+        ("local", set(), {"weight", "bias"}),
+        ("global+local-bias", {"weight"}, {"bias"}),
+    ],
+)
+def test_the_head_policy_decides_which_head_tensors_travel(policy, travels, stays):
+    model = adapted()
+    shared = adapter_tensors.global_tensors(model, policy)
+    private = adapter_tensors.local_tensors(model, policy)
+    assert {name.rpartition(".")[2] for name in shared if "head" in name} == travels
+    assert {name.rpartition(".")[2] for name in private if "head" in name} == stays
+
+
+@pytest.mark.parametrize("policy", HEAD_POLICIES)
+def test_every_trainable_parameter_is_either_global_or_local(policy):
+    model = adapted()
+    groups = adapter_tensors.parameters(model, policy)
+    grouped = [*groups.global_lora, *groups.local_lora, *groups.head_shared, *groups.head_private]
+    trainable = [value for value in model.parameters() if value.requires_grad]
+    assert len(grouped) == len(trainable)
+    assert {id(value) for value in grouped} == {id(value) for value in trainable}
+    shared, private = adapter_tensors.global_tensors(model, policy), adapter_tensors.local_tensors(model, policy)
+    assert len(shared) + len(private) == len(trainable)
+    assert sum(value.size for value in shared.values()) == sum(
+        value.numel() for value in (*groups.global_lora, *groups.head_shared)
+    )
+
+
+@pytest.mark.parametrize("policy", HEAD_POLICIES)
+def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_global_one(policy):
+    model = adapted()
+    shared, private = adapter_tensors.global_tensors(model, policy), adapter_tensors.local_tensors(model, policy)
+    assert not set(shared) & set(private)
+    assert all(name.startswith("local.") for name in private)
+    travelling = b"".join(value.tobytes() for value in shared.values())
+    assert not any(value.tobytes() in travelling for value in private.values())
+
+
+@pytest.mark.parametrize("policy", HEAD_POLICIES)
+def test_both_files_together_carry_a_model_over_to_another(policy):
+    image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
+    source, target = adapted(seed=1), adapted(seed=2)
+    assert not torch.allclose(source(image), target(image))
+    adapter_tensors.load_global(target, policy, adapter_tensors.global_tensors(source, policy))
+    adapter_tensors.load_local(target, policy, adapter_tensors.local_tensors(source, policy))
+    assert torch.equal(source(image), target(image))
+
+
+def test_tensors_are_copies_that_training_does_not_change():
+    model = adapted()
+    before = adapter_tensors.global_tensors(model, POLICY)
+    kept = before[A].copy()
+    lora.adapted_layers(model)["encoder.blocks.1.attn.q"].lora_A["global"].data.zero_()
+    assert np.array_equal(before[A], kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(A), f"tensor {A} is missing"),
+        (lambda t: t.update({"local.x": np.zeros(2, np.float32)}), "tensor local.x does not belong"),
+        (
+            lambda t: t.update({A: np.zeros((4, 12), np.float32)}),
+            rf"{A} has shape \[4, 12\], this model needs \[3, 12\]",
+        ),
+        (lambda t: t.update({A: np.full((3, 12), np.nan, np.float32)}), f"tensor {A} holds values that are not finite"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_by_tensor_and_changes_nothing(change, message):
+    model = adapted()
+    before = adapter_tensors.global_tensors(model, POLICY)
+    tensors = {name: value + 1 for name, value in before.items()}
+    change(tensors)
+    with pytest.raises(InvalidAdapter, match=message):
+        adapter_tensors.load_global(model, POLICY, tensors)
+    after = adapter_tensors.global_tensors(model, POLICY)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_local_file_is_refused_where_a_global_one_is_due():
+    model = adapted()
+    with pytest.raises(InvalidAdapter):
+        adapter_tensors.load_global(model, POLICY, adapter_tensors.local_tensors(model, POLICY))
+
+
+def test_the_combined_adapter_is_the_sum_of_both_parts():
+    model = adapted(alpha_local=5.0)
+    combined = adapter_tensors.combined_tensors(model)
+    for path, layer in lora.adapted_layers(model).items():
+        down = combined[f"base_model.model.{path}.lora_A.weight"]
+        up = combined[f"base_model.model.{path}.lora_B.weight"]
+        assert down.shape[0] == up.shape[1] == 5
+        expected = layer.delta(("global", "local")).detach().numpy()
+        np.testing.assert_allclose(up @ down, expected, atol=1e-5)
+    assert sum("pred_head_dict" in name for name in combined) == 4
