@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from shared.adapter import AdapterMetadata
 from shared.canonical import write_atomically
+from shared.errors import InputError
 
 PREFIX = "base_model.model."
 HEADS = ("pred_head_dict.sax", "pred_head_dict.cls")
@@ -20,8 +21,16 @@ HEADS = ("pred_head_dict.sax", "pred_head_dict.cls")
 def write_folder(
     folder: Path, tensors: Mapping[str, np.ndarray], metadata: AdapterMetadata, rank: int, alpha: float
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors. `tensors` have PEFT names; heads without a bias get zeros,
-    since PEFT saves whole modules."""
+    """Write adapter_config.json and adapter_model.safetensors for CineMA's own classifier, frames stacked.
+
+    `tensors` have PEFT names; heads without a bias get zeros, since PEFT saves whole modules. Raises InputError for siamese
+    frames.
+    """
+    if metadata.frames != "stacked":
+        raise InputError(
+            "this federation sees frames siamese: its heads take two frames' features, which CineMA's model does not have; "
+            "use `site-agent predict`, or train with frames stacked"
+        )
     complete = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
     for head in HEADS:
         weight = complete.get(f"{PREFIX}{head}.weight")

@@ -46,7 +46,7 @@ class Recipe:
     batch_size: int = 16
     class_balanced: bool = True
     """Cross entropy weighted by the inverse class frequency at the site."""
-    views: int = 4
+    views: int = 2
     """Augmented views kept per training case, besides the plain one; 0 trains on the plain image only."""
     weighting: Weighting = "patients"
     server_lr: float = 1.0

@@ -198,7 +198,9 @@ class _Outcome:
             code = status.code_of(error)
             self._record.finish(code.name, f"{type(error).__name__}: {error}")
             self._context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
-            await self._context.abort(code, str(error)[:MAX_DETAILS])
+            # Text that is no Unicode would break the reply itself, and the caller would wait until its deadline.
+            details = str(error)[:MAX_DETAILS].encode("utf-8", "backslashreplace").decode()
+            await self._context.abort(code, details)
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             self._record.finish("CANCELLED")
         else:

@@ -23,7 +23,7 @@ from shared.protocol import MAX_WAIT_S
 from site_agent import egress
 from site_agent.client import FederationClient, Joined, Task
 from site_agent.config import SiteConfig
-from site_agent.data.cohort import Cohort
+from site_agent.data.cohort import CLASS_NAMES, Cohort
 from site_agent.egress import UpdateFacts
 from site_agent.models import weights
 from site_agent.state import State
@@ -90,6 +90,8 @@ class Agent:
         finally:
             await self._client.close()
             self._state.close()
+        if main.cancelled():  # a task group takes a cancelled task for a finished one
+            raise asyncio.CancelledError
 
     async def _cancel_when_stopped(self, main: asyncio.Task[Any]) -> None:
         await self._leave.wait()
@@ -237,7 +239,7 @@ class Agent:
         self._phases.add("evaluating", began)
         if not figures:
             return
-        self._state.append_history({"version": adapter.version, "round": round_number, "validation": figures})
+        self._state.append_history({"version": adapter.version, "round": round_number, "validation": _finite(figures)})
         reported = {"auc": figures["auc"], **figures["at_validation"]}
         reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
         await self._client.report_evaluation(round_number, adapter.version, figures["n"], reported)
@@ -252,7 +254,7 @@ class Agent:
         began = time.monotonic()
         self._view.comparing()
         initial = self._state.initial_adapter()
-        hooks = local.Hooks(should_stop=self._should_stop, on_step=self._on_step)
+        hooks = local.Hooks(should_stop=self._stopping.is_set, on_step=self._on_step)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
         report = {
@@ -284,18 +286,17 @@ class _FirstLook:
 
 def _first_look(config: SiteConfig) -> _FirstLook:
     """Read what Join must say: which base model lies here and how many patients there are to train on."""
-
-    from site_agent.data.cohort import Cohort
-
     torch.set_num_threads(config.threads)
     cohort = Cohort.load(config.cohort)
-    patients = len(cohort.train(without_fold=config.validation_fold))
-    if not patients:
-        raise InputError(
-            f"no training case is left in {config.cohort} outside validation fold {config.validation_fold}"
-        )
+    training = cohort.train(without_fold=config.validation_fold)
+    for label, name in enumerate(CLASS_NAMES):
+        if all(case.label != label for case in training):
+            raise InputError(
+                f"empty class: no {name} case (label {label}) is left in {config.cohort} outside validation fold "
+                f"{config.validation_fold}; set another validation_fold, or prepare more cases"
+            )
     loaded = load_base(config.weights, config.weights_size, "stacked")
-    return _FirstLook(weights.base_model_sha256(loaded.model), cohort, patients)
+    return _FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
 
 
 def _trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:

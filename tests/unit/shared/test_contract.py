@@ -124,3 +124,25 @@ def test_only_metrics_of_the_allow_list_may_leave() -> None:
 def test_a_metric_must_be_a_finite_number(value: float) -> None:
     with pytest.raises(InputError, match=f"metric 'auc' is {value}, expected a finite number"):
         contract.check_metrics({"auc": value})
+
+
+def test_a_contract_that_was_kept_is_read_as_the_same() -> None:
+    for contract_ in (CONTRACT, *variants().values()):
+        if contract_.recipe.name == CONTRACT.recipe.name:  # another recipe is not installed here
+            assert Contract.from_bytes(contract_.to_bytes()) == contract_
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        CONTRACT.to_bytes().replace(b'"federation"', b'"federations"'),
+        CONTRACT.to_bytes().replace(b'"rounds":8', b'"rounds":"8"'),
+        CONTRACT.to_bytes().replace(b'"rounds":8', b'"circles":8'),
+    ],
+)
+def test_a_contract_that_cannot_be_read_says_so(data: bytes) -> None:
+    with pytest.raises(InputError, match="a contract cannot be read"):
+        Contract.from_bytes(data)

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import typer
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 
 from shared.errors import InputError
 from site_agent.cli import backbone
-from site_agent.models import golden, lora
+from site_agent.models import golden, lora, real_volumes
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
 
@@ -232,3 +234,18 @@ def test_missing_real_volumes_are_named_and_can_be_given(shared_data, tmp_path, 
     with pytest.raises(InputError, match=r"no volumes acdc/sax_ed\.nii\.gz .* give it with --real"):
         failures(folder)
     assert failures(folder, shared_data / "real") == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "fill", "message"),
+    [((8, 8, 2), 0, "one value only"), ((40, 8, 2), None, r"more than the model's size"), (None, None, "cannot read")],
+)
+def test_real_volumes_that_cannot_be_the_input_are_refused(tmp_path, shape, fill, message):
+    for name in (real_volumes.ED, real_volumes.ES):
+        voxels = np.arange(np.prod(shape or (1,)), dtype=np.uint8).reshape(shape or (1,))
+        if shape is None:
+            (tmp_path / name).write_bytes(b"not an image")
+        else:
+            nib.save(nib.Nifti1Image(voxels * 0 + fill if fill is not None else voxels, np.eye(4)), tmp_path / name)
+    with pytest.raises(InputError, match=message):
+        real_volumes.model_input(tmp_path, (32, 32, 4))

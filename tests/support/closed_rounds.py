@@ -1,0 +1,77 @@
+"""A store with closed rounds in it, made through the store's own functions without a server."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aggregator import closing, manifest, rounds, setup
+from aggregator.store import engine, federations, updates
+from aggregator.store import rounds as round_rows
+from aggregator.store.engine import Store
+from aggregator.store.updates import UpdateKey
+from tests.support import adapters
+
+PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
+
+
+def make(folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, quorum: int | None = None) -> Store:
+    """Return a new store with round 1 open; every site has joined in name only."""
+    adapters.adapter().write(folder / "v0.safetensors")
+    plan = setup.FederationPlan(
+        name="demo", adapter=folder / "v0.safetensors", sites=dict(patients), rounds=rounds_count, quorum=quorum
+    )
+    setup.create(str(folder / "fed.db"), plan, 1000.0)
+    return engine.open_store(str(folder / "fed.db"))
+
+
+def send(store: Store, site: str, payload: bytes, chunk: int = 100, patients: Mapping[str, int] = PATIENTS) -> UpdateKey:
+    """Put one accepted update into the open round, in several chunks."""
+    state = store.read(federations.state, "demo")
+    digest = hashlib.sha256(payload).hexdigest()
+    header = rounds.UpdateHeader(
+        site=site,
+        agent_id=f"agent-{site}",
+        round=state.round.number,
+        digest=digest,
+        size=len(payload),
+        codec="f32",
+        base_version=state.round.base_version,
+        training_patients=patients[site],
+    )
+    key = UpdateKey("demo", state.round.number, site, digest)
+    store.write(updates.announce, "demo", header, 1001.0)
+    for start in range(0, len(payload), chunk):
+        store.write(updates.stage, key, start, payload[start : start + chunk])
+    store.write(updates.accept, key, 1002.0)
+    return key
+
+
+def close(store: Store) -> str:
+    """Close the open round with whoever is in; return the digest of the result."""
+    state = store.read(federations.state, "demo")
+    contract = store.read(federations.contract, "demo")
+    parent = store.read(federations.adapter, "demo", state.round.base_version)
+    version = store.read(federations.last_version, "demo") + 1
+    decided = manifest.of_round(state, contract.recipe.weighting, contract.recipe.server_lr, parent.digest, version)
+    assert store.write(
+        round_rows.begin_closing,
+        "demo",
+        decided.round,
+        state.round.accepted,
+        decided.to_bytes(),
+        decided.input_digest,
+    )
+    result, figures = closing.compute(store, contract, decided, parent)
+    assert store.write(closing.write_result, contract, decided, result, figures, 1003.0)
+    return result.digest
+
+
+def run(store: Store, order: Sequence[str] = tuple(PATIENTS), rounds_count: int = 2) -> list[str]:
+    """Run every round with sites reporting in this order; return the digests of the results."""
+    layout = store.read(federations.contract, "demo").manifest.layout
+    digests = []
+    for number in range(1, rounds_count + 1):
+        for site in order:
+            send(store, site, adapters.delta(layout, seed=100 * number + sorted(order).index(site)))
+        digests.append(close(store))
+    return digests

@@ -1,0 +1,99 @@
+"""What a coordinator gives is checked before anything is written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aggregator import setup
+from aggregator.setup import FederationPlan
+from shared.errors import InputError, InvalidAdapter
+from tests.support import adapters
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> FederationPlan:
+    adapters.adapter().write(tmp_path / "v0.safetensors")
+    return FederationPlan(
+        name="demo", adapter=tmp_path / "v0.safetensors", sites={"ge": None, "philips": 40, "siemens": None}
+    )
+
+
+def test_a_plan_becomes_a_contract(plan: FederationPlan) -> None:
+    contract, adapter = setup.make_contract(replace(plan, parameters={"local_epochs": "3"}, rounds=5))
+    assert contract.adapter_digest == adapter.digest == adapters.adapter().digest
+    assert contract.recipe.local_epochs == 3
+    assert (contract.policy.rounds, contract.policy.invited, contract.policy.quorum) == (5, 3, 3)
+
+
+def test_a_quorum_below_three_must_be_said_and_warns(plan: FederationPlan) -> None:
+    two = replace(plan, sites={"ge": None, "siemens": None})
+    with pytest.raises(InputError, match=r"subtract its own update .* say so with --quorum 2"):
+        setup.make_contract(two)
+    setup.make_contract(replace(two, quorum=2))
+    assert "subtract" in setup.warning(2)
+    assert "alone" in setup.warning(1)
+    assert setup.warning(3) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter": Path("nowhere.safetensors")}, "cannot read adapter file nowhere.safetensors"),
+        ({"name": "My Federation"}, "name 'My Federation' is not usable"),
+        ({"recipe": "magic"}, "recipe 'magic' is not installed here"),
+        ({"parameters": {"lr": "1"}}, "no parameter 'lr'"),
+        ({"quorum": 4}, r"quorum must be between 1 and invited \(3\), got 4"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"deadline_s": 0.0}, "deadline must be positive"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_value(plan: FederationPlan, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        setup.make_contract(replace(plan, **changes))
+
+
+def test_a_later_version_is_no_start(plan: FederationPlan) -> None:
+    adapter = adapters.adapter()
+    adapter.successor(adapter.tensors, 3).write(plan.adapter)
+    with pytest.raises(InputError, match=r"is version 3; a federation starts from version 0"):
+        setup.make_contract(plan)
+
+
+def test_a_file_that_is_no_adapter_is_refused(plan: FederationPlan) -> None:
+    plan.adapter.write_bytes(b"not an adapter file at all")
+    with pytest.raises(InvalidAdapter):
+        setup.make_contract(plan)
+
+
+def test_a_bad_plan_leaves_no_store(plan: FederationPlan, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        setup.create(str(tmp_path / "fed.db"), replace(plan, recipe="magic"), 0.0)
+    assert not (tmp_path / "fed.db").exists()
+
+
+def test_sites_are_read_with_and_without_patients() -> None:
+    assert setup.parse_sites(["siemens=218", "ge"]) == {"siemens": 218, "ge": None}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "a federation needs sites"),
+        (["ge", "ge=3"], "site 'ge' is named twice"),
+        (["ge=many"], "training patients must be 1 to 1000000, got 'many'"),
+        (["ge=0"], "got '0'"),
+        (["ge="], "got ''"),
+        (["GE"], "name 'GE' is not usable"),
+        (["../x"], "not usable"),
+    ],
+)
+def test_unusable_sites_are_named(texts: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        setup.parse_sites(texts)
+
+
+def test_parameters_take_dashes_and_need_an_equals_sign() -> None:
+    assert setup.parse_parameters(["local-epochs=3", "lr_global=0.1"]) == {"local_epochs": "3", "lr_global": "0.1"}
+    with pytest.raises(InputError, match="--set takes key=value, got 'fast'"):
+        setup.parse_parameters(["fast"])
