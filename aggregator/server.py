@@ -10,12 +10,13 @@ import structlog
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 
 from aggregator import closing, identity, rounds
+from aggregator.errors import CannotBind
 from aggregator.federation import Federation, ServiceLimits
 from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
 from aggregator.store.engine import Store
 from shared import rpc
-from shared.errors import InputError, MedDualLoRAError
+from shared.errors import InputError
 from shared.tls import TlsFiles, check_plain
 
 log = structlog.get_logger()
@@ -32,10 +33,6 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
-
-
-class CannotBind(MedDualLoRAError):
-    """The address cannot be listened on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import structlog
 def configure(path: Path | None = None, *, terminal: TextIO = sys.stderr, **bound: Any) -> None:
     """Send events to `path` as JSON lines (appended, line by line) and to `terminal`.
 
-    On a terminal that is a person's screen, events are short coloured lines; piped, they are JSON lines too, unless a
-    file takes them. `bound` fields stand in every event.
+    On a terminal that is a person's screen, events are short coloured lines, beside a file only warnings and errors;
+    piped, they are JSON lines too, unless a file takes them. `bound` fields stand in every event.
     """
     sinks: list[tuple[TextIO, Any]] = []
     if path is not None:

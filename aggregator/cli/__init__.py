@@ -1,12 +1,13 @@
 """The `aggregator` command. Each module here adds one area's commands; what is heavy is imported when a command runs."""
 
+import os
 import sys
 
 import typer
 
 from aggregator.cli import accounts, reading, serving, setting_up, steering
 
-EXIT_CHECK_FAILED, EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND = 1, 3, 4, 5
+EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND = 3, 4, 5
 
 EPILOG = (
     "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input that cannot be used, "
@@ -31,12 +32,14 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point: one line on stderr and an exit code for everything a person can put right."""
+    from aggregator.errors import CannotBind
     from shared.errors import AggregatorUnreachable, MedDualLoRAError
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr what we say in our own words
     try:
         build()()
     except MedDualLoRAError as error:
         print(f"error: {error}", file=sys.stderr)
-        if type(error).__name__ == "CannotBind":
+        if isinstance(error, CannotBind):
             sys.exit(EXIT_CANNOT_BIND)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, AggregatorUnreachable) else EXIT_INPUT)

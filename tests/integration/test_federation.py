@@ -1,10 +1,236 @@
-"""Agents and an aggregator over real gRPC: rounds close, and what they leave behind fits together."""
+"""Agents and an aggregator over real gRPC: rounds close, what is left behind fits together, and interruptions cost nothing."""
 
+import asyncio
+import json
+import signal
+import stat
+import subprocess
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aggregator import setup, steering, verify
+from aggregator.store import engine
+from shared.adapter import Adapter
+from site_agent import agent as agent_module
+from site_agent.agent import REPORT, Agent, Evicted
+from site_agent.client import Joined, Task
+from site_agent.config import SiteConfig
+from site_agent.training.arms import ARMS
+from site_agent.training.site import SiteTrainer
+from site_agent.view import Silent
 from tests.integration import federation
+from tests.integration.federation import NAME, SITES
+
+TWO = ("siemens", "philips")
 
 
-async def test_three_sites_finish_their_rounds_and_each_has_a_report(materials, tmp_path):
-    store = federation.create_store(tmp_path, materials.adapter, rounds=2)
+async def undisturbed(materials, folder) -> Adapter:
+    """Return the last version of two sites' federation that nobody interrupts."""
+    folder.mkdir()
+    store = federation.create_store(folder, materials.adapter, TWO)
+    async with federation.serving(store) as running:
+        await federation.finish(*federation.agents_of(materials, folder, running.address, TWO))
+    return federation.outcome(store)[2]
+
+
+async def test_three_sites_finish_and_their_reports_agree_with_the_aggregator_s_store(materials, tmp_path):
+    store = federation.create_store(tmp_path, materials.adapter, rounds=3)
     async with federation.serving(store) as running:
         await federation.finish(*federation.agents_of(materials, tmp_path, running.address))
+    federation.assert_finished(store, rounds=3)
+    final = federation.outcome(store)[2]
+    for site in SITES:
+        report = json.loads((tmp_path / f"state-{site}" / REPORT).read_text())
+        assert (report["site"], report["federation"], report["rounds"]) == (site, NAME, 3)
+        assert report["adapter"]["digest"] == final.digest
+        assert report["adapter"]["bytes"] == len(final.payload)
+        assert set(report["arms"]) == set(ARMS)
+        assert [entry["version"] for entry in report["history"]] == [1, 2, 3]
+        assert report["arms"]["dual"]["test"]["n"] == federation.PHANTOMS.test_cases
+
+
+async def test_every_closed_round_recomputes_to_the_bytes_that_were_sent_out(materials, tmp_path):
+    await undisturbed(materials, tmp_path / "fed")
+    opened = engine.open_store(str(tmp_path / "fed/fed.db"))
+    checks = verify.verify(opened, NAME, None)
+    opened.close()
+    assert [(c.round, c.phase, c.difference, c.updates) for c in checks] == [(1, "closed", "", 2), (2, "closed", "", 2)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "parameters"),
+    [
+        ({"frames": "siamese"}, {}),
+        ({"head_policy": "local"}, {"mode": "alternating"}),
+        ({"head_policy": "global", "targets": ("fc1", "fc2"), "blocks": (2,)}, {"class_balanced": "false"}),
+    ],
+    ids=["siamese", "local head, alternating", "global head, other layers"],
+)
+async def test_every_way_to_adapt_the_model_runs_to_the_end(materials, tmp_path, choices, parameters):
+    adapter = federation.save_adapter(materials.backbone, tmp_path / "v0.safetensors", **choices)
+    store = federation.create_store(tmp_path, adapter, TWO, rounds=1, **parameters)
+    async with federation.serving(store) as running:
+        await federation.finish(*federation.agents_of(materials, tmp_path, running.address, TWO))
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_private_files_are_readable_by_their_owner_only(materials, tmp_path):
+    await undisturbed(materials, tmp_path / "fed")
+    folder = tmp_path / "fed/state-siemens"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for name in ("local.safetensors", "delta.bin"):
+        assert stat.S_IMODE((folder / "rounds/0001" / name).stat().st_mode) == 0o600
+
+
+# --- interruptions --------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Agent):
+    """An agent that is told to stop after its first optimiser step."""
+
+    def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
+        super()._on_step(step, steps, optimiser)
+        self.stop()
+
+
+class PowerCut(Exception):
+    """Nothing catches this on purpose."""
+
+
+class CutBeforeUpload(Agent):
+    """An agent whose machine goes down when the trained round is on disk and not yet sent."""
+
+    async def _train(
+        self, joined: Joined, trainer: SiteTrainer, task: Task, received: Adapter, local_before: dict[str, np.ndarray]
+    ) -> bool:
+        await super()._train(joined, trainer, task, received, local_before)
+        raise PowerCut
+
+
+class Counting(Agent):
+    """An agent that notes which rounds it trained."""
+
+    def __init__(self, config: SiteConfig) -> None:
+        super().__init__(config, Silent())
+        self.trained: list[int] = []
+
+    async def _train(
+        self, joined: Joined, trainer: SiteTrainer, task: Task, received: Adapter, local_before: dict[str, np.ndarray]
+    ) -> bool:
+        self.trained.append(task.round)
+        return await super()._train(joined, trainer, task, received, local_before)
+
+
+async def test_an_agent_stopped_while_training_goes_on_after_a_restart_with_the_same_result(materials, tmp_path):
+    expected = await undisturbed(materials, tmp_path / "undisturbed")
+    store = federation.create_store(tmp_path, materials.adapter, TWO)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(Interrupted(config, Silent()).run(once=True))
+        again = Counting(config)
+        other = federation.agents_of(materials, tmp_path, running.address, ("philips",))
+        await federation.finish(again, *other)
+    assert again.trained == [1, 2]
+    assert federation.outcome(store)[2].digest == expected.digest
+
+
+async def test_a_round_trained_before_a_power_cut_is_sent_from_the_outbox_and_not_trained_again(materials, tmp_path):
+    expected = await undisturbed(materials, tmp_path / "undisturbed")
+    store = federation.create_store(tmp_path, materials.adapter, TWO)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        with pytest.raises(ExceptionGroup) as caught:
+            await CutBeforeUpload(config, Silent()).run(once=True)
+        assert caught.group_contains(PowerCut)
+        again = Counting(config)
+        other = federation.agents_of(materials, tmp_path, running.address, ("philips",))
+        await federation.finish(again, *other)
+    assert again.trained == [2]
+    assert federation.outcome(store)[2].digest == expected.digest
+
+
+async def test_agents_live_through_a_restart_of_the_aggregator(materials, tmp_path):
+    """grpc/grpc#38290: channels of some releases never reconnect; an agent makes a new one."""
+    store = federation.create_store(tmp_path, materials.adapter, TWO)
+    async with federation.serving(store) as running:
+        address = running.address
+        first = asyncio.create_task(
+            federation.finish(*federation.agents_of(materials, tmp_path, address, ("siemens",)))
+        )
+        while federation.order_of_arrival(store, 1) != ["siemens"]:
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
+    assert not first.done()
+    async with federation.serving(store, listen=address) as running:
+        await federation.finish(*federation.agents_of(materials, tmp_path, address, ("philips",)))
+        await first
     federation.assert_finished(store)
+
+
+class Slow(Agent):
+    """An agent that needs longer for a step than a round may take."""
+
+    def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
+        super()._on_step(step, steps, optimiser)
+        if not self._abandoned.is_set():
+            self._abandoned.wait(20)
+
+
+async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_its_report(
+    materials, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(agent_module, "HEARTBEAT_S", 0.2)
+    plan = setup.FederationPlan(
+        name=NAME,
+        adapter=materials.adapter,
+        parameters=federation.FEW_STEPS,
+        sites=dict.fromkeys(SITES),
+        rounds=1,
+        quorum=2,
+        deadline_s=3.0,
+        grace_s=0.0,
+    )
+    setup.create(str(tmp_path / "fed.db"), plan, time.time())
+    async with federation.serving(tmp_path / "fed.db") as running:
+        late = Slow(federation.site_config(materials, tmp_path, running.address, "ge"), Silent())
+        await federation.finish(late, *federation.agents_of(materials, tmp_path, running.address, TWO))
+    federation.assert_finished(tmp_path / "fed.db", rounds=1)
+    assert sorted(federation.order_of_arrival(tmp_path / "fed.db", 1)) == sorted(TWO)
+    report = json.loads((tmp_path / "state-ge" / REPORT).read_text())
+    assert report["adapter"]["version"] == 1
+    assert set(report["arms"]) == set(ARMS)
+
+
+async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(materials, tmp_path):
+    store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
+    async with federation.serving(store) as running:
+        out, *others = federation.agents_of(materials, tmp_path, running.address, ("ge", *TWO))
+        leaving = asyncio.create_task(out.run(once=True))
+        while federation.order_of_arrival(store, 1) != ["ge"]:
+            await asyncio.sleep(0.05)
+        await steering.evict(running.federation, "anna", "ge", "left the study")
+        with pytest.raises(Evicted, match="the coordinator evicted this site: left the study"):
+            await leaving
+        await federation.finish(*others)
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was(materials, tmp_path):
+    store = federation.create_store(tmp_path, materials.adapter, TWO, rounds=1)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        command = [federation.program("site-agent"), *map(str, federation.agent_arguments(config))]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=federation.PROCESS_ENVIRONMENT)
+        while not federation.order_of_arrival(store, 1):
+            await asyncio.sleep(0.1)
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 130
+        again = Counting(config)
+        await federation.finish(again, *federation.agents_of(materials, tmp_path, running.address, ("philips",)))
+    assert again.trained == []
+    federation.assert_finished(store, rounds=1)

@@ -1,5 +1,7 @@
 """Laws of the weighted mean and of its diagnostics."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_weights_sum_to_one_and_grow_with_patients(counts: dict[str, int], weigh
     assert list(found) == sorted(counts)
     assert abs(sum(found.values()) - 1.0) < 1e-12
     ordered = sorted(counts, key=lambda s: counts[s])
-    assert all(found[a] <= found[b] for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(found[a] <= found[b] for a, b in pairwise(ordered))
 
 
 @given(st.data(), patients)

@@ -44,9 +44,7 @@ def test_admitting_twice_is_admitting_once(updates: list[UpdateHeader]) -> None:
 def test_the_order_of_arrival_does_not_matter(data: st.DataObject) -> None:
     sites = data.draw(st.lists(st.sampled_from(NAMES), unique=True))
     updates = [
-        UpdateHeader(
-            site=s, agent_id="x", round=1, digest=s, size=1, codec="f32", base_version=0, training_patients=1
-        )
+        UpdateHeader(site=s, agent_id="x", round=1, digest=s, size=1, codec="f32", base_version=0, training_patients=1)
         for s in sites
     ]
     assert admit_all(updates) == admit_all(data.draw(st.permutations(updates)))

@@ -14,7 +14,9 @@ from tests.support import adapters
 PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
 
 
-def make(folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, quorum: int | None = None) -> Store:
+def make(
+    folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, quorum: int | None = None
+) -> Store:
     """Return a new store with round 1 open; every site has joined in name only."""
     adapters.adapter().write(folder / "v0.safetensors")
     plan = setup.FederationPlan(
@@ -24,7 +26,9 @@ def make(folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int
     return engine.open_store(str(folder / "fed.db"))
 
 
-def send(store: Store, site: str, payload: bytes, chunk: int = 100, patients: Mapping[str, int] = PATIENTS) -> UpdateKey:
+def send(
+    store: Store, site: str, payload: bytes, chunk: int = 100, patients: Mapping[str, int] = PATIENTS
+) -> UpdateKey:
     """Put one accepted update into the open round, in several chunks."""
     state = store.read(federations.state, "demo")
     digest = hashlib.sha256(payload).hexdigest()

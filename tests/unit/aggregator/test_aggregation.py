@@ -44,7 +44,9 @@ def test_weights_follow_patients_or_are_uniform() -> None:
 
 def test_any_order_of_arrival_gives_the_same_bytes() -> None:
     base = adapters.tensors()
-    updates = {site: {n: (adapters.tensors(k)[n] * 0.1).astype(np.float32) for n in base} for k, site in enumerate("abc")}
+    updates = {
+        site: {n: (adapters.tensors(k)[n] * 0.1).astype(np.float32) for n in base} for k, site in enumerate("abc")
+    }
     weight = {"a": 0.5, "b": 0.3, "c": 0.2}
     results = []
     for order in ("abc", "cba", "bca"):
@@ -91,9 +93,7 @@ def test_diagnostics_use_the_trained_factors_and_not_the_deltas() -> None:
 def test_an_update_of_zeros_is_no_division_by_zero() -> None:
     base = adapters.tensors()
     nothing = {name: np.zeros_like(array) for name, array in base.items()}
-    tensors, figures = aggregation.aggregate(
-        base, {s: iter(stream(nothing)) for s in "ab"}, {"a": 0.5, "b": 0.5}, 1.0
-    )
+    tensors, figures = aggregation.aggregate(base, {s: iter(stream(nothing)) for s in "ab"}, {"a": 0.5, "b": 0.5}, 1.0)
     assert figures["cosine/a/b"] == 0.0
     assert "aggregation_error" not in figures  # every product is zero: the ratio says nothing
     for name, array in base.items():

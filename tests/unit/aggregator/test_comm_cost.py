@@ -117,7 +117,9 @@ def test_a_difference_of_one_byte_is_listed() -> None:
     found = comm_cost.reconcile(log.calls)
     assert found is not None
     assert (found.compared, found.agreed) == (1, 0)
-    assert found.differing == ["c1 UploadDelta ge round 1: up 1001 and 1000, down 80 and 80 bytes at site and aggregator"]
+    assert found.differing == [
+        "c1 UploadDelta ge round 1: up 1001 and 1000, down 80 and 80 bytes at site and aggregator"
+    ]
 
 
 def test_calls_that_ended_badly_or_stand_in_one_log_are_listed_and_not_compared() -> None:

@@ -197,7 +197,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "unknown policy": (lambda: file_of(metadata(head_policy='"mine"')), r"head policy 'mine' is none of global, local"),
     "unknown frames": (lambda: file_of(metadata(frames='"all"')), r"frames 'all' is neither stacked nor siamese"),
     "version no number": (lambda: file_of(metadata(version="x")), r"'version' must be a number, got 'x'"),
-    "version of 5000 digits": (lambda: file_of(metadata(version="9" * 5000)), r"'version' must be a number, got '9{80}'"),
+    "version of 5000 digits": (
+        lambda: file_of(metadata(version="9" * 5000)),
+        r"'version' must be a number, got '9{80}'",
+    ),
     "version in other digits": (lambda: file_of(metadata(version="٣")), r"'version' must be a number"),
     "tensor without a shape": (lambda: file_of(without(A, "shape")), rf"entry of tensor '{A}' needs dtype, shape"),
     "entry is a number": (lambda: file_of({**header(), A: 7}), rf"entry of tensor '{A}' needs dtype, shape"),
@@ -218,8 +221,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "many dimensions": (lambda: file_of(changed(A, shape=[1] * 100_000)), r"has 100000 dimensions, the limit is 8"),
     "many tensors": (lambda: scalar_tensors(MAX_TENSORS + 1), r"4097 tensors are more than the limit of 4096"),
     "reshaped": (lambda: file_of(changed(A, shape=[3, 3])), r"lies at \[0, 12\], expected \[0, 36\]"),
-    "overlap": (lambda: file_of(changed(B, data_offsets=[8, 16])), r"lies at \[8, 16\], expected \[12, 20\]: .*overlaps"),
-    "gap": (lambda: file_of(changed(B, data_offsets=[16, 24]), DATA_BY_HAND + bytes(4)), r"expected \[12, 20\]: .*gaps"),
+    "overlap": (
+        lambda: file_of(changed(B, data_offsets=[8, 16])),
+        r"lies at \[8, 16\], expected \[12, 20\]: .*overlaps",
+    ),
+    "gap": (
+        lambda: file_of(changed(B, data_offsets=[16, 24]), DATA_BY_HAND + bytes(4)),
+        r"expected \[12, 20\]: .*gaps",
+    ),
     "backward": (lambda: file_of(changed(A, data_offsets=[12, 0])), r"lies at \[12, 0\], expected \[0, 12\]"),
     "negative offset": (lambda: file_of(changed(A, data_offsets=[-12, 0])), r"lies at \[-12, 0\], expected \[0, 12\]"),
     "unsorted names": (
@@ -234,13 +243,19 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "name over the limit": (
         lambda: file_of(
-            {"__metadata__": header()["__metadata__"], "x" * 513: {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}
+            {
+                "__metadata__": header()["__metadata__"],
+                "x" * 513: {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]},
+            }
         ),
         r"tensor name of 513 characters, allowed are 1 to 512",
     ),
     "name that moves the cursor": (
         lambda: file_of(
-            {"__metadata__": header()["__metadata__"], "\x1b[2Jok": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}
+            {
+                "__metadata__": header()["__metadata__"],
+                "\x1b[2Jok": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]},
+            }
         ),
         r"tensor name '\\x1b\[2Jok' has characters other than printable ASCII",
     ),

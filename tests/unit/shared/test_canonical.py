@@ -67,7 +67,9 @@ def test_a_disk_without_room_leaves_the_old_content(tmp_path: Path) -> None:
     """A file-size limit stands for a full disk: the write fails in the middle, in a process of its own."""
     path = tmp_path / "file"
     write_atomically(path, b"old")
-    child = subprocess.run([sys.executable, "-c", WRITE_PAST_A_LIMIT, path], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", WRITE_PAST_A_LIMIT, path], capture_output=True, text=True, check=False
+    )
     assert (child.returncode, child.stderr) == (1, "File too large\n")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

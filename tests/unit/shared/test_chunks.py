@@ -9,7 +9,11 @@ from shared.protocol import CHUNK_BYTES
 
 
 def test_pieces_carry_their_position() -> None:
-    assert [(c.offset, c.data) for c in chunks.split(b"abcdefg", chunk_bytes=3)] == [(0, b"abc"), (3, b"def"), (6, b"g")]
+    assert [(c.offset, c.data) for c in chunks.split(b"abcdefg", chunk_bytes=3)] == [
+        (0, b"abc"),
+        (3, b"def"),
+        (6, b"g"),
+    ]
 
 
 def test_a_cut_upload_goes_on_from_its_offset() -> None:

@@ -17,7 +17,9 @@ PAYLOAD = struct.pack("<7f", 1, 2, 3, 4, 5, 6, 7)
     ("received", "message"),
     [
         pytest.param(EXPECTED.tensors[:2], "missing tensor 'c'", id="missing"),
-        pytest.param((*EXPECTED.tensors, TensorSpec("d", (1,))), "extra tensor 'd': this round takes 3 tensors", id="extra"),
+        pytest.param(
+            (*EXPECTED.tensors, TensorSpec("d", (1,))), "extra tensor 'd': this round takes 3 tensors", id="extra"
+        ),
         pytest.param(
             (EXPECTED.tensors[0], TensorSpec("bb", (3,)), EXPECTED.tensors[2]), "missing tensor 'b'", id="renamed"
         ),

@@ -61,18 +61,25 @@ def test_a_pipe_gets_json_where_there_is_no_file() -> None:
     assert json.loads(pipe.getvalue())["round"] == 3
 
 
-def test_a_screen_shows_calls_that_failed_and_the_file_has_all(tmp_path: Path) -> None:
+def test_a_screen_beside_a_file_shows_only_what_went_wrong(tmp_path: Path) -> None:
     screen = Screen()
     logs.configure(tmp_path / "log", terminal=screen)
     log = structlog.get_logger()
-    log.info("rpc_finished", rpc="Probe", code="OK")
-    log.info("rpc_finished", rpc="Join", code="UNAVAILABLE")
     log.info("round_opened", round=3)
+    log.warning("site_lost", site="ge")
+    log.error("round_failed", round=3)
     shown = screen.getvalue()
-    assert "Probe" not in shown
-    assert "UNAVAILABLE" in shown
-    assert "round_opened" in shown
+    assert "round_opened" not in shown
+    assert "site_lost" in shown
+    assert "round_failed" in shown
     assert len((tmp_path / "log").read_text().splitlines()) == 3
+
+
+def test_a_screen_alone_shows_everything() -> None:
+    screen = Screen()
+    logs.configure(terminal=screen)
+    structlog.get_logger().info("round_opened", round=3)
+    assert "round_opened" in screen.getvalue()
 
 
 def test_a_traceback_is_one_field_of_one_line(tmp_path: Path) -> None:

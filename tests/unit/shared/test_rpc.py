@@ -1,5 +1,6 @@
 """Every call leaves one event with exact byte counts, and every error arrives as the class that was raised: over real gRPC."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,13 +29,13 @@ SECRET = "no such file: /data/scans/Doe_Jane_1955.nii.gz"
 class Servicer(FederationServiceServicer):
     """Answers as a test tells it to."""
 
-    error: BaseException | None = None
-    sent: list[Message] = field(default_factory=list)
+    error: Exception | None = None
+    first_answer_only: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def _answer(self, message: Any) -> Any:
         if self.error is not None:
             raise self.error
-        self.sent.append(message)
         return message
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> Any:
@@ -45,6 +46,11 @@ class Servicer(FederationServiceServicer):
 
     async def FetchAdapter(self, request: pb.FetchAdapterRequest, context: Any) -> AsyncIterator[Any]:
         yield await self._answer(pb.FetchAdapterResponse(info=pb.AdapterInfo(version=request.version)))
+        if self.first_answer_only:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.ended.set()
         for chunk in chunks.split(PAYLOAD, request.offset):
             yield await self._answer(pb.FetchAdapterResponse(chunk=chunk))
 
@@ -112,10 +118,9 @@ async def test_a_unary_call_is_counted_to_the_byte() -> None:
 
 
 async def test_a_download_is_counted_message_by_message() -> None:
-    servicer = Servicer()
     request = pb.FetchAdapterRequest(federation="hearts", version=3, offset=1000, round=4)
     with structlog.testing.capture_logs() as logs:
-        async with connected(servicer) as stub:
+        async with connected(Servicer()) as stub:
             received = [part async for part in stub.FetchAdapter(request, metadata=METADATA)]
     assert b"".join(part.chunk.data for part in received) == PAYLOAD[1000:]
     event = the_event(logs)
@@ -182,7 +187,9 @@ async def call_fetch(stub: FederationServiceStub) -> None:
 
 
 async def call_upload(stub: FederationServiceStub) -> None:
-    await stub.UploadDelta(iter([pb.UploadDeltaRequest(start=pb.UploadStart()), pb.UploadDeltaRequest(chunk=pb.Chunk())]))
+    await stub.UploadDelta(
+        iter([pb.UploadDeltaRequest(start=pb.UploadStart()), pb.UploadDeltaRequest(chunk=pb.Chunk())])
+    )
 
 
 CALLS = {"Probe": call_probe, "FetchAdapter": call_fetch, "UploadDelta": call_upload}
@@ -200,7 +207,9 @@ async def test_a_stream_too_ends_with_the_error_that_was_raised(method: str) -> 
 
 
 @pytest.mark.parametrize("method", CALLS)
-@pytest.mark.parametrize("error", [FileNotFoundError(SECRET), errors.NewerStore(SECRET)], ids=["unexpected", "local only"])
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(SECRET), errors.NewerStore(SECRET)], ids=["unexpected", "local only"]
+)
 async def test_an_unexpected_error_says_nothing_to_the_caller_and_everything_to_the_log(
     method: str, error: Exception
 ) -> None:
@@ -238,12 +247,15 @@ async def test_an_error_with_text_that_is_no_unicode_is_not_lost() -> None:
 
 
 async def test_a_call_that_its_caller_gives_up_is_logged_as_cancelled() -> None:
+    servicer = Servicer(first_answer_only=True)
     with structlog.testing.capture_logs() as logs:
-        async with connected(Servicer()) as stub:
+        async with connected(servicer) as stub:
             call = stub.FetchAdapter(pb.FetchAdapterRequest())
             await call.read()
             call.cancel()
-    assert the_event(logs)["code"] == "CANCELLED"
+            await asyncio.wait_for(servicer.ended.wait(), timeout=10)
+    event = the_event(logs)
+    assert (event["code"], event["messages_down"]) == ("CANCELLED", 1)
 
 
 def test_ids_of_calls_do_not_repeat() -> None:

@@ -1,0 +1,3 @@
+from typing import Any
+def page(summary: Any) -> str:
+    return "<html></html>"

@@ -1,0 +1,192 @@
+"""The demo's phases: the project's own commands as real processes, from a synthetic cohort to checked accounts."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import demo_commands, demo_summary
+from experiments.demo_commands import SITES, DemoConfig
+from experiments.demo_progress import FederationProgress
+from experiments.demo_summary import Findings
+from experiments.demo_view import View
+from experiments.processes import Child, Processes
+
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+"""Figures repeat bit for bit at the same number of threads."""
+COUNTING_S = 1.0
+"""Between two looks at how many files a command has written."""
+LISTENING = "aggregator listening on "
+
+
+@dataclass
+class Phase:
+    """A part of the run: the processes it is made of, when it began (seconds since the start), how long it took."""
+
+    name: str
+    began: float
+    wall: float = 0.0
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of all its processes that have ended."""
+        return sum(child.cpu_s for child in self.children)
+
+
+@dataclass
+class Demo:
+    """One run. `run` does all phases; `seconds` says what each took."""
+
+    config: DemoConfig
+    processes: Processes
+    view: View
+    started: float
+    """time.monotonic() when the person pressed enter."""
+    phases: list[Phase] = field(default_factory=list)
+
+    def run(self) -> Findings:
+        """Run everything. Raises ChildFailed, Interrupted, or InputError."""
+        config = self.config
+        full_model = demo_summary.full_model_bytes(config.weights)
+        phantom = self._begin("phantom", "SYNTHETIC raw scans in the file layouts of ACDC and M&Ms")
+        self._start(phantom, demo_commands.phantom(config))
+        certificates = self._begin("certificates", "an authority, the aggregator, and one for each site")
+        self._start(certificates, demo_commands.certificates(config))
+        adapter = self._begin("adapter", "version 0 of the global adapter, from the seed")
+        initial = self._start(adapter, demo_commands.init_adapter(config))
+        cases = demo_commands.planned_cases(config)
+        self._finish(certificates)
+        self._finish(phantom, lambda: _count(config.out / "raw", "*_4d.nii.gz", "*_sa.nii.gz"), cases)
+        self._finish(adapter)
+        prepare = self._begin("prepare", "scaled and cropped around the heart; one cohort for each scanner vendor")
+        prepared = self._start(prepare, demo_commands.prepare(config))
+        self._finish(prepare, lambda: _count(config.out / "prepared", "es.nii.gz"), cases)
+        init = self._begin("init", "the store of the federation: contract, sites and their patients")
+        contract = self._start(init, demo_commands.init(config, _json(prepared)))
+        self._finish(init)
+        reports = self._federate()
+        reference = self._reference() if config.centralised else None
+        accounts = self._begin("accounts", "every round recomputed from its updates; both sides' bytes compared")
+        verified = self._start(accounts, demo_commands.verify(config))
+        costs = self._start(accounts, demo_commands.comm_cost(config, full_model))
+        self._finish(accounts)
+        return Findings(
+            seed=config.seed,
+            settings=config.settings(),
+            initial=_json(initial),
+            contract=_json(contract),
+            recipe=json.loads((config.state(SITES[0]) / "contract.json").read_text())["recipe"],
+            reports=reports,
+            verified=_json(verified),
+            costs=_json(costs),
+            reference=reference,
+        )
+
+    def seconds(self, reports: Any) -> dict[str, Any]:
+        """Wall and CPU seconds so far, by phase, and the agents' own phases."""
+        return {
+            "total": round(time.monotonic() - self.started, 3),
+            "cpu": round(sum(phase.cpu for phase in self.phases), 3),
+            "phases": {
+                phase.name: {"began": round(phase.began, 3), "wall": round(phase.wall, 3), "cpu": round(phase.cpu, 3)}
+                for phase in self.phases
+            },
+            "aggregator": {"cpu": round(self._cpu_of("aggregator"), 3)},
+            "sites": {
+                name: {"cpu": round(self._cpu_of(name), 3), **report["phases_s"]} for name, report in reports.items()
+            },
+        }
+
+    def _cpu_of(self, name: str) -> float:
+        return sum(child.cpu_s for phase in self.phases for child in phase.children if child.name == name)
+
+    # --- the federation ------------------------------------------------------------------------------------------------
+
+    def _federate(self) -> dict[str, Any]:
+        config = self.config
+        text = f"an aggregator and {len(SITES)} agents, {config.rounds} rounds over gRPC with mutual TLS"
+        phase = self._begin("federation", text)
+        server = self._start(phase, demo_commands.serve(config), goes_on=True)
+        self.processes.until(
+            lambda: bool(_address(server)), config.limit_s, "the aggregator did not listen", lambda: [server]
+        )
+        self.view.say(f"aggregator listening on {_address(server)}")
+        agents = {site: self._start(phase, demo_commands.agent(config, site, _address(server))) for site in SITES}
+        progress = FederationProgress.of({site: config.log(site) for site in SITES}, config.rounds, time.monotonic())
+        self.view.federation(progress)
+        self._watch(agents, progress)
+        self.processes.stop(server, config.limit_s)
+        self._finish(phase)
+        return {site: json.loads((config.state(site) / "report.json").read_text()) for site in SITES}
+
+    def _watch(self, agents: dict[str, Child], progress: FederationProgress) -> None:
+        """Wait until every agent has ended well, tell what happens meanwhile, and end it if no site comes forward."""
+
+        def done() -> bool:
+            ended = [child.look() for child in agents.values()]
+            for line in progress.poll(time.monotonic()):
+                self.view.say(line)
+            return all(ended)
+
+        while not done():
+            moved = progress.last_move()
+            self.processes.until(
+                lambda moved=moved: done() or progress.last_move() > moved,  # type: ignore[misc]
+                self.config.limit_s,
+                f"no site came forward ({progress.brief()})",
+                lambda: [agents[name] for name in progress.busy()],
+            )
+
+    def _reference(self) -> dict[str, Any]:
+        phase = self._begin("centralised", "for comparison: one model on all cases pooled, as no federation could")
+        child = self._start(phase, demo_commands.centralised(self.config))
+        self._finish(phase)
+        found: dict[str, Any] = _json(child)
+        return found
+
+    # --- phases --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, name: str, text: str) -> Phase:
+        phase = Phase(name, time.monotonic() - self.started)
+        self.phases.append(phase)
+        self.view.begin(name, text)
+        return phase
+
+    def _start(self, phase: Phase, command: demo_commands.Command, *, goes_on: bool = False) -> Child:
+        child = self.processes.start(command.name, command.words, ONE_THREAD, goes_on=goes_on)
+        phase.children.append(child)
+        return child
+
+    def _finish(self, phase: Phase, count: Callable[[], int] = lambda: 0, total: int = 0) -> None:
+        """Wait for all processes of a phase to end well; meanwhile say how many of `total` files are written."""
+        counted = time.monotonic()
+
+        def done() -> bool:
+            nonlocal counted
+            if total and time.monotonic() - counted >= COUNTING_S:
+                self.view.advance(phase.name, count(), total)
+                counted = time.monotonic()
+            return all([child.look() for child in phase.children])
+
+        self.processes.until(done, self.config.limit_s, f"{phase.name} did not end", lambda: phase.children)
+        phase.wall = max(child.ended or 0.0 for child in phase.children) - self.started - phase.began
+        self.view.end(phase.name, phase.wall, phase.cpu)
+
+
+def _address(server: Child) -> str:
+    """host:port from the server's ready line; empty until it is there."""
+    for line in server.out.read_text(encoding="utf-8").splitlines():
+        if line.startswith(LISTENING) and " (" in line:
+            return line.removeprefix(LISTENING).split(" (")[0]
+    return ""
+
+
+def _json(child: Child) -> Any:
+    return json.loads(child.out.read_text(encoding="utf-8"))
+
+
+def _count(folder: Path, *patterns: str) -> int:
+    return sum(1 for pattern in patterns for _ in folder.rglob(pattern)) if folder.is_dir() else 0

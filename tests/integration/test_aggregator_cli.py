@@ -1,0 +1,379 @@
+"""The `aggregator` command as a process: what a person sees, and the exit codes that scripts rely on."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import adapters, closed_rounds
+from tests.support.raw_site import RawSite
+from tests.support.serving import make_store
+
+pytestmark = pytest.mark.integration
+
+COMMAND = [sys.executable, "-c", "from aggregator.cli import main; main()"]
+COMMANDS = (
+    "init",
+    "certificates",
+    "serve",
+    "status",
+    "rounds",
+    "sites",
+    "export",
+    "verify",
+    "comm-cost",
+    "pause",
+    "resume",
+    "evict",
+    "rollback",
+)
+READY = re.compile(r"aggregator listening on (127\.0\.0\.1:\d+) \(federation demo, round 1 of 2\)\n")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+
+
+def fails(code: int, text: str, *arguments: object) -> None:
+    """One line on stderr with this text, no traceback, and this exit code."""
+    result = run(*arguments)
+    assert result.returncode == code, result.stderr
+    assert re.search(text, result.stderr), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+@contextmanager
+def serving(store: object, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--store", str(store), "--listen", "127.0.0.1:0", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        ready = READY.fullmatch(line)
+        assert ready, line or process.communicate()[1]
+        yield process, ready.group(1)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def adapter_file(tmp_path: Path) -> Path:
+    adapters.adapter().write(tmp_path / "v0.safetensors")
+    return tmp_path / "v0.safetensors"
+
+
+def init(folder: Path, *more: object) -> list[object]:
+    sites = ("--site", "ge", "--site", "philips=40", "--site", "siemens")
+    return ["init", "--store", folder / "fed.db", "--federation", "demo", "--rounds", 2, *sites, *more]
+
+
+# start-up
+
+
+def test_help_starts_fast_and_documents_the_exit_codes() -> None:
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        result = run("--help")
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.5
+    assert result.returncode == 0
+    assert "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input that cannot be used" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert f"Example: aggregator {command}" in result.stdout
+
+
+def test_nothing_heavy_is_imported_by_serving_or_by_help() -> None:
+    code = (
+        "import sys\n"
+        "import aggregator.cli\n"
+        "aggregator.cli.build()\n"
+        "light = [m for m in ('grpc', 'sqlalchemy', 'numpy') if m in sys.modules]\n"
+        "assert not light, light\n"
+        "import aggregator.server, aggregator.verify, aggregator.export, aggregator.comm_cost, aggregator.certificates\n"
+        "heavy = [m for m in ('torch', 'monai', 'nibabel', 'scipy', 'sklearn', 'matplotlib', 'site_agent') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_serve_answers_soon_after_its_start(tmp_path: Path) -> None:
+    """Under 1.5 s on an idle machine; the best of three, since tests share the machine."""
+    store = make_store(tmp_path)
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        with serving(store, "--plain"):
+            times.append(time.monotonic() - start)
+    assert min(times) < 1.5
+
+
+# serving
+
+
+def test_serve_runs_a_federation_and_stops_on_sigterm(tmp_path: Path) -> None:
+    store, log = make_store(tmp_path), tmp_path / "logs" / "aggregator.jsonl"
+
+    async def take_part(address: str) -> None:
+        sites = [RawSite(address, name) for name in ("ge", "philips", "siemens")]
+        await asyncio.gather(*(site.take_part(seed=k) for k, site in enumerate(sites)))
+        for site in sites:
+            await site.channel.close()
+
+    with serving(store, "--plain", "--log", log) as (process, address):
+        asyncio.run(take_part(address))
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert stdout == ""
+    assert "Never: images, local adapters, per-case values" in stderr
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    names = [event["event"] for event in events]
+    for expected in ("serving", "site_joined", "update_accepted", "round_closed", "federation_finished", "stopped"):
+        assert expected in names
+    result = run("comm-cost", log, "--full-model-bytes", 358_000_000, "--json")
+    report = json.loads(result.stdout)
+    updates = [r for r in report["rows"] if r["purpose"] == "delta_up" and r["direction"] == "up"]
+    assert len(updates) == 6  # three sites, two rounds
+    size = adapters.adapter().manifest.layout.size
+    assert {r["payload_bytes"] for r in updates} == {size}
+    assert report["full_model"]["updates"] == 6
+    assert report["malformed_lines"] == []
+    assert report["wire_model"]["tls"] is False
+
+
+def test_sigterm_while_a_site_waits_ends_at_once(tmp_path: Path) -> None:
+    async def wait(address: str, process: subprocess.Popen[str]) -> float:
+        async with RawSite(address, "ge") as site:
+            await site.join()
+            waiting = asyncio.create_task(site.wait("TRAIN", 1, wait_s=30))
+            await asyncio.sleep(0.3)
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            await waiting
+            await asyncio.to_thread(process.wait, 20)
+            return time.monotonic() - start
+
+    with serving(make_store(tmp_path), "--plain", "--log", tmp_path / "a.jsonl") as (process, address):
+        assert asyncio.run(wait(address, process)) < 4.0
+        assert process.returncode == 0
+
+
+def test_a_port_in_use_has_its_own_exit_code(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with serving(store, "--plain", "--log", tmp_path / "a.jsonl") as (_, address):
+        text = rf"cannot listen on {address}: the port is in use .* choose another port with --listen"
+        fails(5, text, "serve", "--store", store, "--listen", address, "--plain", "--log", tmp_path / "b.jsonl")
+
+
+def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with sqlite3.connect(store) as raw:
+        raw.execute("UPDATE schema_version SET version = 7")
+    for command in (["serve", "--plain"], ["status"], ["verify"]):
+        fails(3, "has schema version 7, this release reads up to 1; upgrade", *command, "--store", store)
+
+
+def test_serving_needs_tls_or_plain_on_loopback(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    fails(3, "--tls-ca, --tls-cert, --tls-key missing: give the three TLS files", "serve", "--store", store)
+    fails(3, "plain text is allowed on loopback only", "serve", "--store", store, "--plain", "--listen", "0.0.0.0:0")
+    tls = ["--tls-ca", tmp_path / "no.pem", "--tls-cert", tmp_path / "no.pem", "--tls-key", tmp_path / "no.key"]
+    fails(3, r"cannot read TLS \w+ file .*no\.\w+: No such file", "serve", "--store", store, *tls)
+    fails(3, "exclude each other", "serve", "--store", store, "--plain", *tls)
+
+
+def test_a_missing_store_is_named_with_the_next_command(tmp_path: Path) -> None:
+    fails(3, r"no store at .*; make one with: aggregator init", "serve", "--plain", "--store", tmp_path / "no.db")
+    fails(3, r"no store at .*; make one with: aggregator init", "status", "--store", tmp_path / "no.db")
+
+
+# init
+
+
+def test_init_says_what_was_made_and_what_comes_next(tmp_path: Path, adapter_file: Path) -> None:
+    result = run(*init(tmp_path, "--adapter", adapter_file, "--set", "local_epochs=3", "--json"))
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["adapter_digest"] == adapters.adapter().digest
+    assert (facts["quorum"], facts["sites"]) == (3, {"ge": None, "philips": 40, "siemens": None})
+    status = json.loads(run("status", "--store", tmp_path / "fed.db", "--json").stdout)
+    assert status["contract_sha256"] == facts["contract_sha256"]
+    assert status["missing"] == ["ge", "philips", "siemens"]
+
+
+def test_init_refuses_what_cannot_be_used(tmp_path: Path, adapter_file: Path) -> None:
+    fails(
+        3,
+        r"cannot read adapter file .*no\.safetensors: No such file",
+        *init(tmp_path, "--adapter", tmp_path / "no.safetensors"),
+    )
+    given = ["--adapter", adapter_file]
+    fails(3, "has no parameter 'speed'", *init(tmp_path, *given, "--set", "speed=1"))
+    fails(3, "quorum must be between 1 and invited", *init(tmp_path, *given, "--quorum", 9))
+    fails(3, "site 'ge' is named twice", *init(tmp_path, *given, "--site", "ge"))
+    (tmp_path / "broken.safetensors").write_bytes(b"12345678 this is no adapter")
+    fails(3, "header", *init(tmp_path, "--adapter", tmp_path / "broken.safetensors"))
+    assert not (tmp_path / "fed.db").exists()
+    assert run(*init(tmp_path, *given)).returncode == 0
+    fails(3, "exists already", *init(tmp_path, *given))
+
+
+def test_a_quorum_of_two_warns(tmp_path: Path, adapter_file: Path) -> None:
+    result = run(*init(tmp_path, "--adapter", adapter_file, "--quorum", 2))
+    assert result.returncode == 0
+    assert "warning: with a quorum of 2 each of two sites can subtract" in result.stderr
+
+
+def test_wrong_usage_has_the_usual_exit_code() -> None:
+    assert run("serve").returncode == 2
+    assert run("nonsense").returncode == 2
+    assert run("status", "--colour").returncode == 2
+
+
+def test_certificates_say_what_was_written(tmp_path: Path) -> None:
+    result = run("certificates", "--out", tmp_path / "certs", "--host", "127.0.0.1", "--site", "ge")
+    assert result.returncode == 0
+    assert result.stdout.startswith("wrote ca.pem, ca.key, aggregator.pem, aggregator.key, ge.pem, ge.key in ")
+    fails(3, r"ge\.pem exists already", "certificates", "--out", tmp_path / "certs", "--site", "ge")
+
+
+# reading a store
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("closed")
+    store = closed_rounds.make(folder)
+    closed_rounds.run(store)
+    store.close()
+    return folder / "fed.db"
+
+
+def test_rounds_and_sites_print_facts(closed: Path) -> None:
+    found = json.loads(run("rounds", "--store", closed, "--json").stdout)
+    assert [(r["round"], r["phase"], r["version"]) for r in found] == [(1, "closed", 1), (2, "closed", 2)]
+    assert sorted(found[0]["accepted"]) == ["canon", "ge", "siemens"]
+    assert 0 < found[0]["diagnostics"]["aggregation_error"] < 1
+    assert "0 -> 1" in run("rounds", "--store", closed).stdout
+    assert [s["site"] for s in json.loads(run("sites", "--store", closed, "--json").stdout)] == [
+        "canon",
+        "ge",
+        "siemens",
+    ]
+    assert "siemens" in run("sites", "--store", closed).stdout
+    assert "finished, round 2 of 2 closed" in run("status", "--store", closed).stdout
+
+
+def test_verify_passes_and_a_tampered_row_fails_with_exit_code_1(closed: Path, tmp_path: Path) -> None:
+    result = run("verify", "--store", closed, "--all")
+    assert result.returncode == 0
+    assert result.stdout.endswith("2 of 2 closed rounds recompute to the same bytes\n")
+    copy = tmp_path / "fed.db"
+    copy.write_bytes(closed.read_bytes())
+    with sqlite3.connect(copy) as raw:
+        raw.execute("UPDATE chunks SET data = zeroblob(size) WHERE round = 2 AND site = 'ge' AND offset = 0")
+    result = run("verify", "--store", copy, "--json")
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    assert report["ok"] is False
+    assert [bool(r["difference"]) for r in report["rounds"]] == [False, True]
+    assert run("verify", "--store", copy, "--round", 1).returncode == 0
+    fails(3, "round 5 is not closed; closed rounds are 1, 2", "verify", "--store", copy, "--round", 5)
+
+
+def test_export_writes_a_peft_folder(closed: Path, tmp_path: Path) -> None:
+    result = run("export", "--store", closed, "--version", 1, "--out", tmp_path / "peft")
+    assert result.returncode == 0
+    assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    fails(
+        3, "no adapter version 9; versions are 0 to 2", "export", "--store", closed, "--version", 9, "--out", tmp_path
+    )
+
+
+# accounts
+
+
+def test_comm_cost_of_logs_that_disagree_fails(tmp_path: Path) -> None:
+    def line(side: str, size: int) -> str:
+        counts = {f"{what}_{way}": size for what in ("messages", "bytes", "payload_bytes") for way in ("up", "down")}
+        fields = {
+            "event": "rpc_finished",
+            "side": side,
+            "rpc": "Join",
+            "purpose": "control",
+            "call_id": "c",
+            "attempt": 0,
+        }
+        return json.dumps({**fields, "site": "ge", "round": 0, "code": "OK", **counts}) + "\n"
+
+    (tmp_path / "a.jsonl").write_text(line("aggregator", 10) + "broken\n")
+    (tmp_path / "s.jsonl").write_text(line("site-agent", 10))
+    result = run("comm-cost", tmp_path / "a.jsonl", tmp_path / "s.jsonl")
+    assert result.returncode == 0
+    assert "1 of 1 calls that ended well agree to the byte" in result.stdout
+    assert "malformed lines, passed over (1):\n  a.jsonl:2: " in result.stdout
+    (tmp_path / "s.jsonl").write_text(line("site-agent", 11))
+    result = run("comm-cost", tmp_path / "a.jsonl", tmp_path / "s.jsonl", "--by", "site")
+    assert result.returncode == 1
+    assert "differ (1):" in result.stdout
+    csv = run("comm-cost", tmp_path / "a.jsonl", "--csv").stdout.splitlines()
+    assert csv[0] == "site,round,direction,purpose,calls,messages,bytes,payload_bytes,failed_bytes"
+    assert csv[1:] == ["ge,0,down,control,1,10,10,10,0", "ge,0,up,control,1,10,10,10,0"]
+
+
+def test_comm_cost_without_calls_says_what_it_wants(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    fails(3, "no rpc_finished events in", "comm-cost", tmp_path / "empty.jsonl")
+    fails(3, r"cannot read log .*no\.jsonl: No such file", "comm-cost", tmp_path / "no.jsonl")
+
+
+# steering
+
+
+def test_a_coordinator_steers_over_the_wire(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with serving(store, "--plain", "--log", tmp_path / "a.jsonl") as (_, address):
+        there = ["--aggregator", address, "--plain"]
+        assert run("pause", *there, "--reason", "maintenance").stdout.startswith("paused")
+        assert json.loads(run("status", "--store", store, "--json").stdout)["reason"] == "maintenance"
+        assert run("resume", *there).stdout == "running again\n"
+        assert run("rollback", 0, *there).stdout == "version 0 is the current one\n"
+        assert run("evict", "ge", *there, "--reason", "left").stdout == "ge is evicted\n"
+        fails(3, "no site 'nobody' in federation 'demo'", "evict", "nobody", *there)
+        fails(3, "no adapter version 4", "rollback", 4, *there)
+
+
+def test_nobody_there_is_exit_code_4(tmp_path: Path) -> None:
+    fails(4, r"no answer from 127\.0\.0\.1:1 .* check the address", "pause", "--aggregator", "127.0.0.1:1", "--plain")
+    fails(3, "plain text is allowed on loopback only", "pause", "--aggregator", "192.0.2.1:1", "--plain")
