@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 OUT ?= runs/demo
+JOBS ?= 2
 UV_VERSION := 0.13.9
 # Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -37,11 +38,15 @@ demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT
 
 .PHONY: test
 test: $(DEV_READY) ## the whole suite, fast tests first
-	@$(ONE_THREAD) $(BIN)/python -m pytest --durations=10 $(FAST_TESTS) $(SLOW_TESTS)
+	@status=0; \
+	$(FAST) || status=$$?; \
+	[ $$status != 2 ] || exit 2; \
+	$(PYTEST) --durations=10 $(SLOW_TESTS) || status=$$?; \
+	exit $$status
 
 .PHONY: test-unit
 test-unit: $(DEV_READY) ## unit and property tests only
-	@$(ONE_THREAD) $(BIN)/python -m pytest $(FAST_TESTS)
+	@$(FAST)
 
 .PHONY: check
 check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing
@@ -70,8 +75,10 @@ clean: ## remove environments and caches; results in runs/ stay
 	rm -rf $(VENV) .proto-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find aggregator site_agent shared proto experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# Two workers on two cores would fight over threads, and sums of floats depend on how many there are.
-ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+# One thread a process: sums of floats depend on how many there are. Fast tests run side by side; tests with deadlines of their
+# own (real servers, start-up times) run alone. Exit status 2 is an interruption.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+FAST := $(PYTEST) -n $(JOBS) $(FAST_TESTS)
 
 # $(call install,EXTRAS): pinned uv, which takes seconds; plain pip with the same pins where uv does not work.
 define install

@@ -96,12 +96,16 @@ class Federation:
         """Run a reading transaction off the event loop."""
         return await asyncio.to_thread(lambda: self.store.read(work, *args, **kwargs))
 
+    async def write(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Write something that nobody decides anything by. Once begun, no cancellation stops a write."""
+        return await asyncio.shield(asyncio.to_thread(lambda: self.store.write(work, *args, **kwargs)))
+
     async def record(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Write something that only matters to when the round closes. Once begun, no cancellation stops it."""
+        """Write something that matters to when the round closes."""
         return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=False))
 
     async def decide(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Write something that every waiting site is to hear of at once. Once begun, no cancellation stops it."""
+        """Write something that every waiting site is to hear of at once."""
         return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=True))
 
     async def _commit(self, write: Callable[[], T], *, news: bool) -> T:
@@ -120,14 +124,15 @@ class Federation:
             self._news = asyncio.Event()
 
     async def state(self) -> rounds.FederationState:
-        """Return the federation as it stands; loaded at most once per change, whoever asks."""
+        """Return the federation as it stands, at least as new as this call."""
         async with self._loading:
-            while (found := self._state) is None:
-                change = self._change
-                loaded = await self.read(federations.state, self.name)
-                if change is self._change:  # nothing was written while we read
-                    self._state = loaded
-            return found
+            if self._state is not None:
+                return self._state
+            change = self._change
+            loaded = await self.read(federations.state, self.name)
+            if change is self._change:  # nothing was written while we read: good for the next who asks
+                self._state = loaded
+            return loaded
 
     @property
     def next_change(self) -> asyncio.Event:
@@ -184,7 +189,7 @@ class Federation:
         await self._check_known(caller)
         await self._heartbeat(caller, agent_id, report)
         loop = asyncio.get_running_loop()
-        end = loop.time() + min(max(wait_s, 0.0), protocol.MAX_WAIT_S)
+        end = loop.time() + (min(wait_s, protocol.MAX_WAIT_S) if wait_s > 0 else 0.0)
         while True:
             news = self._news
             answer = rounds.instruct(await self.state(), caller.site, report, self.clock())
@@ -205,7 +210,10 @@ class Federation:
         await self.member(caller)
         check_metrics(evaluation.metrics)
         await self.adapter(evaluation.version)  # raises NotFound
-        await self.record(_report_evaluation, self.name, caller.site, evaluation, self.clock(), self.limits.identity_s)
+        last = (await self.state()).round.number
+        if evaluation.round > last:
+            raise NotFound(f"round {evaluation.round} has not been opened yet; the last one is round {last}")
+        await self.write(_report_evaluation, self.name, caller.site, evaluation, self.clock(), self.limits.identity_s)
         log.info(
             "evaluation_reported",
             site=caller.site,
@@ -244,16 +252,12 @@ class Federation:
         at, progress, version = self._written.get(key, (0.0, -1.0, -1))
         if now - at < HEARTBEAT_WRITE_S and (progress, version) == (report.progress, report.version):
             return
-        values = {
+        values: dict[str, str | float | bool] = {
             "progress": report.progress,
             "version": report.version,
             "authenticated": caller.authenticated,
         }
-        await asyncio.to_thread(
-            lambda: self.store.write(
-                agents.heard, self.name, caller.site, agent_id, now, self.limits.identity_s, values
-            )
-        )
+        await self.write(agents.heard, self.name, caller.site, agent_id, now, self.limits.identity_s, values)
         self._written = {k: v for k, v in self._written.items() if k[0] != caller.site}
         self._written[key] = (now, report.progress, report.version)
 

@@ -1,7 +1,9 @@
 """The serving process: one port, one federation, one store."""
 
 import asyncio
+import errno
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,7 +18,7 @@ from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
 from aggregator.store.engine import Store
 from shared import rpc
-from shared.errors import InputError
+from shared.errors import InputError, MedDualLoRAError
 from shared.tls import TlsFiles, check_plain
 
 log = structlog.get_logger()
@@ -81,13 +83,27 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
         else:
             port = server.add_insecure_port(config.listen)
     except RuntimeError as error:
-        raise CannotBind(
-            f"cannot listen on {config.listen}: the port is in use or the address is not this machine's; "
-            "stop the other process, or choose another port with --listen"
-        ) from error
+        raise _reason(config) from error
+    store.reserve()
     await server.start()
     closer = asyncio.create_task(closing.keep_closing(federation), name="closer")
     return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer)
+
+
+def _reason(config: ServerConfig) -> MedDualLoRAError:
+    """Return why gRPC would not listen, which it does not say: the address, or else the certificates."""
+    host, _, port = config.listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        return CannotBind(
+            f"cannot listen on {config.listen}: {'the port is in use' if error.errno == errno.EADDRINUSE else error.strerror}; "
+            "stop the other process, or choose another address with --listen"
+        )
+    return InputError(f"the TLS files cannot be used together: {config.tls}; make them with: aggregator certificates")
 
 
 async def run(store: Store, config: ServerConfig, ready: Callable[[str, rounds.FederationState], None]) -> None:

@@ -73,6 +73,10 @@ class Uploads:
         federation, header = self._federation, announcement.header
         federation.check_name(announcement.federation)
         site = await federation.member(caller)
+        if site.phase != "joined":
+            raise ContractMismatch(
+                f"site '{site.name}' has not joined; Join first, which checks what both sides agreed to"
+            )
         check_patients(site, header.training_patients)
         check_metrics(dict(header.metrics))
         self._check_header(announcement)
@@ -154,7 +158,7 @@ class Uploads:
             if len(chunk.data) == size:
                 await self._check(key, size, chunk.data)
                 return await federation.record(updates.stage_and_accept, key, chunk.data, federation.clock())
-            await federation.record(
+            await federation.write(
                 _stage, key, end, chunk.data, agent_id, federation.clock(), federation.limits.identity_s
             )
             end += len(chunk.data)
@@ -175,7 +179,6 @@ class Uploads:
     def _check_bytes(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
         hashed, contract = hashlib.sha256(), self._federation.contract
         layout = contract.recipe.upload_layout(contract.manifest, key.round, contract.policy.invited)
-
         for piece in self._pieces(key, whole):
             hashed.update(piece)
         if hashed.hexdigest() != key.digest:

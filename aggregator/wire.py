@@ -1,7 +1,7 @@
 """Protobuf messages to values and back. Messages stop here."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import federation_pb2 as pb
@@ -17,6 +17,8 @@ from shared.errors import BadOffset, InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
 
 MAX_LAYOUT_JSON = 1 << 20
+MAX_METRICS = 32
+MAX_METRIC_NAME = 64
 HEX = frozenset("0123456789abcdef")
 
 _INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
@@ -132,11 +134,18 @@ def announcement(site: str, request: pb.BeginUploadRequest) -> Announcement:
             codec=request.codec,
             base_version=request.base_version,
             training_patients=request.training_patients,
-            metrics=dict(request.metrics),
+            metrics=_metrics(request.metrics),
         ),
         layout_digest=request.layout_digest,
         layout=_layout(request.layout_json) if request.WhichOneof("layout") == "layout_json" else None,
     )
+
+
+def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Bound names and count before they can reach a log or an error's text."""
+    if len(metrics) > MAX_METRICS or any(len(name) > MAX_METRIC_NAME for name in metrics):
+        raise InvalidUpdate(f"at most {MAX_METRICS} metrics with names of {MAX_METRIC_NAME} characters are taken")
+    return dict(metrics)
 
 
 def _layout(data: bytes) -> Layout:
@@ -190,7 +199,7 @@ def evaluation(request: pb.ReportEvaluationRequest) -> Evaluation:
         round=request.round,
         version=request.version,
         cases=request.cases,
-        metrics=dict(request.metrics),
+        metrics=_metrics(request.metrics),
     )
 
 

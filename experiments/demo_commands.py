@@ -16,8 +16,9 @@ LOCK = ".lock"
 VALIDATION_FOLD = 0
 OUTAGE_S = 60.0
 """Longest an agent goes on without the aggregator, which here is never away."""
-FOLDERS = ("raw", "prepared", "certificates", "sites", "logs")
-FILES = ("v0.safetensors", "fed.db", "fed.db-wal", "fed.db-shm", "summary.json", "report.html")
+AGGREGATOR, CERTIFICATES = "aggregator", "certificates"
+FOLDERS = ("raw", "prepared", CERTIFICATES, AGGREGATOR, "sites", "logs")
+FILES = ("summary.json", "report.html")
 
 SIZE, SPACING_MM = (64, 64, 8), (2.0, 2.0, 10.0)
 PHANTOM = {
@@ -57,6 +58,16 @@ class DemoConfig:
     limit_s: float = 600.0
     """Longest one command may take, or a federation may go without any site coming forward."""
 
+    @property
+    def store(self) -> Path:
+        """The aggregator's store."""
+        return self.out / AGGREGATOR / "fed.db"
+
+    @property
+    def initial(self) -> Path:
+        """Version 0 of the global adapter."""
+        return self.out / AGGREGATOR / "v0.safetensors"
+
     def state(self, site: str) -> Path:
         """An agent's private folder."""
         return self.out / "sites" / site
@@ -88,7 +99,7 @@ def clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    (out / AGGREGATOR).mkdir(parents=True)
 
 
 def planned_cases(config: DemoConfig) -> int:
@@ -116,7 +127,7 @@ def prepare(config: DemoConfig) -> Command:
 
 def init_adapter(config: DemoConfig) -> Command:
     return _command(
-        "init-adapter", "site-agent", "init-adapter", "--weights", config.weights, "--out", config.out / "v0.safetensors",
+        "init-adapter", "site-agent", "init-adapter", "--weights", config.weights, "--out", config.initial,
         "--seed", config.seed, "--json",
     )  # fmt: skip
 
@@ -124,7 +135,7 @@ def init_adapter(config: DemoConfig) -> Command:
 def certificates(config: DemoConfig) -> Command:
     sites = [word for site in SITES for word in ("--site", site)]
     return _command(
-        "certificates", "aggregator", "certificates", "--out", config.out / "certificates", "--host", HOST, *sites
+        "certificates", "aggregator", "certificates", "--out", config.out / CERTIFICATES, "--host", HOST, *sites
     )
 
 
@@ -133,14 +144,14 @@ def init(config: DemoConfig, prepared: Mapping[str, Any]) -> Command:
     patients = {site: prepared["vendors"][site]["training_patients"][VALIDATION_FOLD] for site in SITES}
     sites = [word for site, number in patients.items() for word in ("--site", f"{site}={number}")]
     return _command(
-        "init", "aggregator", "init", "--store", config.out / "fed.db", "--federation", FEDERATION,
-        "--adapter", config.out / "v0.safetensors", *sites, "--rounds", config.rounds, *_recipe(config), "--json",
+        "init", "aggregator", "init", "--store", config.store, "--federation", FEDERATION,
+        "--adapter", config.initial, *sites, "--rounds", config.rounds, *_recipe(config), "--json",
     )  # fmt: skip
 
 
 def serve(config: DemoConfig) -> Command:
     return _command(
-        "aggregator", "aggregator", "serve", "--store", config.out / "fed.db", "--listen", f"{HOST}:0",
+        "aggregator", "aggregator", "serve", "--store", config.store, "--listen", f"{HOST}:0",
         *_tls(config, "aggregator"), "--log", config.log("aggregator"),
     )  # fmt: skip
 
@@ -164,7 +175,7 @@ def centralised(config: DemoConfig) -> Command:
 
 
 def verify(config: DemoConfig) -> Command:
-    return _command("verify", "aggregator", "verify", "--store", config.out / "fed.db", "--all", "--json")
+    return _command("verify", "aggregator", "verify", "--store", config.store, "--all", "--json")
 
 
 def comm_cost(config: DemoConfig, full_model_bytes: int) -> Command:
@@ -173,7 +184,7 @@ def comm_cost(config: DemoConfig, full_model_bytes: int) -> Command:
 
 
 def _tls(config: DemoConfig, name: str) -> Sequence[str | Path]:
-    folder = config.out / "certificates"
+    folder = config.out / CERTIFICATES
     return ("--tls-ca", folder / "ca.pem", "--tls-cert", folder / f"{name}.pem", "--tls-key", folder / f"{name}.key")
 
 

@@ -58,21 +58,21 @@ class SiteProgress:
     def _stage_after(self, event: Event) -> tuple[str, bool]:
         match event["event"]:
             case "rpc_finished" if event["code"] == "OK" and event["rpc"] == "Join":
-                return "frozen activations", False
+                return "computing frozen activations", False
             case "rpc_finished" if event["code"] == "OK" and event["rpc"] == "FetchAdapter":
-                return self.stage if self.sent == self.rounds else f"round {self.sent + 1}: training", False
+                return self.stage if self.sent == self.rounds else f"training round {self.sent + 1}", False
             case "activations_ready":
                 return "waiting", True
             case "round_trained":
                 self.loss = event["train_loss"]
-                return f"round {event['round']}: sending", True
+                return f"sending round {event['round']}", True
             case "update_accepted":
                 self.sent = self.round = event["round"]
-                return f"round {self.sent}: waiting for the others", True
+                return f"waiting in round {self.sent}", True
             case "version_evaluated":
                 self.auc[event["version"]] = event.get("auc")
                 last = event["version"] == self.rounds
-                return "comparing: training alone" if last else f"round {self.sent + 1}: training", True
+                return "comparing arms" if last else f"training round {self.sent + 1}", True
             case "federation_finished":
                 return "finished", True
         return self.stage, False
@@ -106,7 +106,7 @@ class FederationProgress:
     def _lines(self) -> list[str]:
         sites = list(self.sites.values())
         lines = []
-        if all(site.stage not in ("starting", "frozen activations") for site in sites):
+        if all(site.stage not in ("starting", "computing frozen activations") for site in sites):
             lines.append("every site has joined and holds its frozen activations")
         for version in range(1, sites[0].rounds + 1):
             if all(site.sent >= version for site in sites):
@@ -125,8 +125,11 @@ class FederationProgress:
         return [site.name for site in self.sites.values() if "waiting" not in site.stage and site.stage != "finished"]
 
     def brief(self) -> str:
-        """Every site's stage in a line."""
-        return "; ".join(f"{site.name} {site.stage}" for site in self.sites.values())
+        """Who is at what, in a line."""
+        at: dict[str, list[str]] = {}
+        for site in self.sites.values():
+            at.setdefault(site.stage, []).append(site.name)
+        return "; ".join(f"{stage}: {', '.join(names)}" for stage, names in at.items())
 
 
 def score(value: float | None) -> str:

@@ -1,3 +1,5 @@
 from typing import Any
+
+
 def page(summary: Any) -> str:
     return "<html></html>"

@@ -14,7 +14,7 @@ from experiments.demo_summary import Findings
 from experiments.demo_view import View
 from experiments.processes import Child, Processes
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Figures repeat bit for bit at the same number of threads."""
 COUNTING_S = 1.0
 """Between two looks at how many files a command has written."""
@@ -29,6 +29,10 @@ class Phase:
     began: float
     wall: float = 0.0
     children: list[Child] = field(default_factory=list)
+    count: Callable[[], int] = lambda: 0
+    """How many of `total` things it has written."""
+    total: int = 0
+    counted: float = 0.0
 
     @property
     def cpu(self) -> float:
@@ -57,13 +61,14 @@ class Demo:
         self._start(certificates, demo_commands.certificates(config))
         adapter = self._begin("adapter", "version 0 of the global adapter, from the seed")
         initial = self._start(adapter, demo_commands.init_adapter(config))
-        cases = demo_commands.planned_cases(config)
-        self._finish(certificates)
-        self._finish(phantom, lambda: _count(config.out / "raw", "*_4d.nii.gz", "*_sa.nii.gz"), cases)
-        self._finish(adapter)
+        phantom.total = cases = demo_commands.planned_cases(config)
+        phantom.count = lambda: _count(config.out / "raw", "*_4d.nii.gz", "*_sa.nii.gz")
+        for phase in (certificates, phantom, adapter):
+            self._finish(phase)
         prepare = self._begin("prepare", "scaled and cropped around the heart; one cohort for each scanner vendor")
+        prepare.total, prepare.count = cases, lambda: _count(config.out / "prepared", "es.nii.gz")
         prepared = self._start(prepare, demo_commands.prepare(config))
-        self._finish(prepare, lambda: _count(config.out / "prepared", "es.nii.gz"), cases)
+        self._finish(prepare)
         init = self._begin("init", "the store of the federation: contract, sites and their patients")
         contract = self._start(init, demo_commands.init(config, _json(prepared)))
         self._finish(init)
@@ -94,14 +99,14 @@ class Demo:
                 phase.name: {"began": round(phase.began, 3), "wall": round(phase.wall, 3), "cpu": round(phase.cpu, 3)}
                 for phase in self.phases
             },
-            "aggregator": {"cpu": round(self._cpu_of("aggregator"), 3)},
-            "sites": {
-                name: {"cpu": round(self._cpu_of(name), 3), **report["phases_s"]} for name, report in reports.items()
-            },
+            "aggregator": self._process("aggregator"),
+            "sites": {name: {**self._process(name), **report["phases_s"]} for name, report in reports.items()},
         }
 
-    def _cpu_of(self, name: str) -> float:
-        return sum(child.cpu_s for phase in self.phases for child in phase.children if child.name == name)
+    def _process(self, name: str) -> dict[str, float]:
+        """What the one process of this name took, from its start to its end."""
+        (child,) = (child for phase in self.phases for child in phase.children if child.name == name)
+        return {"cpu": round(child.cpu_s, 3), "wall": round(child.wall_s, 3)}
 
     # --- the federation ------------------------------------------------------------------------------------------------
 
@@ -160,20 +165,24 @@ class Demo:
         phase.children.append(child)
         return child
 
-    def _finish(self, phase: Phase, count: Callable[[], int] = lambda: 0, total: int = 0) -> None:
-        """Wait for all processes of a phase to end well; meanwhile say how many of `total` files are written."""
-        counted = time.monotonic()
+    def _finish(self, phase: Phase) -> None:
+        """Wait for all processes of a phase to end well; other phases that end meanwhile are told of too."""
+        limit_s, what = self.config.limit_s, f"{phase.name} did not end"
+        self.processes.until(lambda: self._told(phase), limit_s, what, lambda: phase.children)
 
-        def done() -> bool:
-            nonlocal counted
-            if total and time.monotonic() - counted >= COUNTING_S:
-                self.view.advance(phase.name, count(), total)
-                counted = time.monotonic()
-            return all([child.look() for child in phase.children])
-
-        self.processes.until(done, self.config.limit_s, f"{phase.name} did not end", lambda: phase.children)
-        phase.wall = max(child.ended or 0.0 for child in phase.children) - self.started - phase.began
-        self.view.end(phase.name, phase.wall, phase.cpu)
+    def _told(self, wanted: Phase) -> bool:
+        """Tell of progress and of phases that have ended; return whether `wanted` has."""
+        now = time.monotonic()
+        for phase in self.phases:
+            if phase.wall:
+                continue
+            if all(child.look() for child in phase.children):
+                phase.wall = max(child.ended or now for child in phase.children) - self.started - phase.began
+                self.view.end(phase.name, phase.wall, phase.cpu)
+            elif phase.total and now - phase.counted >= COUNTING_S:
+                self.view.advance(phase.name, phase.count(), phase.total)
+                phase.counted = now
+        return bool(wanted.wall)
 
 
 def _address(server: Child) -> str:

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments.demo_progress import score
-from experiments.demo_summary import ARMS
+from experiments.demo_summary import ARMS, RATES
 
 Facts = Mapping[str, Any]
 
@@ -19,64 +17,60 @@ MEANING = {
     "dual": "the federated model with it",
 }
 
+AGENT_PHASES = ("activations", "training", "evaluating", "waiting", "comparing", "other")
+
 
 def show(summary: Facts, console: Console) -> None:
     """Print results, communication and time."""
-    console.print()
-    console.print(results(summary))
-    for arm, meaning in MEANING.items():
-        console.print(f"  [bold]{arm:<7}[/bold]{meaning}", highlight=False)
-    console.print(
-        "  BA: balanced accuracy. The site's threshold comes from its own validation cases, shrunk towards 0.5 where they\n"
-        "  are few. worst: the lowest of each figure over the sites. SYNTHETIC: no statement about patients.",
-        highlight=False,
-    )
-    if reference := summary.get("reference"):
-        mean = reference["centralised"]["mean"]
-        console.print(
-            f"  for comparison, one model on all cases pooled: AUC {score(mean['auc'])}, BA {score(_ba(mean, 'at_half'))} at 0.5, "
-            f"{score(_ba(mean, 'at_validation'))} at its validation threshold",
-            highlight=False,
-        )
-    console.print()
-    for line in [*communication(summary), *time_lines(summary)]:
+    for line in lines(summary):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def results(summary: Facts) -> Table:
+def lines(summary: Facts) -> list[str]:
+    """Everything, with rich markup."""
+    result = [
+        "",
+        f"[bold reverse] SYNTHETIC [/] held-out cases after {summary['rounds']} rounds, seed {summary['seed']}",
+        "",
+    ]
+    result += results(summary)
+    result += [f"  {arm:<7} {meaning}" for arm, meaning in MEANING.items()]
+    result += [
+        "  BA is balanced accuracy, worst the lowest of each figure over the sites. Each site chose its",
+        "  threshold on its own validation cases, shrunk towards 0.5 where they are few.",
+    ]
+    if reference := summary.get("reference"):
+        mean = reference["centralised"]["mean"]
+        result.append(
+            f"  one model on all cases pooled, for comparison: AUC {score(mean['auc'])}, BA {score(_ba(mean, 'at_half'))} "
+            f"at 0.5, {score(_ba(mean, 'at_validation'))} at its own threshold"
+        )
+    return [*result, "", *communication(summary), "", *time_lines(summary)]
+
+
+def results(summary: Facts) -> list[str]:
     """Every site and arm, then mean and worst."""
-    table = Table(
-        title=f"[bold reverse] SYNTHETIC [/] held-out cases, {summary['rounds']} rounds, seed {summary['seed']}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    table.add_column("site")
-    table.add_column("arm")
-    for name in ("cases", "AUC", "BA at 0.5", "sens.", "spec.", "BA at site's", "sens.", "spec.", "threshold"):
-        table.add_column(name, justify="right")
+    rates = f"{'BA':>7}{'sens.':>7}{'spec.':>7}"
+    head = f"{'site':<10}{'arm':<8}{'cases':>6}{'AUC':>8}  {rates}  {rates}{'at':>7}"
     groups = {name: site["test"] for name, site in summary["sites"].items()}
     groups |= {"mean": summary["mean"], "worst": summary["worst_site"]}
+    result = [f"{'threshold 0.5':>52}{'threshold of the site':>30}", f"[bold]{head}[/bold]", "─" * len(head)]
     for name, arms in groups.items():
         for arm in ARMS:
             figures = arms[arm]
             own = figures["at_validation"]
-            table.add_row(
-                f"[bold]{name}[/bold]" if arm == ARMS[0] else "",
-                arm,
-                str(figures.get("n", "")),
-                score(figures["auc"]),
-                *_rates(figures["at_half"]),
-                *_rates(own),
-                score(own["threshold"]) if "threshold" in own else "",
-                style="bold" if arm == "dual" else "",
-                end_section=arm == ARMS[-1],
+            at = score(own["threshold"]) if "threshold" in own else ""
+            row = (
+                f"{name if arm == ARMS[0] else '':<10}{arm:<8}{figures.get('n', ''):>6}{score(figures['auc']):>8}  "
+                f"{_rates(figures['at_half'])}  {_rates(own)}{at:>7}"
             )
-    return table
+            result.append(f"[bold]{row}[/bold]" if arm == "dual" else row)
+        result.append("")
+    return result
 
 
-def _rates(point: Facts) -> list[str]:
-    return [score(point[name]) for name in ("balanced_accuracy", "sensitivity", "specificity")]
+def _rates(point: Facts) -> str:
+    return "".join(f"{score(point[name]):>7}" for name in RATES)
 
 
 def _ba(figures: Facts, point: str) -> float | None:
@@ -89,26 +83,32 @@ def communication(summary: Facts) -> list[str]:
     cost, adapter = summary["communication"], summary["adapter"]
     each, total = cost["per_site_and_round"], cost["total"]
     return [
-        f"communication  {size(each['bytes_up'])} up and {size(each['bytes_down'])} down per site and round, "
-        f"{size(total['bytes'])} in all (messages of every kind)",
-        f"               the full model is {size(cost['full_model_bytes'])}: sending it both ways each round would be "
+        f"[bold]communication[/bold]  {size(each['bytes_up'])} up, {size(each['bytes_down'])} down per site and round; "
+        f"{size(total['bytes'])} in all, messages of every kind",
+        f"               the full model is {size(cost['full_model_bytes'])}: both ways in each round that is "
         f"{cost['reduction']:.0f} times as much",
-        f"               {cost['calls_agreed']} of {cost['calls_compared']} calls have the same bytes in the logs of both sides",
-        f"adapter        {adapter['parameters']:,} numbers, {size(adapter['bytes'])}, version {adapter['version']}, "
-        f"digest {adapter['digest'][:16]}; {summary['verified_rounds']} rounds recomputed to the same bytes",
+        f"               {cost['calls_agreed']} of {cost['calls_compared']} calls have the same bytes in both sides' logs",
+        f"[bold]adapter[/bold]        {adapter['parameters']:,} numbers, {size(adapter['bytes'])}, version {adapter['version']}, "
+        f"digest {adapter['digest'][:16]}",
+        f"               {summary['verified_rounds']} of {summary['rounds']} rounds recompute to the same bytes",
     ]
 
 
 def time_lines(summary: Facts) -> list[str]:
     """Seconds by phase, and what the agents did with theirs."""
     seconds = summary["seconds"]
-    phases = [f"{name} {phase['wall']:.1f}" for name, phase in seconds["phases"].items()]
-    lines = [f"time           {seconds['total']:.1f} s, {seconds['cpu']:.1f} CPU s;  seconds by phase (some overlap):"]
-    lines.append("               " + ", ".join(phases))
+    result = [
+        f"[bold]time[/bold]           {seconds['total']:.1f} s, of CPU {seconds['cpu']:.1f} s",
+        f"  {'phase':<13}{'s':>6}{'CPU s':>8}",
+    ]
+    result += [f"  {name:<13}{phase['wall']:>6.1f}{phase['cpu']:>8.1f}" for name, phase in seconds["phases"].items()]
+    result += ["", f"  {'agent':<13}{'CPU s':>6}" + "".join(f"{name:>13}" for name in AGENT_PHASES)]
     for name, own in seconds["sites"].items():
-        parts = [f"{phase} {value:.1f}" for phase, value in own.items() if phase not in ("cpu", "fetching", "uploading")]
-        lines.append(f"  {name:<13}" + ", ".join(parts) + f"  ({own['cpu']:.1f} CPU s)")
-    return lines
+        spent = {phase: own.get(phase, 0.0) for phase in AGENT_PHASES}
+        spent["other"] = own["wall"] - sum(value for phase, value in own.items() if phase not in ("cpu", "wall"))
+        result.append(f"  {name:<13}{own['cpu']:>6.1f}" + "".join(f"{value:>13.1f}" for value in spent.values()))
+    result.append("  other: loading Python and its libraries, sending, ending")
+    return result
 
 
 def size(count: float) -> str:

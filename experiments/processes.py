@@ -113,7 +113,12 @@ class Processes:
         self._signal = self._signal or number
 
     def start(
-        self, name: str, command: Sequence[str | Path], environment: Mapping[str, str] | None = None, *, goes_on: bool = False
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> Child:
         """Start a child. Its output goes to FOLDER/name.out and FOLDER/name.err."""
         out, err = self._folder / f"{name}.out", self._folder / f"{name}.err"
@@ -173,7 +178,7 @@ class Processes:
             for child in children:
                 child.signal(number)
             end = time.monotonic() + patience_s
-            while not all([child.look() for child in children]) and time.monotonic() < end:
+            while not all(child.look() for child in children) and time.monotonic() < end:
                 time.sleep(POLL_S)
 
 

@@ -30,14 +30,17 @@ def build() -> typer.Typer:
     return app
 
 
-def main() -> None:
-    """Entry point: one line on stderr and an exit code for everything a person can put right."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line on stderr and an exit code for everything a person can put right.
+
+    `arguments` stand in for those of the process.
+    """
     from aggregator.errors import CannotBind
     from shared.errors import AggregatorUnreachable, MedDualLoRAError
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr what we say in our own words
     try:
-        build()()
+        build()(args=arguments)
     except MedDualLoRAError as error:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, CannotBind):

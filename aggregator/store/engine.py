@@ -4,10 +4,11 @@ SQLite: one connection under one lock, write-ahead log, `synchronous=FULL`: a co
 Functions of the other modules here take a connection and values; `Store.write` makes one transaction of one of them.
 """
 
+import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TextIO, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
@@ -31,6 +32,7 @@ class Store:
         self._engine = engine
         self._lock = threading.Lock()
         self.place = place
+        self._reservation: TextIO | None = None
 
     def read(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work(connection, ...)` on one consistent state of the store."""
@@ -48,8 +50,23 @@ class Store:
             with connection.begin():
                 return work(connection, *args, **kwargs)
 
+    def reserve(self) -> None:
+        """Make this the one process that serves the store: SQLite cannot tell another one of changes.
+
+        Raises InputError if there is one already. The reservation ends with the process, however it ends.
+        """
+        self._reservation = Path(f"{self.place}.serving").open("a", encoding="ascii")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(self._reservation, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"store {self.place} is served by another process already; a SQLite store has one serving process"
+            ) from None
+
     def close(self) -> None:
         """Let go of the database."""
+        if self._reservation is not None:
+            self._reservation.close()
         with self._lock:
             self._engine.dispose()
 

@@ -4,6 +4,7 @@ Times are seconds since 1970, digests hex SHA-256, structured values canonical J
 """
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -103,7 +104,7 @@ updates = Table(
     Column("site", String, primary_key=True),
     Column("digest", String, primary_key=True),
     Column("agent_id", String, nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("codec", String, nullable=False),
     Column("base_version", Integer, nullable=False),
     Column("training_patients", Integer, nullable=False),
@@ -129,8 +130,8 @@ chunks = Table(
     Column("round", Integer, primary_key=True),
     Column("site", String, primary_key=True),
     Column("digest", String, primary_key=True),
-    Column("offset", Integer, primary_key=True),
-    Column("size", Integer, nullable=False),
+    Column("offset", BigInteger, primary_key=True),
+    Column("size", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),
 )
 
@@ -141,7 +142,7 @@ evaluations = Table(
     Column("site", String, primary_key=True),
     Column("round", Integer, primary_key=True),
     Column("version", Integer, primary_key=True),
-    Column("cases", Integer, nullable=False),
+    Column("cases", BigInteger, nullable=False),
     Column("metrics", Text, nullable=False),
     Column("reported_at", Double, nullable=False),
 )

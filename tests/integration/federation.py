@@ -39,9 +39,9 @@ TINY = ConvViTConfig(
     image_size=(32, 32, 4), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=16, enc_depth=3, enc_n_heads=2
 )
 PHANTOMS = PhantomConfig(
-    seed=11, shape=(32, 32, 4), spacing=(4.0, 4.0, 20.0), scale=0.06, test_cases=4, label_shift=0.0, vendors=SITES
+    seed=11, shape=(32, 32, 4), spacing=(4.0, 4.0, 20.0), scale=0.1, test_cases=4, label_shift=0.0, vendors=SITES
 )
-"""16, 8 and 5 training cases; every site has both classes outside of fold 0."""
+"""27, 12 and 8 training cases; every site has both classes outside of validation fold 0."""
 FEW_STEPS: Mapping[str, str] = {"views": "0", "local_epochs": "1", "batch_size": "8", "rank_local": "4"}
 TIMEOUT_S = 120.0
 PROCESS_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -86,6 +86,7 @@ def prepare_phantoms(folder: Path, phantoms: PhantomConfig, size: int, more: Seq
 
 def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, **parameters: str) -> Path:
     """Make a federation of these sites in a new store, quorum = all."""
+    folder.mkdir(exist_ok=True)
     plan = setup.FederationPlan(
         name=NAME,
         adapter=adapter,
@@ -137,6 +138,15 @@ def order_of_arrival(store: Path, round_number: int) -> list[str]:
         return sorted(accepted, key=lambda site: accepted[site].at)
     finally:
         opened.close()
+
+
+async def arrived(store: Path, round_number: int, *sites: str) -> None:
+    """Return once the updates of these sites, and no others, are accepted."""
+    for _ in range(int(TIMEOUT_S / 0.05)):
+        if set(order_of_arrival(store, round_number)) == set(sites):
+            return
+        await asyncio.sleep(0.05)
+    raise TimeoutError(f"round {round_number} has updates of {order_of_arrival(store, round_number)}, not of {sites}")
 
 
 # --- agents, in this process ----------------------------------------------------------------------------------------

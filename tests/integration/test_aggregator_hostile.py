@@ -140,6 +140,13 @@ async def test_a_second_agent_takes_over_after_silence(tmp_path: Path) -> None:
         assert (await refusal(first.wait()))[1] == "IdentityInUse"
 
 
+async def test_an_upload_needs_a_join_first(running: RunningServer, site: RawSite) -> None:
+    async with RawSite(running.address, "siemens", patients=218) as other:
+        _, kind, text = await refusal(other.begin(adapters.delta(other.layout, 1)))
+        assert kind == "ContractMismatch"
+        assert "site 'siemens' has not joined; Join first" in text
+
+
 # announcing
 
 

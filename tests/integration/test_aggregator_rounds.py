@@ -117,6 +117,14 @@ async def test_a_wait_ends_after_its_time_with_the_same_instruction(tmp_path: Pa
         assert 0.4 < time.monotonic() - start < 5.0
 
 
+@pytest.mark.parametrize("wait_s", [float("nan"), -5.0])
+async def test_a_wait_that_is_no_time_ends_at_once(tmp_path: Path, wait_s: float) -> None:
+    async with serve(make_store(tmp_path)) as running, RawSite(running.address, "ge") as site:
+        await site.join()
+        async with asyncio.timeout(5):
+            assert name_of(await site.wait("TRAIN", 1, wait_s=wait_s, progress=float("nan"))) == "TRAIN"
+
+
 async def test_a_download_goes_on_from_an_offset_and_knows_what_the_site_has(tmp_path: Path) -> None:
     async with serve(make_store(tmp_path)) as running, RawSite(running.address, "ge") as site:
         await site.join()
@@ -222,6 +230,10 @@ async def test_metrics_are_kept_and_only_allowed_ones_are_taken(tmp_path: Path) 
             )
             assert code == "INVALID_ARGUMENT"
             assert text in message
+        early = pb.ReportEvaluationRequest(**{**report, "round": 2}, metrics={"auc": 0.5})
+        assert (await refusal(site.call("ReportEvaluation", early)))[0] == "NOT_FOUND"
+        flood = pb.ReportEvaluationRequest(**report, metrics={f"auc{'x' * 10_000}": 0.5})
+        assert len((await refusal(site.call("ReportEvaluation", flood)))[2]) < 200
         unknown = pb.ReportEvaluationRequest(**{**report, "version": 5}, metrics={"auc": 0.5})
         assert (await refusal(site.call("ReportEvaluation", unknown)))[0] == "NOT_FOUND"
 

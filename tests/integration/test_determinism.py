@@ -57,7 +57,6 @@ async def final_adapter(
     materials: Materials, folder: Path, order: tuple[str, ...], seeds: Mapping[str, int] | None = None
 ) -> Adapter:
     """Run two rounds in which the sites' updates arrive in `order`; return the last version."""
-    folder.mkdir()
     store = federation.create_store(folder, materials.adapter)
     queue = Queue(order)
     async with federation.serving(store) as running:

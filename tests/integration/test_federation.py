@@ -4,8 +4,8 @@ import asyncio
 import json
 import signal
 import stat
-import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,13 @@ from site_agent.training.arms import ARMS
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
-from tests.integration.federation import NAME, SITES
+from tests.integration.federation import NAME, SITES, Materials
 
 TWO = ("siemens", "philips")
 
 
-async def undisturbed(materials, folder) -> Adapter:
+async def undisturbed(materials: Materials, folder: Path) -> Adapter:
     """Return the last version of two sites' federation that nobody interrupts."""
-    folder.mkdir()
     store = federation.create_store(folder, materials.adapter, TWO)
     async with federation.serving(store) as running:
         await federation.finish(*federation.agents_of(materials, folder, running.address, TWO))
@@ -63,17 +62,27 @@ async def test_every_closed_round_recomputes_to_the_bytes_that_were_sent_out(mat
 @pytest.mark.parametrize(
     ("choices", "parameters"),
     [
-        ({"frames": "siamese"}, {}),
         ({"head_policy": "local"}, {"mode": "alternating"}),
         ({"head_policy": "global", "targets": ("fc1", "fc2"), "blocks": (2,)}, {"class_balanced": "false"}),
     ],
-    ids=["siamese", "local head, alternating", "global head, other layers"],
+    ids=["local head, alternating", "global head, other layers"],
 )
 async def test_every_way_to_adapt_the_model_runs_to_the_end(materials, tmp_path, choices, parameters):
     adapter = federation.save_adapter(materials.backbone, tmp_path / "v0.safetensors", **choices)
     store = federation.create_store(tmp_path, adapter, TWO, rounds=1, **parameters)
     async with federation.serving(store) as running:
         await federation.finish(*federation.agents_of(materials, tmp_path, running.address, TWO))
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_siamese_frames_run_on_a_one_frame_backbone(materials, tmp_path):
+    one_frame = federation.TINY.for_frames("siamese")
+    backbone = federation.save_random_backbone(tmp_path / "backbone", seed=1, config=one_frame)
+    adapter = federation.save_adapter(backbone, tmp_path / "v0.safetensors", frames="siamese")
+    store = federation.create_store(tmp_path, adapter, TWO, rounds=1)
+    async with federation.serving(store) as running:
+        made_of = Materials(backbone, adapter, materials.cohorts)
+        await federation.finish(*federation.agents_of(made_of, tmp_path, running.address, TWO))
     federation.assert_finished(store, rounds=1)
 
 
@@ -161,8 +170,7 @@ async def test_agents_live_through_a_restart_of_the_aggregator(materials, tmp_pa
         first = asyncio.create_task(
             federation.finish(*federation.agents_of(materials, tmp_path, address, ("siemens",)))
         )
-        while federation.order_of_arrival(store, 1) != ["siemens"]:
-            await asyncio.sleep(0.05)
+        await federation.arrived(store, 1, "siemens")
     await asyncio.sleep(0.5)
     assert not first.done()
     async with federation.serving(store, listen=address) as running:
@@ -210,8 +218,7 @@ async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(mat
     async with federation.serving(store) as running:
         out, *others = federation.agents_of(materials, tmp_path, running.address, ("ge", *TWO))
         leaving = asyncio.create_task(out.run(once=True))
-        while federation.order_of_arrival(store, 1) != ["ge"]:
-            await asyncio.sleep(0.05)
+        await federation.arrived(store, 1, "ge")
         await steering.evict(running.federation, "anna", "ge", "left the study")
         with pytest.raises(Evicted, match="the coordinator evicted this site: left the study"):
             await leaving
@@ -223,13 +230,15 @@ async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was
     store = federation.create_store(tmp_path, materials.adapter, TWO, rounds=1)
     async with federation.serving(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
-        command = [federation.program("site-agent"), *map(str, federation.agent_arguments(config))]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=federation.PROCESS_ENVIRONMENT)
-        while not federation.order_of_arrival(store, 1):
-            await asyncio.sleep(0.1)
-            assert process.poll() is None
+        process = await asyncio.create_subprocess_exec(
+            federation.program("site-agent"),
+            *map(str, federation.agent_arguments(config)),
+            stderr=asyncio.subprocess.DEVNULL,
+            env=federation.PROCESS_ENVIRONMENT,
+        )
+        await federation.arrived(store, 1, "siemens")
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 30) == 130
+        assert await asyncio.wait_for(process.wait(), 30) == 130
         again = Counting(config)
         await federation.finish(again, *federation.agents_of(materials, tmp_path, running.address, ("philips",)))
     assert again.trained == []

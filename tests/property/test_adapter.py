@@ -85,7 +85,7 @@ def read_or_refusal(data: bytes) -> Adapter | str:
 
 
 @given(adapters(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_damaged_file_is_refused_briefly_or_is_another_adapter(adapter: Adapter, data: st.DataObject) -> None:
     damaged = bytearray(adapter.to_bytes())
     damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
@@ -117,7 +117,7 @@ metadata_names = words | st.sampled_from(["rank", "alpha", "version", "blocks"])
     st.dictionaries(words, json_values | entries_like, max_size=3),
     st.dictionaries(metadata_names, json_values, max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_header_is_refused_briefly(entries: dict[str, object], strings: dict[str, object]) -> None:
     text = json.dumps({"__metadata__": {**strings, "format": FORMAT}, **entries}).encode()
     words_of_refusal = read_or_refusal(struct.pack("<Q", len(text)) + text + bytes(16))

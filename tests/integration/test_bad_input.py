@@ -1,0 +1,258 @@
+"""What a person or a peer can get wrong: each is told in one line what, with an exit code, and the federation goes on."""
+
+import asyncio
+import json
+import shutil
+import socket
+import sqlite3
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from shared.errors import AggregatorUnreachable, InputError, InvalidAdapter
+from site_agent.agent import Agent
+from site_agent.config import SiteConfig
+from site_agent.data import cases as case_table
+from site_agent.state import State, read_contract, read_local_adapter
+from site_agent.view import Silent
+from tests.integration import federation
+from tests.integration.federation import Materials
+
+SITES = ("siemens", "philips")
+EXIT_INPUT, EXIT_UNREACHABLE, EXIT_PORT_IN_USE = 3, 4, 5
+
+
+def assert_refused(finished, code: int, *parts: str) -> None:
+    """Fail unless a command ended with this code and one line on standard error that has all the parts."""
+    last = finished.stderr.splitlines()[-1] if finished.stderr else ""
+    assert finished.returncode == code, finished.stderr
+    assert "Traceback" not in finished.stderr
+    for part in parts:
+        assert part in last
+
+
+async def run_agent(config: SiteConfig):
+    """Run `site-agent` to its end, its log in a file as in service."""
+    arguments = federation.agent_arguments(replace(config, log=config.state.with_suffix(".jsonl")))
+    return await federation.run_beside("site-agent", *arguments)
+
+
+async def assert_goes_on(materials: Materials, folder: Path, store: Path, address: str) -> None:
+    """Fail unless both sites, now as they should be, finish the federation."""
+    await federation.finish(*federation.agents_of(materials, folder, address, SITES))
+    federation.assert_finished(store, rounds=1)
+
+
+@pytest.fixture
+def store(materials, tmp_path) -> Path:
+    """A federation of two sites and one round."""
+    return federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+async def test_wrong_base_weights_are_refused_with_both_hashes(materials, store, tmp_path):
+    other = federation.save_random_backbone(tmp_path / "other", seed=2)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens", weights=other)
+        assert_refused(
+            await run_agent(config),
+            EXIT_INPUT,
+            "site-agent: base model: federation 'hearts' adapts ",
+            "site 'siemens' has ",
+            "; give the agent the weights the federation was made with",
+        )
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+async def test_a_state_folder_of_an_adapter_of_another_rank_is_refused(materials, store, tmp_path):
+    rank_8 = federation.save_adapter(materials.backbone, tmp_path / "rank8.safetensors", rank=8)
+    other = federation.create_store(tmp_path / "other", rank_8, SITES, rounds=1)
+    async with federation.serving(other) as running:
+        agents = federation.agents_of(materials, tmp_path / "other", running.address, SITES)
+        await federation.finish(*agents)
+    async with federation.serving(store) as running:
+        config = federation.site_config(
+            materials, tmp_path, running.address, "siemens", state=tmp_path / "other/state-siemens"
+        )
+        assert_refused(await run_agent(config), EXIT_INPUT, "belongs to contract ", "use another --state folder for it")
+        assert read_contract(config.state).manifest.metadata.rank == 8
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+async def test_a_local_adapter_of_another_rank_is_refused_by_the_tensor_s_name(materials, store, tmp_path):
+    folder = tmp_path / "state-siemens/rounds/0000"
+    async with federation.serving(store) as running:
+        folder.mkdir(parents=True)
+        name = "local.encoder.blocks.1.attn.q.lora_A.weight"
+        save_file({name: np.zeros((8, 16), np.float32)}, folder / "local.safetensors")
+        agent = Agent(federation.site_config(materials, tmp_path, running.address, "siemens"), Silent())
+        with pytest.raises(InvalidAdapter, match="tensor local.encoder.blocks.1.attn.kv.lora_A.weight is missing"):
+            await agent.run(once=True)
+        shutil.rmtree(folder)
+        await assert_goes_on(materials, tmp_path, store, running.address)
+    assert read_local_adapter(tmp_path / "state-siemens") is not None
+
+
+# --- the cohort -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_missing_cohort_folder_is_named(materials, store, tmp_path):
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens", cohort=tmp_path / "nowhere")
+        assert_refused(
+            await run_agent(config),
+            EXIT_INPUT,
+            f"cohort folder {tmp_path / 'nowhere'} does not exist; run `site-agent prepare` or correct the path",
+        )
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+async def test_an_unreadable_nifti_is_named_by_its_case_and_the_repaired_site_goes_on(materials, store, tmp_path):
+    cohort = Path(shutil.copytree(materials.cohorts / "siemens", tmp_path / "cohorts/siemens"))
+    case = next(case for case in case_table.read(cohort) if case.split == "train" and case.fold != 0)
+    whole = case.ed_path.read_bytes()
+    case.ed_path.write_bytes(whole[: len(whole) // 2])
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens", cohort=cohort)
+        assert_refused(await run_agent(config), EXIT_INPUT, f"case {case.key}: ", "; prepare the cohort again")
+        case.ed_path.write_bytes(whole)
+        await federation.finish(
+            Agent(config, Silent()), *federation.agents_of(materials, tmp_path, running.address, ("philips",))
+        )
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_an_empty_class_is_named(materials, store, tmp_path):
+    cohort = Path(shutil.copytree(materials.cohorts / "siemens", tmp_path / "cohorts/siemens"))
+    rows = case_table.read(cohort)
+    case_table.write(cohort / "cases.csv", [replace(case, label=1) for case in rows])
+    count = sum(case.split == "train" for case in rows)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens", cohort=cohort)
+        assert_refused(
+            await run_agent(config), EXIT_INPUT, f"empty class: none of the {count} training case(s) in ", "is normal"
+        )
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+async def test_a_class_that_only_the_validation_fold_has_is_an_empty_class(materials, store, tmp_path):
+    cohort = Path(shutil.copytree(materials.cohorts / "siemens", tmp_path / "cohorts/siemens"))
+    rows = [case for case in case_table.read(cohort) if case.label == 1 or case.split == "test" or case.fold == 0]
+    case_table.write(cohort / "cases.csv", rows)
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens", cohort=cohort)
+        with pytest.raises(InputError, match=r"empty class: no normal case .* outside validation fold 0; set another"):
+            await Agent(config, Silent()).run(once=True)
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+# --- the connection -------------------------------------------------------------------------------------------------
+
+
+async def test_an_unreachable_aggregator_is_waited_for_and_the_agent_says_until_when(materials, tmp_path):
+    address = f"127.0.0.1:{federation.free_port()}"
+    config = federation.site_config(materials, tmp_path, address, "siemens", give_up_after_s=2.0)
+    finished = await run_agent(config)
+    assert_refused(
+        finished,
+        EXIT_UNREACHABLE,
+        f"no answer from {address} for 2 s (UNAVAILABLE: ",
+        "start the agent again: nothing is lost",
+    )
+    events = [json.loads(line) for line in config.state.with_suffix(".jsonl").read_text().splitlines()]
+    tries = [event for event in events if event["event"] == "aggregator_unreachable"]
+    assert len(tries) >= 2
+    assert tries[0]["gives_up_in_s"] == 2
+    assert {event["address"] for event in tries} == {address}
+    assert all(0 <= event["retry_in_s"] <= 5 for event in tries)
+
+
+async def test_an_agent_that_started_before_its_aggregator_takes_part_when_that_comes(materials, store, tmp_path):
+    address = f"127.0.0.1:{federation.free_port()}"
+    early = asyncio.create_task(federation.finish(*federation.agents_of(materials, tmp_path, address, SITES)))
+    await asyncio.sleep(1.0)
+    assert not early.done()
+    async with federation.serving(store, listen=address):
+        await early
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_two_agents_with_one_site_s_certificate_are_told_apart(materials, store, tmp_path):
+    tls = federation.make_certificates(tmp_path / "certs", SITES)
+    async with federation.serving(store, tls=tls["aggregator"]) as running:
+        configs = [federation.site_config(materials, tmp_path, running.address, site, tls=tls[site]) for site in SITES]
+        first = asyncio.create_task(federation.finish(Agent(configs[0], Silent())))
+        await federation.arrived(store, 1, "siemens")
+        assert_refused(
+            await run_agent(replace(configs[0], state=tmp_path / "second")),
+            EXIT_INPUT,
+            "another agent uses the certificate of site 'siemens': agent ",
+            "Stop one of the two",
+        )
+        await federation.finish(Agent(configs[1], Silent()))
+        await first
+    federation.assert_finished(store, rounds=1)
+
+
+async def test_one_state_folder_is_for_one_agent(materials, store, tmp_path):
+    held = State(tmp_path / "state-siemens")
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        with pytest.raises(InputError, match="another agent runs on state folder"):
+            Agent(config, Silent())
+        held.close()
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+async def test_an_agent_of_an_unknown_protocol_version_is_told_what_to_upgrade(materials, store, tmp_path):
+    """The agent is this one in every other respect; only the version it states is from the future."""
+    future = "import site_agent.client as c; c.VERSION = '9.4'; from site_agent.cli import main; main()"
+    async with federation.serving(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", future, *map(str, federation.agent_arguments(config))),
+            stderr=asyncio.subprocess.PIPE,
+            env=federation.PROCESS_ENVIRONMENT,
+        )
+        _, stderr = await process.communicate()
+        assert process.returncode == EXIT_INPUT
+        expected = "site-agent: the agent speaks protocol 9.4, the aggregator 1.0: upgrade the aggregator"
+        assert stderr.decode().splitlines()[-1] == expected
+        await assert_goes_on(materials, tmp_path, store, running.address)
+
+
+# --- settings and stores --------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_key_in_the_settings_is_named_with_those_there_are(tmp_path):
+    (tmp_path / "site.toml").write_text('aggregator = "127.0.0.1:1"\ncohrot = "c"\n')
+    finished = federation.run_program("site-agent", "--config", tmp_path / "site.toml")
+    assert_refused(finished, EXIT_INPUT, "unknown key 'cohrot'", "cohort")
+
+
+def test_a_port_in_use_is_named(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        finished = federation.run_program("aggregator", "serve", "--store", store, "--plain", "--listen", address)
+    assert_refused(finished, EXIT_PORT_IN_USE, f"cannot listen on {address}", "choose another port with --listen")
+
+
+@pytest.mark.parametrize("command", ["serve", "status"])
+def test_a_store_of_a_newer_release_is_not_touched(store, command):
+    with sqlite3.connect(store) as database:
+        database.execute("UPDATE schema_version SET version = 99")
+    database.close()
+    options = ("--plain", "--listen", "127.0.0.1:0") if command == "serve" else ()
+    finished = federation.run_program("aggregator", command, "--store", store, *options)
+    assert_refused(finished, EXIT_INPUT, "has schema version 99, this release reads up to ", "upgrade med-duallora")
+    with sqlite3.connect(store) as database:
+        assert database.execute("SELECT version FROM schema_version").fetchall() == [(99,)]
+    database.close()
