@@ -66,8 +66,8 @@ proto: ## regenerate the protocol's Python code beside the .proto files
 	proto/generate.sh
 
 .PHONY: pins
-pins: $(DEV_READY) ## renew constraints.txt from pyproject.toml
-	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
+pins: $(DEV_READY) ## bring constraints.txt up to pyproject.toml; UPGRADE=--upgrade for the newest of everything
+	env -u UV_FIND_LINKS -u PIP_FIND_LINKS $(BIN)/uv pip compile --quiet --universal --no-header --no-annotate $(UPGRADE) \
 	  --extra dev --output-file constraints.txt pyproject.toml
 
 .PHONY: clean

@@ -5,6 +5,7 @@ cases, for four backbones. Cohorts have the demo's setting and seeds no demo use
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -199,4 +200,10 @@ def _mean_sd(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command(help=HELP)(main)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)

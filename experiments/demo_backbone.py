@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import sys
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import structlog
 import typer
 
 from shared import logs
+from shared.errors import InputError
 
 if TYPE_CHECKING:
     from experiments.pretraining import Epoch
@@ -99,4 +101,10 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command(help=HELP)(main)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)

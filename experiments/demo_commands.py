@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from shared.errors import InputError
 SITES = ("siemens", "philips", "ge", "canon")
 FEDERATION = "demo"
 HOST = "127.0.0.1"
-LOCK = ".lock"
+LOCK, REPLACED = ".lock", ".replaced"
 VALIDATION_FOLD = 0
 OUTAGE_S = 60.0
 """Longest an agent goes on without the aggregator, which here is never away."""
@@ -89,17 +90,27 @@ class DemoConfig:
 
 
 def clear(out: Path) -> None:
-    """Make `out` ready: remove what an earlier demo wrote there. Raises InputError if anything else lies in it."""
+    """Make `out` ready: put aside what an earlier demo wrote there. Raises InputError if anything else lies in it.
+
+    Taking thousands of files away is slow; `remove_replaced` does it while the demo runs.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder; choose another --out")
     present = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if foreign := sorted(present - {*FOLDERS, *FILES, LOCK}):
+    if foreign := sorted(present - {*FOLDERS, *FILES, LOCK, REPLACED}):
         raise InputError(f"{out} holds {foreign[0]!r}, which no demo wrote; choose another --out")
-    for name in FOLDERS:
-        shutil.rmtree(out / name, ignore_errors=True)
+    if old := [name for name in FOLDERS if name in present]:
+        aside = Path(tempfile.mkdtemp(dir=_made(out / REPLACED)))
+        for name in old:
+            (out / name).rename(aside / name)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     (out / AGGREGATOR).mkdir(parents=True)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def planned_cases(config: DemoConfig) -> int:
@@ -108,6 +119,11 @@ def planned_cases(config: DemoConfig) -> int:
 
     plan = profile.PhantomConfig(seed=config.seed, scale=config.scale, test_cases=config.test_cases)
     return len(cohort.assignments(plan))
+
+
+def remove_replaced(config: DemoConfig) -> Command:
+    program = "import shutil, sys; shutil.rmtree(sys.argv[1])"
+    return Command("clearing", (sys.executable, "-c", program, str(config.out / REPLACED)))
 
 
 def phantom(config: DemoConfig) -> Command:

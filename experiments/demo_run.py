@@ -55,6 +55,7 @@ class Demo:
         """Run everything. Raises ChildFailed, Interrupted, or InputError."""
         config = self.config
         full_model = demo_summary.full_model_bytes(config.weights)
+        clearing = self._clear()
         phantom = self._begin("phantom", "SYNTHETIC raw scans in the file layouts of ACDC and M&Ms")
         self._start(phantom, demo_commands.phantom(config))
         certificates = self._begin("certificates", "an authority, the aggregator, and one for each site")
@@ -77,10 +78,12 @@ class Demo:
         accounts = self._begin("accounts", "every round recomputed from its updates; both sides' bytes compared")
         verified = self._start(accounts, demo_commands.verify(config))
         costs = self._start(accounts, demo_commands.comm_cost(config, full_model))
-        self._finish(accounts)
+        for phase in (accounts, *clearing):
+            self._finish(phase)
         return Findings(
             seed=config.seed,
             settings=config.settings(),
+            prepared=_json(prepared),
             initial=_json(initial),
             contract=_json(contract),
             recipe=json.loads((config.state(SITES[0]) / "contract.json").read_text())["recipe"],
@@ -107,6 +110,14 @@ class Demo:
         """What the one process of this name took, from its start to its end."""
         (child,) = (child for phase in self.phases for child in phase.children if child.name == name)
         return {"cpu": round(child.cpu_s, 3), "wall": round(child.wall_s, 3)}
+
+    def _clear(self) -> list[Phase]:
+        """Take away what an earlier demo left, while this one runs."""
+        if not (self.config.out / demo_commands.REPLACED).exists():
+            return []
+        phase = self._begin("clearing", "what an earlier demo left in this folder")
+        self._start(phase, demo_commands.remove_replaced(self.config))
+        return [phase]
 
     # --- the federation ------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class Findings:
 
     seed: int
     settings: Facts
+    prepared: Facts
+    """site-agent prepare"""
     initial: Facts
     """site-agent init-adapter"""
     contract: Facts
@@ -51,7 +53,7 @@ class Findings:
 def build(found: Findings, seconds: Facts) -> dict[str, Any]:
     """Return the summary. Raises Disagreement if the sites and the aggregator ended with different global adapters."""
     final = _common_adapter(found)
-    sites = {name: _site(report) for name, report in found.reports.items()}
+    sites = {name: _site(report, found.prepared["vendors"][name]) for name, report in found.reports.items()}
     tested = {name: site["test"] for name, site in sites.items()}
     summary: dict[str, Any] = {
         "synthetic": True,
@@ -106,10 +108,11 @@ def _common_adapter(found: Findings) -> Facts:
     return adapter
 
 
-def _site(report: Facts) -> dict[str, Any]:
+def _site(report: Facts, prepared: Facts) -> dict[str, Any]:
     counts = ("cases", "healthy_share", "training_patients", "validation_patients", "test_patients")
     return {
         **{name: report[name] for name in counts},
+        "test_healthy": prepared["test_normal"],
         "test": {arm: _figures(report["arms"][arm]["test"]) for arm in ARMS},
         "validation": {arm: _figures(report["arms"][arm]["validation"]) for arm in ARMS},
         "history": [

@@ -104,11 +104,17 @@ def time_lines(summary: Facts) -> list[str]:
     result += [f"  {name:<13}{phase['wall']:>6.1f}{phase['cpu']:>8.1f}" for name, phase in seconds["phases"].items()]
     result += ["", f"  {'agent':<13}{'CPU s':>6}" + "".join(f"{name:>13}" for name in AGENT_PHASES)]
     for name, own in seconds["sites"].items():
-        spent = {phase: own.get(phase, 0.0) for phase in AGENT_PHASES}
-        spent["other"] = own["wall"] - sum(value for phase, value in own.items() if phase not in ("cpu", "wall"))
-        result.append(f"  {name:<13}{own['cpu']:>6.1f}" + "".join(f"{value:>13.1f}" for value in spent.values()))
+        spent = agent_seconds(own).values()
+        result.append(f"  {name:<13}{own['cpu']:>6.1f}" + "".join(f"{value:>13.1f}" for value in spent))
     result.append("  other: loading Python and its libraries, sending, ending")
     return result
+
+
+def agent_seconds(own: Facts) -> dict[str, float]:
+    """An agent's seconds by kind; `other` is what its process took beyond those it reports."""
+    spent = {phase: own.get(phase, 0.0) for phase in AGENT_PHASES[:-1]}
+    spent["other"] = max(0.0, own["wall"] - sum(spent.values()))
+    return spent
 
 
 def size(count: float) -> str:

@@ -22,6 +22,7 @@ DTYPES = {"F32": np.dtype("<f4")}
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
 MAX_NAME = 512
+RESERVED_NAME = "__metadata__"
 MAX_BYTES = 2 << 30
 """Far above any backbone's full fine-tuning (358 MB for CineMA-base), far below what could hurt a machine."""
 
@@ -147,6 +148,8 @@ def spec_of(name: object, shape: object, dtype: object) -> TensorSpec:
 def _check_spec(spec: TensorSpec) -> None:
     if not spec.name or len(spec.name) > MAX_NAME:
         raise InvalidAdapter(f"tensor name of {len(spec.name)} characters, allowed are 1 to {MAX_NAME}")
+    if spec.name == RESERVED_NAME:
+        raise InvalidAdapter(f"tensor name '{RESERVED_NAME}' is taken: safetensors files keep their metadata under it")
     if not (spec.name.isascii() and spec.name.isprintable()):
         raise InvalidAdapter(f"tensor name {spec.name!a} has characters other than printable ASCII")
     if spec.dtype not in DTYPES:

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from aggregator import certificates, server, setup
-from aggregator.federation import ServiceLimits
+from aggregator import certificates, setup
 from aggregator.store import engine, federations
 from aggregator.store import rounds as round_rows
 from shared.adapter import Adapter
@@ -72,19 +71,28 @@ def save_adapter(backbone: Path, out: Path, **choices: Any) -> Path:
     return out
 
 
-def prepare_phantoms(folder: Path, phantoms: PhantomConfig, size: int, more: Sequence[Path] = ()) -> Path:
-    """Write a synthetic raw cohort and prepare it, with `more` raw folders, at the phantoms' spacing; return the folder."""
+def prepare_phantoms(
+    folder: Path,
+    phantoms: PhantomConfig,
+    size: int,
+    spacing_mm: tuple[float, float, float] | None = None,
+    more: Sequence[Path] = (),
+) -> Path:
+    """Write a synthetic raw cohort and prepare it, with `more` raw folders; return the folder of the sites' cohorts.
+
+    `spacing_mm` None keeps the phantoms' own.
+    """
     write_cohort(phantoms, folder / "raw")
-    options = PrepareOptions(spacing_mm=phantoms.spacing, size=(size, size), jobs=1)
+    options = PrepareOptions(spacing_mm=spacing_mm or phantoms.spacing, size=(size, size), jobs=1)
     report = prepare([folder / "raw", *more], folder / "prepared", options)
     assert not report.rejections, report.rejections
     return folder / "prepared"
 
 
-# --- the aggregator, in this process --------------------------------------------------------------------------------
+# --- the aggregator's store, which tests.support.serving.serve serves ------------------------------------------------
 
 
-def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, **parameters: str) -> Path:
+def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, **parameters: str) -> str:
     """Make a federation of these sites in a new store, quorum = all."""
     folder.mkdir(exist_ok=True)
     plan = setup.FederationPlan(
@@ -96,27 +104,12 @@ def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, roun
         quorum=len(sites),
     )
     setup.create(str(folder / "fed.db"), plan, time.time())
-    return folder / "fed.db"
+    return str(folder / "fed.db")
 
 
-@asynccontextmanager
-async def serving(
-    store: Path, listen: str = "127.0.0.1:0", tls: TlsFiles | None = None, **limits: float
-) -> AsyncIterator[server.RunningServer]:
-    """Serve a store as long as the block lasts."""
-    opened = engine.open_store(str(store))
-    config = server.ServerConfig(listen=listen, tls=tls, limits=ServiceLimits(**limits))  # type: ignore[arg-type]
-    running = await server.start(opened, config)
-    try:
-        yield running
-    finally:
-        await running.stop(1.0)
-        opened.close()
-
-
-def outcome(store: Path) -> tuple[str, int, Adapter]:
+def outcome(store: str) -> tuple[str, int, Adapter]:
     """Return a store's federation: its phase, its current version, and that version."""
-    opened = engine.open_store(str(store))
+    opened = engine.open_store(store)
     try:
         state = opened.read(federations.state, NAME)
         return state.phase, state.version, opened.read(federations.adapter, NAME, state.version)
@@ -124,15 +117,15 @@ def outcome(store: Path) -> tuple[str, int, Adapter]:
         opened.close()
 
 
-def assert_finished(store: Path, rounds: int = 2) -> None:
+def assert_finished(store: str, rounds: int = 2) -> None:
     """Fail unless all rounds are closed."""
     phase, version, _ = outcome(store)
     assert (phase, version) == ("finished", rounds)
 
 
-def order_of_arrival(store: Path, round_number: int) -> list[str]:
+def order_of_arrival(store: str, round_number: int) -> list[str]:
     """Return the sites in the order in which their updates were accepted."""
-    opened = engine.open_store(str(store))
+    opened = engine.open_store(store)
     try:
         accepted = opened.read(round_rows.record, NAME, round_number).state.accepted
         return sorted(accepted, key=lambda site: accepted[site].at)
@@ -140,7 +133,7 @@ def order_of_arrival(store: Path, round_number: int) -> list[str]:
         opened.close()
 
 
-async def arrived(store: Path, round_number: int, *sites: str) -> None:
+async def arrived(store: str, round_number: int, *sites: str) -> None:
     """Return once the updates of these sites, and no others, are accepted."""
     for _ in range(int(TIMEOUT_S / 0.05)):
         if set(order_of_arrival(store, round_number)) == set(sites):
@@ -219,7 +212,7 @@ def agent_arguments(config: SiteConfig) -> list[object]:
 
 
 @contextmanager
-def aggregator_process(store: Path, *options: object) -> Iterator[str]:
+def aggregator_process(store: str, *options: object) -> Iterator[str]:
     """Run `aggregator serve` on a free port; yield host:port. Ends with SIGTERM and demands exit code 0."""
     command = [program("aggregator"), "serve", "--store", store, "--listen", "127.0.0.1:0", *options]
     with subprocess.Popen(

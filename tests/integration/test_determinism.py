@@ -16,6 +16,7 @@ from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import SITES, Materials
+from tests.support.serving import serve
 
 
 class Queue:
@@ -59,7 +60,7 @@ async def final_adapter(
     """Run two rounds in which the sites' updates arrive in `order`; return the last version."""
     store = federation.create_store(folder, materials.adapter)
     queue = Queue(order)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         configs = [
             federation.site_config(materials, folder, running.address, site, seed=(seeds or {}).get(site, 0))
             for site in SITES

@@ -23,6 +23,7 @@ from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import NAME, SITES, Materials
+from tests.support.serving import serve
 
 TWO = ("siemens", "philips")
 
@@ -30,14 +31,14 @@ TWO = ("siemens", "philips")
 async def undisturbed(materials: Materials, folder: Path) -> Adapter:
     """Return the last version of two sites' federation that nobody interrupts."""
     store = federation.create_store(folder, materials.adapter, TWO)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         await federation.finish(*federation.agents_of(materials, folder, running.address, TWO))
     return federation.outcome(store)[2]
 
 
 async def test_three_sites_finish_and_their_reports_agree_with_the_aggregator_s_store(materials, tmp_path):
     store = federation.create_store(tmp_path, materials.adapter, rounds=3)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         await federation.finish(*federation.agents_of(materials, tmp_path, running.address))
     federation.assert_finished(store, rounds=3)
     final = federation.outcome(store)[2]
@@ -70,7 +71,7 @@ async def test_every_closed_round_recomputes_to_the_bytes_that_were_sent_out(mat
 async def test_every_way_to_adapt_the_model_runs_to_the_end(materials, tmp_path, choices, parameters):
     adapter = federation.save_adapter(materials.backbone, tmp_path / "v0.safetensors", **choices)
     store = federation.create_store(tmp_path, adapter, TWO, rounds=1, **parameters)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         await federation.finish(*federation.agents_of(materials, tmp_path, running.address, TWO))
     federation.assert_finished(store, rounds=1)
 
@@ -80,7 +81,7 @@ async def test_siamese_frames_run_on_a_one_frame_backbone(materials, tmp_path):
     backbone = federation.save_random_backbone(tmp_path / "backbone", seed=1, config=one_frame)
     adapter = federation.save_adapter(backbone, tmp_path / "v0.safetensors", frames="siamese")
     store = federation.create_store(tmp_path, adapter, TWO, rounds=1)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         made_of = Materials(backbone, adapter, materials.cohorts)
         await federation.finish(*federation.agents_of(made_of, tmp_path, running.address, TWO))
     federation.assert_finished(store, rounds=1)
@@ -136,7 +137,7 @@ class Counting(Agent):
 async def test_an_agent_stopped_while_training_goes_on_after_a_restart_with_the_same_result(materials, tmp_path):
     expected = await undisturbed(materials, tmp_path / "undisturbed")
     store = federation.create_store(tmp_path, materials.adapter, TWO)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         with pytest.raises(asyncio.CancelledError):
             await asyncio.create_task(Interrupted(config, Silent()).run(once=True))
@@ -150,7 +151,7 @@ async def test_an_agent_stopped_while_training_goes_on_after_a_restart_with_the_
 async def test_a_round_trained_before_a_power_cut_is_sent_from_the_outbox_and_not_trained_again(materials, tmp_path):
     expected = await undisturbed(materials, tmp_path / "undisturbed")
     store = federation.create_store(tmp_path, materials.adapter, TWO)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         with pytest.raises(ExceptionGroup) as caught:
             await CutBeforeUpload(config, Silent()).run(once=True)
@@ -165,7 +166,7 @@ async def test_a_round_trained_before_a_power_cut_is_sent_from_the_outbox_and_no
 async def test_agents_live_through_a_restart_of_the_aggregator(materials, tmp_path):
     """grpc/grpc#38290: channels of some releases never reconnect; an agent makes a new one."""
     store = federation.create_store(tmp_path, materials.adapter, TWO)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         address = running.address
         first = asyncio.create_task(
             federation.finish(*federation.agents_of(materials, tmp_path, address, ("siemens",)))
@@ -173,7 +174,7 @@ async def test_agents_live_through_a_restart_of_the_aggregator(materials, tmp_pa
         await federation.arrived(store, 1, "siemens")
     await asyncio.sleep(0.5)
     assert not first.done()
-    async with federation.serving(store, listen=address) as running:
+    async with serve(store, listen=address) as running:
         await federation.finish(*federation.agents_of(materials, tmp_path, address, ("philips",)))
         await first
     federation.assert_finished(store)
@@ -202,12 +203,13 @@ async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_
         deadline_s=3.0,
         grace_s=0.0,
     )
-    setup.create(str(tmp_path / "fed.db"), plan, time.time())
-    async with federation.serving(tmp_path / "fed.db") as running:
+    store = str(tmp_path / "fed.db")
+    setup.create(store, plan, time.time())
+    async with serve(store) as running:
         late = Slow(federation.site_config(materials, tmp_path, running.address, "ge"), Silent())
         await federation.finish(late, *federation.agents_of(materials, tmp_path, running.address, TWO))
-    federation.assert_finished(tmp_path / "fed.db", rounds=1)
-    assert sorted(federation.order_of_arrival(tmp_path / "fed.db", 1)) == sorted(TWO)
+    federation.assert_finished(store, rounds=1)
+    assert sorted(federation.order_of_arrival(store, 1)) == sorted(TWO)
     report = json.loads((tmp_path / "state-ge" / REPORT).read_text())
     assert report["adapter"]["version"] == 1
     assert set(report["arms"]) == set(ARMS)
@@ -215,7 +217,7 @@ async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_
 
 async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(materials, tmp_path):
     store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         out, *others = federation.agents_of(materials, tmp_path, running.address, ("ge", *TWO))
         leaving = asyncio.create_task(out.run(once=True))
         await federation.arrived(store, 1, "ge")
@@ -228,7 +230,7 @@ async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(mat
 
 async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was(materials, tmp_path):
     store = federation.create_store(tmp_path, materials.adapter, TWO, rounds=1)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         process = await asyncio.create_subprocess_exec(
             federation.program("site-agent"),

@@ -24,6 +24,7 @@ from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import Materials, Relay
+from tests.support.serving import serve
 
 SITES = ("siemens", "philips")
 WINDOW = 16
@@ -161,7 +162,7 @@ async def run_through_relay(
 ) -> tuple[list[Watched], Relay]:
     """Run a plain federation of two sites with every connection through one relay; return the agents and what passed."""
     store = federation.create_store(folder, materials.adapter, SITES, rounds=3, **parameters)
-    async with federation.serving(store) as running, Relay(running.address).running() as relay:
+    async with serve(store) as running, Relay(running.address).running() as relay:
         agents = [kind(federation.site_config(materials, folder, relay.address, site), Silent()) for site in SITES]
         await federation.finish(*agents)
     federation.assert_finished(store, rounds=3)
@@ -225,7 +226,7 @@ async def test_an_agent_that_sends_a_tensor_more_is_refused_and_the_federation_g
     materials, tmp_path, kind, message
 ):
     store = federation.create_store(tmp_path, materials.adapter, SITES)
-    async with federation.serving(store) as running:
+    async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         with pytest.raises(InvalidAdapter, match=message):
             await kind(config, Silent()).run(once=True)

@@ -12,9 +12,11 @@ from safetensors.numpy import load
 
 from shared.adapter import FORMAT, HEAD_POLICIES, Adapter, AdapterManifest, AdapterMetadata
 from shared.errors import InvalidAdapter
-from shared.layout import Layout
+from shared.layout import RESERVED_NAME, Layout
 
-words = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+words = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20).filter(
+    lambda text: text != RESERVED_NAME
+)
 arrays = hnp.arrays(
     np.float32,
     hnp.array_shapes(max_dims=3, max_side=4),

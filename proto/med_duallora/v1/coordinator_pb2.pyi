@@ -195,7 +195,7 @@ class Round(google.protobuf.message.Message):
     number: builtins.int
     """Number, from 1."""
     state: builtins.str
-    """"open", "closing" or "closed"."""
+    """"open", "closing", "closed", or "abandoned" by a rollback."""
     base_version: builtins.int
     """Version it started from."""
     version: builtins.int

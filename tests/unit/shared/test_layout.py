@@ -90,3 +90,9 @@ def test_limits_are_checked_before_anything_is_counted() -> None:
         Layout((TensorSpec("a", (1,)), TensorSpec("a", (1,))))
     with pytest.raises(InvalidAdapter, match="tensor name of 0 characters"):
         Layout((TensorSpec("", (1,)),))
+
+
+def test_a_tensor_cannot_take_the_name_of_the_files_metadata() -> None:
+    """The file written from such a layout would have lost its metadata, or its tensor."""
+    with pytest.raises(InvalidAdapter, match="tensor name '__metadata__' is taken"):
+        Layout.from_jsonable([["__metadata__", [1], "F32"]])

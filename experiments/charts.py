@@ -1,0 +1,192 @@
+"""Small charts as inline SVG. Colours and fonts come from the page's style sheet, by class, so that they follow light and dark."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+CHANCE = 0.5
+CHARACTER = 6.4
+"""Width of a letter of the charts' 11 px text, roughly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A labelled value with an interval (low, high), if there is one, in the colour of a class."""
+
+    label: str
+    value: float | None
+    colour: str
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Values at x = 1, 2, ...; None leaves a gap."""
+
+    label: str
+    values: Sequence[float | None]
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From `start` to `start + length` on a row."""
+
+    start: float
+    length: float
+    colour: str
+    title: str
+
+
+def svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
+    """An image that scales with its column; `title` is what a screen reader says."""
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title, quote=True)}" '
+        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    )
+
+
+def score_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
+    """Groups of horizontal bars of scores in [0, 1], drawn from chance (0.5); whiskers are the intervals."""
+    width, left, right, row, head = 330.0, 52.0, 46.0, 17.0, 23.0
+    low = _floor([bar.value for _, bars in groups for bar in bars])
+    height = sum(head + row * len(bars) for _, bars in groups) + 22
+
+    def x(value: float) -> float:
+        return left + (min(max(value, low), 1.0) - low) / (1.0 - low) * (width - left - right)
+
+    ticks = [tick / 10 for tick in range(round(low * 10), 11)]
+    parts = [_rule(x(tick), 4, x(tick), height - 18, "axis" if tick == CHANCE else "grid") for tick in ticks]
+    parts += [_text(x(tick), height - 5, f"{tick:.1f}", "tick middle") for tick in ticks]
+    y = 0.0
+    for name, bars in groups:
+        parts.append(_text(left, y + 16, name, "head"))
+        y += head
+        for bar in bars:
+            parts.append(_text(left - 6, y + 12, bar.label, "label end"))
+            if bar.value is None:
+                parts.append(_text(width - right + 6, y + 12, "-", "label"))
+            else:
+                a, b = sorted((x(CHANCE), x(bar.value)))
+                parts.append(_box(a, y + 3, max(b - a, 1), row - 5, bar.colour))
+                if bar.interval:
+                    parts += _whisker(x(bar.interval[0]), x(bar.interval[1]), y + 3 + (row - 5) / 2)
+                parts.append(_text(width - right + 6, y + 12, f"{bar.value:.3f}", "label"))
+            y += row
+    return svg(width, height, parts, title)
+
+
+def curves(lines: Sequence[Line], title: str, x_label: str) -> str:
+    """Scores in [0, 1] over x = 1, 2, ..., with a legend."""
+    width, height, left, right, top, bottom = 330.0, 210.0, 34.0, 12.0, 26.0, 36.0
+    count = max((len(line.values) for line in lines), default=0)
+    low = _floor([value for line in lines for value in line.values])
+
+    def x(index: int) -> float:
+        return left + (width - left - right) * (index / (count - 1) if count > 1 else 0.5)
+
+    def y(value: float) -> float:
+        return top + (1.0 - value) / (1.0 - low) * (height - top - bottom)
+
+    parts = []
+    for tick in (t / 10 for t in range(round(low * 10), 11)):
+        parts.append(_rule(left, y(tick), width - right, y(tick), "axis" if tick == CHANCE else "grid"))
+        parts.append(_text(left - 6, y(tick) + 4, f"{tick:.1f}", "tick end"))
+    parts += [_text(x(i), height - bottom + 15, str(i + 1), "tick middle") for i in _shown(count)]
+    parts.append(_text((left + width - right) / 2, height - 4, x_label, "tick middle"))
+    at = left
+    for line in lines:
+        parts.append(_rule(at, 11, at + 16, 11, f"line {line.colour}"))
+        parts.append(_text(at + 21, 15, line.label, "label"))
+        at += 21 + CHARACTER * len(line.label) + 16
+        for run in _runs(line.values):
+            points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in run)
+            parts.append(f'<polyline class="line {line.colour}" points="{points}"/>')
+            parts += [f'<circle class="{line.colour}" cx="{x(i):.1f}" cy="{y(v):.1f}" r="2.6"/>' for i, v in run]
+    return svg(width, height, parts, title)
+
+
+def length_bars(bars: Sequence[tuple[str, float, str, str]], title: str) -> str:
+    """Horizontal bars from zero on a linear scale: (label, value, text beside it, colour)."""
+    width, left, right, row = 640.0, 150.0, 110.0, 26.0
+    longest = max((value for _, value, _, _ in bars), default=0) or 1.0
+    parts = []
+    for index, (label, value, text, colour) in enumerate(bars):
+        y = index * row + 4
+        length = max(value / longest * (width - left - right), 1)
+        parts.append(_text(left - 8, y + 14, label, "label end"))
+        parts.append(_box(left, y + 3, length, row - 11, colour))
+        parts.append(_text(left + length + 8, y + 14, text, "label"))
+    return svg(width, len(bars) * row + 8, parts, title)
+
+
+def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str:
+    """Rows of spans over seconds: (label, spans, text at the right)."""
+    width, left, right, row = 640.0, 90.0, 110.0, 24.0
+    end = max((span.start + span.length for _, spans, _ in rows for span in spans), default=0) or 1.0
+    height = len(rows) * row + 24
+
+    def x(seconds: float) -> float:
+        return left + seconds / end * (width - left - right)
+
+    step = next(s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 1 << 30) if end / s <= 8)
+    ticks = [number * step for number in range(int(end / step) + 1)]
+    parts = [_rule(x(tick), 0, x(tick), height - 20, "grid") for tick in ticks]
+    parts += [_text(x(tick), height - 6, f"{tick} s", "tick middle") for tick in ticks]
+    for index, (label, spans, text) in enumerate(rows):
+        y = index * row
+        parts.append(_text(left - 8, y + 16, label, "label end"))
+        parts += [
+            _box(
+                x(span.start),
+                y + 4,
+                max(x(span.start + span.length) - x(span.start), 1),
+                row - 8,
+                span.colour,
+                span.title,
+            )
+            for span in spans
+        ]
+        parts.append(_text(width - right + 8, y + 16, text, "label"))
+    return svg(width, height, parts, title)
+
+
+def _floor(values: Sequence[float | None]) -> float:
+    """Lower end of an axis of scores: chance, or the tenth below the lowest."""
+    lowest = min((value for value in values if value is not None), default=CHANCE)
+    return min(CHANCE, int(lowest * 10) / 10)
+
+
+def _shown(count: int) -> list[int]:
+    """Indices whose numbers fit under an axis; the last one always."""
+    step = max(1, -(-count // 10))
+    return sorted({*range(step - 1, count, step), count - 1} - {-1})
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    """Stretches without a gap."""
+    runs: list[list[tuple[int, float]]] = [[]]
+    for index, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((index, value))
+    return [run for run in runs if run]
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(text)}</text>'
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
+
+
+def _box(x: float, y: float, width: float, height: float, colour: str, title: str = "") -> str:
+    inside = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5" class="{colour}">{inside}</rect>'
+
+
+def _whisker(x1: float, x2: float, y: float) -> list[str]:
+    ends = [_rule(x, y - 3, x, y + 3, "whisker") for x in (x1, x2)]
+    return [_rule(x1, y, x2, y, "whisker"), *ends]
