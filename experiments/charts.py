@@ -78,7 +78,7 @@ def score_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
 
 def curves(lines: Sequence[Line], title: str, x_label: str) -> str:
     """Scores in [0, 1] over x = 1, 2, ..., with a legend."""
-    width, height, left, right, top, bottom = 330.0, 210.0, 34.0, 12.0, 26.0, 36.0
+    width, height, left, right, top, bottom = 270.0, 190.0, 30.0, 10.0, 26.0, 34.0
     count = max((len(line.values) for line in lines), default=0)
     low = _floor([value for line in lines for value in line.values])
 
@@ -108,7 +108,7 @@ def curves(lines: Sequence[Line], title: str, x_label: str) -> str:
 
 def length_bars(bars: Sequence[tuple[str, float, str, str]], title: str) -> str:
     """Horizontal bars from zero on a linear scale: (label, value, text beside it, colour)."""
-    width, left, right, row = 640.0, 150.0, 110.0, 26.0
+    width, left, right, row = 400.0, 124.0, 56.0, 24.0
     longest = max((value for _, value, _, _ in bars), default=0) or 1.0
     parts = []
     for index, (label, value, text, colour) in enumerate(bars):
@@ -122,20 +122,20 @@ def length_bars(bars: Sequence[tuple[str, float, str, str]], title: str) -> str:
 
 def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str:
     """Rows of spans over seconds: (label, spans, text at the right)."""
-    width, left, right, row = 640.0, 90.0, 110.0, 24.0
+    width, left, right, row = 400.0, 66.0, 88.0, 21.0
     end = max((span.start + span.length for _, spans, _ in rows for span in spans), default=0) or 1.0
     height = len(rows) * row + 24
 
     def x(seconds: float) -> float:
         return left + seconds / end * (width - left - right)
 
-    step = next(s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 1 << 30) if end / s <= 8)
+    step = next(s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 1 << 30) if end / s <= 6)
     ticks = [number * step for number in range(int(end / step) + 1)]
     parts = [_rule(x(tick), 0, x(tick), height - 20, "grid") for tick in ticks]
     parts += [_text(x(tick), height - 6, f"{tick} s", "tick middle") for tick in ticks]
     for index, (label, spans, text) in enumerate(rows):
         y = index * row
-        parts.append(_text(left - 8, y + 16, label, "label end"))
+        parts.append(_text(left - 6, y + 14, label, "label end"))
         parts += [
             _box(
                 x(span.start),
@@ -147,7 +147,7 @@ def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str
             )
             for span in spans
         ]
-        parts.append(_text(width - right + 8, y + 16, text, "label"))
+        parts.append(_text(width - right + 6, y + 14, text, "label"))
     return svg(width, height, parts, title)
 
 

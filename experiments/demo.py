@@ -47,7 +47,7 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Another recipe parameter, key=value. Repeat.")
     ] = None,
-    weights: Annotated[Path, typer.Option(help="Backbone folder, or CineMA's safetensors file.")] = WEIGHTS,
+    weights: Annotated[Path, typer.Option(help="Backbone folder.", show_default="the demo's own")] = WEIGHTS,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto; figures repeat bit for bit on the CPU.")] = "cpu",
     centralised: Annotated[
         bool, typer.Option("--centralised", help="Also train one model on all cases pooled, for comparison.")
@@ -57,19 +57,19 @@ def main(
     ] = 600.0,
 ) -> None:
     recipe = (*([] if views is None else [f"views={views}"]), *(set_ or []))
-    config = DemoConfig(
-        out=out,
-        weights=weights,
-        seed=seed,
-        rounds=rounds,
-        scale=scale,
-        test_cases=test_cases,
-        recipe=recipe,
-        device=device,
-        centralised=centralised,
-        limit_s=limit_s,
-    )
     try:
+        config = DemoConfig(
+            out=out,
+            weights=weights,
+            seed=seed,
+            rounds=rounds,
+            scale=scale,
+            test_cases=test_cases,
+            recipe=recipe,
+            device=device,
+            centralised=centralised,
+            limit_s=limit_s,
+        )
         with _alone(config.out):
             _run(config)
     except Interrupted as error:
@@ -139,4 +139,6 @@ def _leave(text: str, code: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=HELP)(main)
+    app()

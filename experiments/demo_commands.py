@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shared import recipe as recipes
 from shared.errors import InputError
 
 SITES = ("siemens", "philips", "ge", "canon")
@@ -68,6 +69,10 @@ class DemoConfig:
     def initial(self) -> Path:
         """Version 0 of the global adapter."""
         return self.out / AGGREGATOR / "v0.safetensors"
+
+    def __post_init__(self) -> None:
+        parameters = dict(text.partition("=")[::2] for text in self.recipe)
+        recipes.make("med-duallora", parameters)  # a wrong one should not be found a minute later
 
     def state(self, site: str) -> Path:
         """An agent's private folder."""

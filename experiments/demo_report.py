@@ -17,10 +17,10 @@ Facts = Mapping[str, Any]
 STYLE = Path(__file__).with_name("demo_report.css")
 Z_95 = 1.96
 PURPOSES = {
-    "adapter_down": "global adapter, down to the sites",
-    "delta_up": "its change, up to the aggregator",
-    "heartbeat": "waiting and heartbeats",
+    "adapter_down": "adapter to the sites",
+    "delta_up": "change to the aggregator",
     "evaluation": "validation figures",
+    "heartbeat": "waiting, heartbeats",
     "control": "joining",
 }
 PHASE_COLOURS = dict(zip(AGENT_PHASES, ("global", "dual", "alone", "none", "full", "probe"), strict=True))
@@ -86,7 +86,7 @@ def _held_out(summary: Facts) -> str:
     keys = "".join(f'<li><i class="{arm}"></i><b>{arm}</b> {escape(MEANING[arm])}</li>' for arm in ARMS)
     return (
         "<h2>On held-out cases</h2>\n<p class='quiet'>Bars start at 0.5, what a coin scores. Whiskers: 95 % interval of one "
-        "site's figure from the number of test cases alone; where two overlap, read a tie.</p>\n"
+        "figure from the number of test cases alone. They leave out what another seed would change.</p>\n"
         f'<ul class="keys">{keys}</ul>\n<div class="panels">{"".join(panels)}</div>\n{_result_table(summary)}'
     )
 
@@ -165,7 +165,7 @@ def _communication(summary: Facts) -> str:
     ]
     purposes = [
         _row([PURPOSES.get(name, name), f"{row['bytes_up']:,}", f"{row['bytes_down']:,}"])
-        for name, row in cost["by_purpose"].items()
+        for name, row in sorted(cost["by_purpose"].items(), key=lambda item: list(PURPOSES).index(item[0]))
     ]
     rounds = sorted({int(number) for site in cost["bytes_up"].values() for number in site})
     by_round = [
@@ -178,8 +178,8 @@ def _communication(summary: Facts) -> str:
         "<h2>Communication</h2>\n<p>Mean of one site and round, all messages counted, against sending every weight of the model. "
         f"Linear scale: the full model both ways is {cost['reduction']:.0f} times as much. In all {size(total['bytes'])} for "
         f"{cost['updates']} updates.</p>\n"
-        f'<div class="panel wide">{charts.length_bars(bars, "bytes of one site and round")}</div>\n'
-        f"{_table(['bytes of messages', 'up', 'down'], purposes)}\n"
+        f'<div class="panels pair"><div class="panel">{charts.length_bars(bars, "bytes of one site and round")}</div>'
+        f"{_table(['bytes of messages', 'up', 'down'], purposes)}</div>\n"
         f"<p class='quiet'>Exact sizes of serialised messages: {cost['calls_agreed']} of {cost['calls_compared']} calls have the "
         f"same bytes in the aggregator's and the agents' logs. With TLS and HTTP/2 the wire carries, by a measured model, about "
         f"{size(wire['wire_up'])} up and {size(wire['wire_down'])} down. How many times less depends on the model: this one is "
@@ -191,7 +191,7 @@ def _communication(summary: Facts) -> str:
 def _time(summary: Facts) -> str:
     seconds = summary["seconds"]
     phases = [
-        (name, [Span(p["began"], p["wall"], "dual", name)], f"{p['wall']:.1f} s, CPU {p['cpu']:.1f} s")
+        (name, [Span(p["began"], p["wall"], "dual", name)], f"{p['wall']:.1f} ({p['cpu']:.1f})")
         for name, p in seconds["phases"].items()
     ]
     agents = []
@@ -200,14 +200,16 @@ def _time(summary: Facts) -> str:
         for phase, value in agent_seconds(own).items():
             spans.append(Span(at, value, PHASE_COLOURS[phase], f"{phase}: {value:.1f} s"))
             at += value
-        agents.append((name, spans, f"{own['wall']:.1f} s, CPU {own['cpu']:.1f} s"))
+        agents.append((name, spans, f"{own['wall']:.1f} ({own['cpu']:.1f})"))
     keys = "".join(f'<li><i class="{colour}"></i>{phase}</li>' for phase, colour in PHASE_COLOURS.items())
     return (
-        f"<h2>Time</h2>\n<p>{seconds['total']:.1f} seconds on the clock, {seconds['cpu']:.1f} of CPU; one thread for each process."
-        f'</p>\n<div class="panel wide"><h3>Phases</h3>{charts.timeline(phases, "phases over time")}</div>\n'
-        f'<div class="panel wide"><h3>Agents</h3><ul class="keys">{keys}</ul>{charts.timeline(agents, "agents by phase")}'
+        f"<h2>Time</h2>\n<p>{seconds['total']:.1f} seconds on the clock, {seconds['cpu']:.1f} of CPU; one thread for each process. "
+        "Beside each bar: seconds, and CPU seconds in brackets.</p>\n"
+        '<div class="panels pair">'
+        f'<div class="panel"><h3>Phases</h3>{charts.timeline(phases, "phases over time")}</div>'
+        f'<div class="panel"><h3>Agents</h3>{charts.timeline(agents, "agents by kind of work")}<ul class="keys">{keys}</ul>'
         '<span class="quiet">Summed by kind, not in the order they happened. comparing: training alone and fitting the probe, '
-        "for the arms above; other: loading Python and its libraries, sending, ending.</span></div>"
+        "for the arms above; other: loading Python and its libraries, joining, sending, ending.</span></div></div>"
     )
 
 
@@ -268,9 +270,8 @@ def _row(cells: Sequence[object], style: str = "") -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[str], above: str = "", style: str = "plain") -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    return (
-        f'<div class="scroll"><table><thead>{above}<tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="{style}">{body}</table></div>'
 
 
 def _signed(value: float | None, other: float | None) -> str:

@@ -4,6 +4,7 @@ Nothing is computed again here but means, minima and ratios.
 """
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Findings:
     """aggregator verify"""
     costs: Facts
     """aggregator comm-cost"""
+    others_cpu_s: float | None
+    """CPU seconds that others used on the machine meanwhile; None where the system does not say."""
     reference: Facts | None = None
     """Figures of the centralised model by site, if it was asked for."""
 
@@ -93,6 +96,10 @@ def build(found: Findings, seconds: Facts) -> dict[str, Any]:
         "communication": communication(found.costs),
         "verified_rounds": sum(not check["difference"] for check in found.verified["rounds"]),
         "seconds": dict(seconds),
+        "machine": {
+            "cores": os.cpu_count(),
+            "others_cpu": None if found.others_cpu_s is None else round(max(0.0, found.others_cpu_s), 1),
+        },
         "versions": versions(),
     }
 

@@ -90,8 +90,8 @@ class Child:
 class Processes:
     """Starts and watches children. Leaving the `with` block, however it is left, ends all of them."""
 
-    def __init__(self, folder: Path, on_poll: Callable[[], None] = lambda: None) -> None:
-        self._folder, self._on_poll = folder, on_poll
+    def __init__(self, folder: Path, on_poll: Callable[[], None] = lambda: None, grace_s: float = GRACE_S) -> None:
+        self._folder, self._on_poll, self._grace_s = folder, on_poll, grace_s
         self._children: list[Child] = []
         self._signal = 0
         self._previous: dict[int, Any] = {}
@@ -141,7 +141,7 @@ class Processes:
     ) -> None:
         """Look at all children until `done`. Raises ChildFailed as soon as any of them fails, and after `limit_s`.
 
-        `what` completes "no NAME"; `suspects` are the children whose last words are shown when the time is over.
+        `what` begins the sentence that says so; `suspects` are the children whose last words are shown with it.
         """
         end = time.monotonic() + limit_s
         while True:
@@ -174,10 +174,10 @@ class Processes:
                 )
 
     def _end(self, children: Sequence[Child]) -> None:
-        for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             for child in children:
                 child.signal(number)
-            end = time.monotonic() + patience_s
+            end = time.monotonic() + self._grace_s
             while not all(child.look() for child in children) and time.monotonic() < end:
                 time.sleep(POLL_S)
 

@@ -177,6 +177,15 @@ class Agent:
         self._phases.add("fetching", began)
         return adapter
 
+    async def _initial(self, joined: Joined) -> Adapter:
+        """Return version 0; a site that joined late has not had it yet."""
+        held = self._state.initial_adapter()
+        if held is None:
+            task = Task("FINISHED", 0, 0, joined.contract.adapter_digest, 0.0, "")
+            held = await self._client.fetch(joined.contract.manifest, task, None)
+            self._state.store_initial(held)
+        return held
+
     async def _train(
         self,
         joined: Joined,
@@ -253,7 +262,7 @@ class Agent:
         await self._evaluate(trainer, final, local_now, task.round)
         began = time.monotonic()
         self._view.comparing()
-        initial = self._state.initial_adapter()
+        initial = await self._initial(joined)
         hooks = local.Hooks(should_stop=self._stopping.is_set, on_step=self._on_step)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)

@@ -7,6 +7,7 @@ rounds/0003/            one finished local round, renamed into place whole:
     delta.bin           the sealed update (the outbox)
     round.json          facts of the update, training metrics, accepted or not
 global.safetensors      the newest global adapter the site has
+initial.safetensors     version 0 of it
 history.jsonl           one line per evaluated version
 """
 
@@ -115,16 +116,21 @@ class State:
         """Keep the newest global adapter."""
         adapter.write(self.folder / GLOBAL)
         if adapter.version == 0:
-            adapter.write(self.folder / INITIAL)
+            self.store_initial(adapter)
+
+    def store_initial(self, adapter: Adapter) -> None:
+        """Keep version 0, from which the arms that were never federated start."""
+        adapter.write(self.folder / INITIAL)
 
     def global_adapter(self) -> Adapter | None:
         """Return the newest global adapter the site has, if any."""
         path = self.folder / GLOBAL
         return Adapter.read(path) if path.exists() else None
 
-    def initial_adapter(self) -> Adapter:
-        """Return version 0."""
-        return Adapter.read(self.folder / INITIAL)
+    def initial_adapter(self) -> Adapter | None:
+        """Return version 0; None at a site that joined when there were later ones."""
+        path = self.folder / INITIAL
+        return Adapter.read(path) if path.exists() else None
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one line; a version evaluated again after a restart replaces its line."""

@@ -7,11 +7,17 @@ import typer
 from shared.errors import AggregatorUnreachable, InputError, MedDualLoRAError
 from site_agent.cli import agent, backbone, phantom, prepare, use
 
+HELP = """Fine-tunes the cardiac-MRI model on this hospital's cases and shares only the global low-rank part.
+
+Without a command it is the agent: it takes part in a federation until that is finished, or for as long as it runs.
+
+Example: site-agent --aggregator fed.example.org:443 --config site.toml"""
+
 EPILOG = """Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input or contract refused (the message says what to do),
 4 aggregator unreachable, 130 stopped by a signal after saving."""
 
 app = typer.Typer(
-    help="Fine-tunes the cardiac-MRI model on this hospital's cases and shares only the global low-rank part.",
+    help=HELP,
     epilog=EPILOG,
     invoke_without_command=True,
     no_args_is_help=True,

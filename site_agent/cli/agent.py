@@ -39,10 +39,13 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
+    from shared.errors import InputError
     from shared.tls import TlsFiles
     from site_agent import config as site_config
 
     tls = TlsFiles(ca, certificate, key) if ca and certificate and key else None
+    if tls is None and (ca or certificate or key):
+        raise InputError("--tls-ca, --tls-cert and --tls-key go together: give all three, or [tls] in site.toml")
     overrides: dict[str, Any] = {
         "aggregator": aggregator,
         "cohort": cohort,

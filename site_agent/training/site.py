@@ -16,7 +16,7 @@ from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort
 from site_agent.models import adapter_tensors, lora, weights
 from site_agent.models.classifier import CineClassifier
-from site_agent.models.config import ConvViTConfig, Frames
+from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
 from site_agent.training import arms, evaluate, local
 from site_agent.training.activations import Activations
@@ -33,7 +33,9 @@ def pick_device(wish: str) -> torch.device:
 
 
 def load_base(source: Path, size: str, frames: Frames) -> weights.LoadedBackbone:
-    """Load the frozen base model as a federation's `frames` wants it."""
+    """Load the frozen base model as a federation's `frames` wants it. Raises InputError for frames there are not."""
+    if frames not in FRAMES:
+        raise InputError(f"frames must be one of {', '.join(FRAMES)}, got '{frames}'")
     config = ConvViTConfig.of_size(size) if size else None
     return weights.load_backbone(source, config, frames)
 

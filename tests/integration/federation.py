@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,13 +133,18 @@ def order_of_arrival(store: str, round_number: int) -> list[str]:
         opened.close()
 
 
-async def arrived(store: str, round_number: int, *sites: str) -> None:
-    """Return once the updates of these sites, and no others, are accepted."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once a condition on what lies in a store holds."""
     for _ in range(int(TIMEOUT_S / 0.05)):
-        if set(order_of_arrival(store, round_number)) == set(sites):
+        if condition():
             return
         await asyncio.sleep(0.05)
-    raise TimeoutError(f"round {round_number} has updates of {order_of_arrival(store, round_number)}, not of {sites}")
+    raise TimeoutError("what the test waits for did not come")
+
+
+async def arrived(store: str, round_number: int, *sites: str) -> None:
+    """Return once the updates of these sites, and no others, are accepted."""
+    await until(lambda: set(order_of_arrival(store, round_number)) == set(sites))
 
 
 # --- agents, in this process ----------------------------------------------------------------------------------------

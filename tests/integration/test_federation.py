@@ -180,6 +180,20 @@ async def test_agents_live_through_a_restart_of_the_aggregator(materials, tmp_pa
     federation.assert_finished(store)
 
 
+def hurried_plan(materials: Materials, rounds: int) -> setup.FederationPlan:
+    """Three sites, of which two are enough when a few seconds have passed."""
+    return setup.FederationPlan(
+        name=NAME,
+        adapter=materials.adapter,
+        parameters=federation.FEW_STEPS,
+        sites=dict.fromkeys(SITES),
+        rounds=rounds,
+        quorum=2,
+        deadline_s=3.0,
+        grace_s=0.0,
+    )
+
+
 class Slow(Agent):
     """An agent that needs longer for a step than a round may take."""
 
@@ -193,18 +207,8 @@ async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_
     materials, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(agent_module, "HEARTBEAT_S", 0.2)
-    plan = setup.FederationPlan(
-        name=NAME,
-        adapter=materials.adapter,
-        parameters=federation.FEW_STEPS,
-        sites=dict.fromkeys(SITES),
-        rounds=1,
-        quorum=2,
-        deadline_s=3.0,
-        grace_s=0.0,
-    )
     store = str(tmp_path / "fed.db")
-    setup.create(store, plan, time.time())
+    setup.create(store, hurried_plan(materials, rounds=1), time.time())
     async with serve(store) as running:
         late = Slow(federation.site_config(materials, tmp_path, running.address, "ge"), Silent())
         await federation.finish(late, *federation.agents_of(materials, tmp_path, running.address, TWO))
@@ -213,6 +217,23 @@ async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_
     report = json.loads((tmp_path / "state-ge" / REPORT).read_text())
     assert report["adapter"]["version"] == 1
     assert set(report["arms"]) == set(ARMS)
+
+
+async def test_a_site_that_joins_after_the_first_round_has_a_whole_report_too(materials, tmp_path):
+    store = str(tmp_path / "fed.db")
+    setup.create(store, hurried_plan(materials, rounds=2), time.time())
+    async with serve(store) as running:
+        others = federation.agents_of(materials, tmp_path, running.address, TWO)
+        early = asyncio.create_task(federation.finish(*others))
+        await federation.until(lambda: federation.outcome(store)[1] > 0)
+        late = Counting(federation.site_config(materials, tmp_path, running.address, "ge"))
+        await federation.finish(late)
+        await early
+    federation.assert_finished(store)
+    report = json.loads((tmp_path / "state-ge" / REPORT).read_text())
+    assert 1 not in late.trained
+    assert report["adapter"]["version"] == 2
+    assert all(report["arms"][arm]["test"]["auc"] is not None for arm in ARMS)
 
 
 async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(materials, tmp_path):

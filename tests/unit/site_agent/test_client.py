@@ -1,0 +1,299 @@
+"""The agent's side of the protocol against a scripted aggregator: retries, resumed transfers, and what is refused."""
+
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from med_duallora.v1 import federation_pb2 as pb
+
+from shared import chunks
+from shared.contract import Contract, RoundPolicy
+from shared.errors import AggregatorUnreachable, InputError, InvalidAdapter, InvalidUpdate, StaleRound
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, SITE_KEY, VERSION
+from shared.recipe import Recipe
+from site_agent import client
+from site_agent.client import FederationClient, Task
+from site_agent.egress import Update, UpdateFacts
+from tests.support import adapters
+
+ADAPTER = adapters.adapter()
+CONTRACT = Contract(
+    federation="hearts", adapter_digest=ADAPTER.digest, manifest=ADAPTER.manifest, recipe=Recipe(), policy=RoundPolicy()
+)
+TASK = Task("TRAIN", 1, 0, ADAPTER.digest, 60.0, "")
+FACTS = UpdateFacts(round=1, base_version=0, training_patients=40, metrics={"train_loss": 0.5})
+PAYLOAD = adapters.delta(ADAPTER.manifest.layout, seed=1)
+RECEIPT = pb.Receipt(round=1, digest="ab", accepted_at=1.0)
+
+
+def failure(code: grpc.StatusCode, text: str = "", name: str = "") -> grpc.aio.AioRpcError:
+    """Return what a call raises when it ends with this status; `name` is the class the aggregator raised."""
+    trailing = grpc.aio.Metadata((ERROR_KEY, name)) if name else grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, text)
+
+
+@dataclass
+class Aggregator:
+    """Plays the stub: answers every call with the next of its script, and notes what was asked."""
+
+    script: list[Any]
+    requests: list[Any] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+
+    def _next(self, request: Any, options: dict[str, Any]) -> Any:
+        self.requests.append(request)
+        self.metadata.append(dict(options["metadata"]))
+        return self.script.pop(0)
+
+    async def _answer(self, request: Any, **options: Any) -> Any:
+        answer = self._next(request, options)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    Join = AwaitRound = BeginUpload = ReportEvaluation = _answer
+
+    async def FetchAdapter(self, request: Any, **options: Any) -> AsyncIterator[Any]:
+        for part in self._next(request, options):
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def UploadDelta(self, requests: AsyncIterator[Any], **options: Any) -> Any:
+        return await self._answer([request async for request in requests], **options)
+
+
+class ScriptedClient(FederationClient):
+    """A client whose connection is a scripted aggregator."""
+
+    def __init__(self, *script: Any, give_up_after_s: float = 60.0) -> None:
+        super().__init__("fed.test:1", None, "agent-1", plain_site="ge", give_up_after_s=give_up_after_s)
+        self.aggregator = Aggregator(list(script))
+        self.federation = "hearts"
+
+    def _stub(self) -> Any:
+        return self.aggregator
+
+
+def answer(instruction: str = "WAIT", **values: Any) -> pb.AwaitRoundResponse:
+    return pb.AwaitRoundResponse(instruction=f"INSTRUCTION_{instruction}", **values)
+
+
+def ask(used: FederationClient) -> Awaitable[Task]:
+    return used.await_round(round_number=3, following="TRAIN", version=2, wait_s=90.0, progress=0.25)
+
+
+# --- retries --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1e7), st.integers(0, 2**32))
+def test_a_retry_waits_at_most_5_s_in_the_first_ten_minutes_and_60_s_later(attempt, elapsed_s, seed):
+    delay = client.retry_delay_s(attempt, elapsed_s, random.Random(seed))
+    assert 0.1 <= delay <= (5.0 if elapsed_s < 600 else 60.0)
+
+
+def test_retries_of_many_agents_spread_out():
+    delays = {round(client.retry_delay_s(8, 100.0, random.Random(seed)), 2) for seed in range(50)}
+    assert len(delays) > 30
+
+
+async def test_a_lost_call_is_repeated_with_the_same_message_under_a_new_call_id():
+    used = ScriptedClient(failure(grpc.StatusCode.UNAVAILABLE, "gone"), answer(round=4, version=3, digest="d"))
+    task = await ask(used)
+    assert task == Task("WAIT", 4, 3, "d", 0.0, "")
+    first, second = used.aggregator.requests
+    assert first == second
+    assert (first.federation, first.agent_id, first.round, first.version) == ("hearts", "agent-1", 3, 2)
+    assert (first.following, first.wait_s, first.progress) == (pb.INSTRUCTION_TRAIN, 30.0, 0.25)
+    assert [said[ATTEMPT_KEY] for said in used.aggregator.metadata] == ["0", "1"]
+    assert len({said[CALL_ID_KEY] for said in used.aggregator.metadata}) == 2
+    assert {said[SITE_KEY] for said in used.aggregator.metadata} == {"ge"}
+
+
+async def test_an_error_that_trying_again_cannot_help_is_raised_at_once_as_the_class_it_was():
+    used = ScriptedClient(failure(grpc.StatusCode.FAILED_PRECONDITION, "round 3 is closed", "StaleRound"))
+    with pytest.raises(StaleRound, match="round 3 is closed"):
+        await ask(used)
+    assert len(used.aggregator.requests) == 1
+
+
+async def test_an_error_without_a_class_keeps_its_status_and_text():
+    used = ScriptedClient(failure(grpc.StatusCode.INTERNAL, "internal error"))
+    with pytest.raises(AggregatorUnreachable, match="AwaitRound failed with INTERNAL: internal error"):
+        await ask(used)
+
+
+async def test_after_the_longest_outage_it_gives_up_with_address_reason_and_advice():
+    lost = itertools.repeat(failure(grpc.StatusCode.UNAVAILABLE, "connection refused"), 50)
+    used = ScriptedClient(*lost, give_up_after_s=0.3)
+    with pytest.raises(
+        AggregatorUnreachable, match=r"no answer from fed\.test:1 .*connection refused.*start the agent again"
+    ):
+        await ask(used)
+    assert 2 <= len(used.aggregator.requests) < 10
+
+
+# --- joining --------------------------------------------------------------------------------------------------------
+
+
+def join_response(**changes: Any) -> pb.JoinResponse:
+    policy = CONTRACT.policy
+    values: dict[str, Any] = {
+        "federation": "hearts",
+        "protocol_version": VERSION,
+        "site": "ge",
+        "adapter_manifest": ADAPTER.manifest.to_bytes(),
+        "adapter_digest": ADAPTER.digest,
+        "recipe": CONTRACT.recipe.name,
+        "recipe_parameters": CONTRACT.recipe.parameters(),
+        "round_policy": pb.RoundPolicy(
+            rounds=policy.rounds,
+            invited=policy.invited,
+            quorum=policy.quorum,
+            deadline_s=policy.deadline_s,
+            grace_s=policy.grace_s,
+        ),
+        "training_patients": 40,
+        "contract_sha256": CONTRACT.sha256,
+        "version": 5,
+    }
+    return pb.JoinResponse(**{**values, **changes})
+
+
+def join(used: FederationClient) -> Awaitable[client.Joined]:
+    return used.join(federation="", base_model_sha256="cd" * 32, training_patients=40, software_version="0.1")
+
+
+async def test_joining_tells_the_contract_and_says_what_lies_here():
+    used = ScriptedClient(join_response())
+    assert await join(used) == client.Joined("ge", CONTRACT, 40, 5)
+    (request,) = used.aggregator.requests
+    assert (request.protocol_version, request.base_model_sha256, request.training_patients) == (VERSION, "cd" * 32, 40)
+    assert list(request.recipes) == ["med-duallora"]
+    assert list(request.codecs) == ["f32"]
+
+
+async def test_a_contract_that_hashes_differently_here_is_not_entered():
+    used = ScriptedClient(join_response(contract_sha256="00" * 32))
+    with pytest.raises(InvalidAdapter, match="contract hash 000000000000 is not that of what it sent"):
+        await join(used)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "run-this-code"}, "recipe 'run-this-code' is not installed here"),
+        ({"recipe_parameters": b'{"shell":"rm"}'}, "has no parameter 'shell'"),
+        ({"recipe_parameters": b'{"local_epochs":0}'}, "local_epochs must be at least 1, got 0"),
+        ({"adapter_manifest": b'{"layout":[]}'}, "an adapter manifest has layout and metadata"),
+    ],
+)
+async def test_a_recipe_or_manifest_that_is_not_understood_here_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        await join(ScriptedClient(join_response(**changes)))
+
+
+# --- downloads ------------------------------------------------------------------------------------------------------
+
+
+def info(**changes: Any) -> pb.FetchAdapterResponse:
+    size = len(ADAPTER.payload)
+    return pb.FetchAdapterResponse(
+        info=pb.AdapterInfo(**{"version": 0, "digest": ADAPTER.digest, "size": size, **changes})
+    )
+
+
+def pieces(start: int = 0, step: int = 100, payload: bytes = ADAPTER.payload) -> list[pb.FetchAdapterResponse]:
+    return [pb.FetchAdapterResponse(chunk=chunk) for chunk in chunks.split(payload, start, step)]
+
+
+async def test_a_cut_download_goes_on_where_it_stopped():
+    cut = [info(), *pieces()[:3], failure(grpc.StatusCode.UNAVAILABLE, "cut")]
+    used = ScriptedClient(cut, [info(), *pieces(300)])
+    fetched = await used.fetch(ADAPTER.manifest, TASK, None)
+    assert fetched.digest == ADAPTER.digest
+    assert [request.offset for request in used.aggregator.requests] == [0, 300]
+
+
+async def test_a_version_the_site_has_is_not_downloaded():
+    used = ScriptedClient([pb.FetchAdapterResponse(not_modified=True)])
+    assert await used.fetch(ADAPTER.manifest, TASK, ADAPTER) is ADAPTER
+    assert used.aggregator.requests[0].if_none_match == ADAPTER.digest
+
+
+def other_payload() -> bytes:
+    return adapters.adapter(seed=5).payload
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (lambda: [info(), *pieces(payload=other_payload())], "version 0 arrived with digest .* announced was"),
+        (lambda: [info(size=10**9)], "the aggregator offers 1000000000 bytes, expected"),
+        (lambda: [info(), *pieces()[:2]], "payload has 200 bytes, the layout has"),
+    ],
+    ids=["other numbers", "another size", "too short"],
+)
+async def test_a_download_that_is_not_what_was_announced_is_refused(parts: Callable[[], list[Any]], message: str):
+    with pytest.raises(InvalidAdapter, match=message):
+        await ScriptedClient(parts()).fetch(ADAPTER.manifest, TASK, None)
+
+
+# --- uploads --------------------------------------------------------------------------------------------------------
+
+
+def update() -> Update:
+    return Update(FACTS, ADAPTER.manifest.layout, PAYLOAD)
+
+
+def begun(committed: int = 0, receipt: pb.Receipt | None = None) -> pb.BeginUploadResponse:
+    return pb.BeginUploadResponse(committed=committed, receipt=receipt)
+
+
+async def test_an_upload_announces_digest_and_size_and_sends_exactly_the_sealed_bytes():
+    used = ScriptedClient(begun(), pb.UploadDeltaResponse(receipt=RECEIPT))
+    await used.upload(update())
+    announced, stream = used.aggregator.requests
+    assert (announced.digest, announced.size, announced.round) == (update().digest, len(PAYLOAD), 1)
+    assert announced.WhichOneof("layout") == "layout_digest"
+    assert dict(announced.metrics) == {"train_loss": 0.5}
+    assert stream[0].start.digest == update().digest
+    assert b"".join(request.chunk.data for request in stream[1:]) == PAYLOAD
+
+
+async def test_a_cut_upload_begins_again_and_sends_only_what_is_not_durable():
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    used = ScriptedClient(begun(), cut, begun(committed=40), pb.UploadDeltaResponse(receipt=RECEIPT))
+    await used.upload(update())
+    first, _, second, stream = used.aggregator.requests
+    assert first == second
+    assert stream[1].chunk.offset == 40
+    assert b"".join(request.chunk.data for request in stream[1:]) == PAYLOAD[40:]
+
+
+async def test_an_update_already_accepted_is_not_sent_again():
+    used = ScriptedClient(begun(len(PAYLOAD), RECEIPT))
+    await used.upload(update())
+    assert len(used.aggregator.requests) == 1
+
+
+async def test_a_refused_update_is_not_sent_again():
+    used = ScriptedClient(begun(), failure(grpc.StatusCode.INVALID_ARGUMENT, "tensor 'a' has 1", "InvalidUpdate"))
+    with pytest.raises(InvalidUpdate, match="tensor 'a' has 1"):
+        await used.upload(update())
+    assert len(used.aggregator.requests) == 2
+
+
+async def test_an_evaluation_reports_counts_and_figures_and_no_case():
+    used = ScriptedClient(pb.ReportEvaluationResponse())
+    await used.report_evaluation(2, 2, 11, {"auc": 0.75})
+    (request,) = used.aggregator.requests
+    assert request == pb.ReportEvaluationRequest(
+        federation="hearts", agent_id="agent-1", round=2, version=2, cases=11, metrics={"auc": 0.75}
+    )

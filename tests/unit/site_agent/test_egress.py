@@ -1,0 +1,96 @@
+"""The only door out: exactly the global tensors' change, or nothing at all."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InputError, InvalidAdapter
+from shared.layout import Layout
+from shared.recipe import Recipe
+from site_agent import egress
+from site_agent.egress import Update, UpdateFacts
+from tests.support import adapters
+
+FACTS = UpdateFacts(round=3, base_version=2, training_patients=40, metrics={"train_loss": 0.25})
+RECEIVED = adapters.adapter()
+NAMES = sorted(RECEIVED.tensors)
+LOCAL = "local.encoder.blocks.0.attn.q.lora_A.weight"
+
+
+def trained(seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: (value + rng.standard_normal(value.shape)).astype(np.float32) for name, value in RECEIVED.tensors.items()
+    }
+
+
+def seal(tensors, facts=FACTS) -> Update:
+    return egress.seal(RECEIVED, tensors, Recipe(), facts, sites=3)
+
+
+def test_an_update_is_trained_minus_received_and_its_digest_that_of_the_bytes_as_sent():
+    after = trained()
+    update = seal(after)
+    delta = update.layout.split(update.payload)
+    assert sorted(delta) == NAMES
+    for name in NAMES:
+        assert np.array_equal(delta[name], after[name] - RECEIVED.tensors[name])
+    assert update.digest == hashlib.sha256(update.payload).hexdigest()
+    assert len(update.payload) == RECEIVED.manifest.layout.size
+    assert update.facts == FACTS
+
+
+@given(st.integers(0, 2**31))
+def test_received_plus_update_is_trained_to_rounding(seed):
+    after = trained(seed)
+    delta = RECEIVED.manifest.layout.split(seal(after).payload)
+    for name in NAMES:
+        np.testing.assert_allclose(RECEIVED.tensors[name] + delta[name], after[name], atol=1e-6)
+
+
+def test_a_local_tensor_among_the_trained_ones_is_refused_by_name_and_not_filtered_out():
+    with pytest.raises(InvalidAdapter, match=f"extra tensor '{LOCAL}'"):
+        seal({**trained(), LOCAL: np.ones((2, 6), np.float32)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_reshaped_or_retyped_tensor_is_refused_by_name(name):
+    after = trained()
+    with pytest.raises(InvalidAdapter, match=f"missing tensor '{name}'"):
+        seal({other: value for other, value in after.items() if other != name})
+    with pytest.raises(InvalidAdapter, match=f"tensor '{name}' is"):
+        seal({**after, name: after[name][:1, :1]})
+    with pytest.raises(InvalidAdapter, match=f"tensor '{name}' is float64, expected float32"):
+        seal({**after, name: after[name].astype(np.float64)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_by_its_tensor(value):
+    after = trained()
+    after[NAMES[1]][0, 0] = value
+    with pytest.raises(InvalidAdapter, match=f"tensor '{NAMES[1]}' has 1 non-finite values"):
+        seal(after)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"case_017_score": 0.9}, "metric 'case_017_score' is not on the allow-list"),
+        ({"auc": float("nan")}, "'auc' is nan"),
+    ],
+)
+def test_a_figure_that_may_not_leave_is_refused_by_name(metrics, message):
+    facts = UpdateFacts(round=3, base_version=2, training_patients=40, metrics=metrics)
+    with pytest.raises(InputError, match=message):
+        seal(trained(), facts)
+
+
+def test_the_layout_both_sides_derive_travels_as_its_digest_and_another_one_spelled_out():
+    update = seal(trained())
+    assert update.layout_field() == {"layout_digest": update.layout.digest}
+    other = Update(FACTS, update.layout, update.payload, derived_layout=False)
+    assert Layout.from_jsonable(json.loads(other.layout_field()["layout_json"])) == update.layout

@@ -1,0 +1,177 @@
+"""One site's share of one round, against closed forms: which numbers move, by how much, and always to the same bytes."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from shared.recipe import Recipe
+from site_agent.models import adapter_tensors
+from site_agent.training import local
+from site_agent.training.local import Hooks, Position
+from tests.support import tiny_site
+
+POLICY = "global+local-bias"
+RECIPE = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3)
+FIRST = Position(round=1, rounds=4, seed=7)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return tiny_site.write_cases(tmp_path_factory.mktemp("cases"), 10)
+
+
+def train(cases, recipe=RECIPE, position=FIRST, hooks=None, **options):
+    """Train one round of a new model; return it and the loss."""
+    model = tiny_site.classifier()
+    watched = hooks(model) if hooks else Hooks()
+    loss = local.train_round(
+        model, tiny_site.activations(model), cases, recipe, POLICY, position, hooks=watched, **options
+    )
+    return model, loss
+
+
+def tensors_of(model):
+    return adapter_tensors.global_tensors(model, POLICY) | adapter_tensors.local_tensors(model, POLICY)
+
+
+# --- what is trained on ---------------------------------------------------------------------------------------------
+
+
+def test_every_case_comes_once_an_epoch_with_its_own_label(cases):
+    activations = tiny_site.activations(tiny_site.classifier())
+    batches = list(local.batches(cases, activations, RECIPE, FIRST))
+    assert len(batches) == local.steps_of(len(cases), RECIPE) == 2 * 3
+    for epoch in (0, 1):
+        keys = Counter(view.case.key for batch in batches if batch.epoch == epoch for view in batch.views)
+        assert keys == Counter(case.key for case in cases)
+    assert all(batch.labels.tolist() == [view.case.label for view in batch.views] for batch in batches)
+    assert [batch.at for batch in batches] == pytest.approx([step / 6 for step in range(6)])
+
+
+def test_the_order_is_a_function_of_seed_round_and_epoch(cases):
+    activations = tiny_site.activations(tiny_site.classifier())
+
+    def order(round_number, seed):
+        position = Position(round_number, 4, seed)
+        return [view.key for batch in local.batches(cases, activations, RECIPE, position) for view in batch.views]
+
+    assert order(1, 7) == order(1, 7)
+    assert order(1, 7) != order(2, 7)
+    assert order(1, 7) != order(1, 8)
+    assert order(1, 7)[:10] != order(1, 7)[10:]
+
+
+def test_every_view_of_a_case_is_used_now_and_then(cases):
+    activations = tiny_site.activations(tiny_site.classifier())
+    recipe = Recipe(views=2, local_epochs=6, batch_size=4)
+    used = {view.key[1:] for batch in local.batches(cases, activations, recipe, FIRST) for view in batch.views}
+    assert used == {("window", 0), ("random", 1), ("random", 2)}
+
+
+def test_classes_weigh_the_same_over_an_epoch():
+    labels = np.array([0, 1, 1, 1])
+    weights = local.class_weights(labels, balanced=True)
+    assert weights.tolist() == pytest.approx([2.0, 2 / 3])
+    assert float(weights[labels].sum()) == pytest.approx(len(labels))
+    assert local.class_weights(labels, balanced=False).tolist() == [1.0, 1.0]
+
+
+def test_the_learning_rate_falls_along_half_a_cosine_over_all_rounds():
+    recipe = Recipe(lr_floor=0.1)
+    assert local.learning_rate_factor(recipe, Position(1, 4, 0), 0.0) == 1.0
+    assert local.learning_rate_factor(recipe, Position(3, 4, 0), 0.0) == pytest.approx(0.55)
+    assert local.learning_rate_factor(recipe, Position(4, 4, 0), 1.0) == pytest.approx(0.1)
+    assert local.learning_rate_factor(recipe, Position(2, 4, 0), 0.5) == pytest.approx(
+        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 1.5 / 4))
+    )
+
+
+# --- what moves -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_moves_every_number_by_its_group_s_rate(cases):
+    """AdamW's first step is rate * sign(gradient) wherever the gradient is far above eps (Kingma & Ba 2015, section 2.1)."""
+    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3)
+    before = tensors_of(tiny_site.classifier())
+    model, _ = train(cases, recipe)
+    for name, value in tensors_of(model).items():
+        rate = 5e-3 if "pred_head" in name else 3e-3 if name.startswith("local.") else 1e-3
+        moved = np.abs(value - before[name])
+        assert np.median(moved) == pytest.approx(rate, rel=1e-2), name
+        assert moved.max() <= rate * 1.001, name
+
+
+def test_the_frozen_part_does_not_move(cases):
+    before = {name: value.clone() for name, value in tiny_site.classifier().backbone_module().state_dict().items()}
+    model, _ = train(cases)
+    for name, value in model.backbone_module().state_dict().items():
+        if ".lora_" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_a_local_rate_of_zero_keeps_the_local_low_rank_part(cases):
+    before = adapter_tensors.local_tensors(tiny_site.classifier(), POLICY)
+    model, _ = train(cases, Recipe(rank_local=2, views=0, batch_size=4, lr_local=0.0))
+    after = adapter_tensors.local_tensors(model, POLICY)
+    kept = {name for name in before if np.array_equal(before[name], after[name])}
+    assert kept == {name for name in before if ".lora_" in name}
+
+
+def test_alternating_trains_global_first_and_local_after_it(cases):
+    snapshots = []
+
+    def watch(model):
+        snapshots.append(tensors_of(model))
+        return Hooks(on_step=lambda step, steps, optimiser: snapshots.append(tensors_of(model)))
+
+    train(cases, Recipe(rank_local=2, views=0, local_epochs=2, batch_size=16, mode="alternating"), hooks=watch)
+    start, half, end = snapshots
+    for name in start:
+        private = name.startswith("local.")
+        assert np.array_equal(start[name], half[name]) == private, name
+        assert np.array_equal(half[name], end[name]) == (not private), name
+
+
+def test_training_makes_the_loss_smaller(cases):
+    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=5e-3, lr_local=5e-3)
+    _, first = train(cases, recipe)
+    _, last = train(cases, Recipe(rank_local=2, views=0, local_epochs=30, batch_size=16, lr_global=5e-3, lr_local=5e-3))
+    assert last < 0.5 * first
+
+
+# --- the same bytes -------------------------------------------------------------------------------------------------
+
+
+def test_a_round_trained_again_ends_with_the_same_bytes(cases):
+    first, loss = train(cases)
+    again, same_loss = train(cases)
+    assert loss == same_loss
+    for name, value in tensors_of(first).items():
+        assert value.tobytes() == tensors_of(again)[name].tobytes(), name
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(cases):
+    whole, loss = train(cases)
+    parts, same_loss = train(cases, micro_batch=3)
+    assert same_loss == pytest.approx(loss, rel=1e-4)
+    for name, value in tensors_of(whole).items():
+        np.testing.assert_allclose(tensors_of(parts)[name], value, atol=2e-4, err_msg=name)
+
+
+def test_hooks_hear_of_every_step_and_see_the_optimiser_s_groups(cases):
+    heard = []
+    hooks = Hooks(on_step=lambda step, steps, optimiser: heard.append((step, steps, optimiser.param_groups)))
+    train(cases, hooks=lambda model: hooks)
+    assert [(step, steps) for step, steps, _ in heard] == [(step, 6) for step in range(1, 7)]
+    assert [group["name"] for group in heard[0][2]] == ["global", "local", "head_shared", "head_private"]
+
+
+def test_training_stops_at_the_next_step_when_asked_to(cases):
+    steps = []
+    hooks = Hooks(on_step=lambda step, total, optimiser: steps.append(step), should_stop=lambda: len(steps) == 2)
+    with pytest.raises(local.Stopped):
+        train(cases, hooks=lambda model: hooks)
+    assert steps == [1, 2]
