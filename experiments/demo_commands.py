@@ -22,6 +22,8 @@ AGGREGATOR, CERTIFICATES = "aggregator", "certificates"
 FOLDERS = ("raw", "prepared", CERTIFICATES, AGGREGATOR, "sites", "logs")
 FILES = ("summary.json", "report.html")
 
+FRAMES = "stacked"
+"""The demo's backbone was pre-trained on ED and ES as two channels with a kernel each, so its frozen stem sees motion."""
 SIZE, SPACING_MM = (64, 64, 8), (2.0, 2.0, 10.0)
 PHANTOM = {
     "severity": 1.6,
@@ -88,6 +90,7 @@ class DemoConfig:
         kept = ("rounds", "scale", "test_cases", "recipe", "device")
         return {name: values[name] for name in kept} | {
             "recipe": list(self.recipe),
+            "frames": FRAMES,
             "size": list(SIZE),
             "spacing_mm": list(SPACING_MM),
             "phantom": dict(PHANTOM),
@@ -149,7 +152,7 @@ def prepare(config: DemoConfig) -> Command:
 def init_adapter(config: DemoConfig) -> Command:
     return _command(
         "init-adapter", "site-agent", "init-adapter", "--weights", config.weights, "--out", config.initial,
-        "--seed", config.seed, "--json",
+        "--frames", FRAMES, "--seed", config.seed, "--json",
     )  # fmt: skip
 
 

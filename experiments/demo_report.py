@@ -230,6 +230,7 @@ def _facts(summary: Facts) -> str:
         ("base model", adapter["base_model_sha256"]),
         ("contract", contract["sha256"]),
         ("recipe", recipe),
+        ("frames", f"{settings['frames']}: ED and ES as two channels, each with a kernel of its own"),
         (
             "recomputed",
             f"{summary['verified_rounds']} of {summary['rounds']} rounds, from stored updates to the same bytes",

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 """Figures repeat bit for bit at the same number of threads."""
 COUNTING_S = 1.0
 """Between two looks at how many files a command has written."""
+RAW_CASES = ("database/*/*", "OpenDataset/Testing/*", "OpenDataset/Training/Labeled/*")
+PREPARED_CASES = ("*/*/*/*",)
+"""A folder for each case: listing those that hold them is quick, however slow the disk."""
 LISTENING = "aggregator listening on "
 
 
@@ -29,6 +32,7 @@ class Phase:
     name: str
     began: float
     wall: float = 0.0
+    ended: bool = False
     children: list[Child] = field(default_factory=list)
     count: Callable[[], int] = lambda: 0
     """How many of `total` things it has written."""
@@ -56,7 +60,6 @@ class Demo:
         """Run everything. Raises ChildFailed, Interrupted, or InputError."""
         config, busy_before = self.config, _busy_s()
         full_model = demo_summary.full_model_bytes(config.weights)
-        clearing = self._clear()
         phantom = self._begin("phantom", "SYNTHETIC raw scans in the file layouts of ACDC and M&Ms")
         self._start(phantom, demo_commands.phantom(config))
         certificates = self._begin("certificates", "an authority, the aggregator, and one for each site")
@@ -64,16 +67,17 @@ class Demo:
         adapter = self._begin("adapter", "version 0 of the global adapter, from the seed")
         initial = self._start(adapter, demo_commands.init_adapter(config))
         phantom.total = cases = demo_commands.planned_cases(config)
-        phantom.count = lambda: _count(config.out / "raw", "*_4d.nii.gz", "*_sa.nii.gz")
+        phantom.count = lambda: _count(config.out / "raw", RAW_CASES)
         for phase in (certificates, phantom, adapter):
             self._finish(phase)
         prepare = self._begin("prepare", "scaled and cropped around the heart; one cohort for each scanner vendor")
-        prepare.total, prepare.count = cases, lambda: _count(config.out / "prepared", "es.nii.gz")
+        prepare.total, prepare.count = cases, lambda: _count(config.out / "prepared", PREPARED_CASES)
         prepared = self._start(prepare, demo_commands.prepare(config))
         self._finish(prepare)
         init = self._begin("init", "the store of the federation: contract, sites and their patients")
         contract = self._start(init, demo_commands.init(config, _json(prepared)))
         self._finish(init)
+        clearing = self._clear()
         reports = self._federate()
         reference = self._reference() if config.centralised else None
         accounts = self._begin("accounts", "every round recomputed from its updates; both sides' bytes compared")
@@ -117,7 +121,7 @@ class Demo:
         return {"cpu": round(child.cpu_s, 3), "wall": round(child.wall_s, 3)}
 
     def _clear(self) -> list[Phase]:
-        """Take away what an earlier demo left, while this one runs."""
+        """Take away what an earlier demo left, while the agents keep the cores busy and leave the disk alone."""
         if not (self.config.out / demo_commands.REPLACED).exists():
             return []
         phase = self._begin("clearing", "what an earlier demo left in this folder")
@@ -150,6 +154,7 @@ class Demo:
             ended = [child.look() for child in agents.values()]
             for line in progress.poll(time.monotonic()):
                 self.view.say(line)
+            self._tell()
             return all(ended)
 
         while not done():
@@ -183,22 +188,26 @@ class Demo:
 
     def _finish(self, phase: Phase) -> None:
         """Wait for all processes of a phase to end well; other phases that end meanwhile are told of too."""
-        limit_s, what = self.config.limit_s, f"{phase.name} did not end"
-        self.processes.until(lambda: self._told(phase), limit_s, what, lambda: phase.children)
 
-    def _told(self, wanted: Phase) -> bool:
-        """Tell of progress and of phases that have ended; return whether `wanted` has."""
+        def done() -> bool:
+            self._tell()
+            return phase.ended
+
+        self.processes.until(done, self.config.limit_s, f"{phase.name} did not end", lambda: phase.children)
+
+    def _tell(self) -> None:
+        """Tell how far the running phases are, and of those that have ended."""
         now = time.monotonic()
         for phase in self.phases:
-            if phase.wall:
+            if phase.ended:
                 continue
-            if all(child.look() for child in phase.children):
+            if phase.children and all(child.look() for child in phase.children):
+                phase.ended = True
                 phase.wall = max(child.ended or now for child in phase.children) - self.started - phase.began
                 self.view.end(phase.name, phase.wall, phase.cpu)
             elif phase.total and now - phase.counted >= COUNTING_S:
-                self.view.advance(phase.name, phase.count(), phase.total)
+                self.view.advance(phase.name, min(phase.count(), phase.total), phase.total)
                 phase.counted = now
-        return bool(wanted.wall)
 
 
 def _busy_s() -> float | None:
@@ -223,5 +232,5 @@ def _json(child: Child) -> Any:
     return json.loads(child.out.read_text(encoding="utf-8"))
 
 
-def _count(folder: Path, *patterns: str) -> int:
-    return sum(1 for pattern in patterns for _ in folder.rglob(pattern)) if folder.is_dir() else 0
+def _count(folder: Path, patterns: Sequence[str]) -> int:
+    return sum(1 for pattern in patterns for _ in folder.glob(pattern)) if folder.is_dir() else 0

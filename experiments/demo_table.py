@@ -42,7 +42,7 @@ def lines(summary: Facts) -> list[str]:
     if reference := summary.get("reference"):
         mean = reference["centralised"]["mean"]
         result.append(
-            f"  one model on all cases pooled, for comparison: AUC {score(mean['auc'])}, BA {score(_ba(mean, 'at_half'))} "
+            f"  one model on all cases pooled: AUC {score(mean['auc'])}, BA {score(_ba(mean, 'at_half'))} "
             f"at 0.5, {score(_ba(mean, 'at_validation'))} at its own threshold"
         )
     return [*result, "", *communication(summary), "", *time_lines(summary)]

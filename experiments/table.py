@@ -127,7 +127,7 @@ def text(summaries: Sequence[Facts]) -> list[str]:
         values = [row["by_seed"].get(seed) for seed in seeds]
         cells = "".join(f"{score(value):>9}" for value in values)
         lines.append(f"  {row['arm']:<11}{cells}{score(row['mean']):>9}{score(spread(values)):>8}")
-    times = [summary["seconds"]["total"] for summary in summaries]
+    times = [_demo_seconds(summary) for summary in summaries]
     lines += ["", f"seconds      {''.join(f'{value:>9.1f}' for value in times)}{sum(times) / len(times):>9.1f}"]
     lines += [f"final digest  {', '.join(s['adapter']['digest'][:12] for s in summaries)}"]
     return lines
@@ -178,15 +178,21 @@ def _centralised(summaries: Sequence[Facts]) -> Target:
 
 def _time(summaries: Sequence[Facts]) -> Target:
     wanted = f"under {SECONDS:.0f} s on two idle cores"
-    busy = [s["machine"]["others_cpu"] for s in summaries]
-    idle = [
-        s["seconds"]["total"]
-        for s, others in zip(summaries, busy, strict=True)
-        if others is not None and others <= IDLE_SHARE * s["seconds"]["total"] * s["machine"]["cores"]
-    ]
+    idle = [_demo_seconds(s) for s in summaries if _was_idle(s)]
     if not idle:
-        return Target(wanted, f"the machine was never idle (others used {busy} CPU s)", None)
+        return Target(wanted, "the machine was never idle enough to judge by", None)
     return Target(wanted, f"slowest {max(idle):.1f} s (aim {SECONDS_AIM:.0f})", max(idle) < SECONDS)
+
+
+def _was_idle(summary: Facts) -> bool:
+    others: float | None = summary["machine"]["others_cpu"]
+    return others is not None and others <= IDLE_SHARE * summary["seconds"]["total"] * summary["machine"]["cores"]
+
+
+def _demo_seconds(summary: Facts) -> float:
+    """Without the centralised reference, which is not part of the demo."""
+    total: float = summary["seconds"]["total"]
+    return total - float(summary["seconds"]["phases"].get("centralised", {"wall": 0.0})["wall"])
 
 
 def target_lines(found: Sequence[Target]) -> list[str]:

@@ -139,7 +139,7 @@ class Agent:
         trainer = await asyncio.to_thread(_trainer, config, joined, first.cohort)
         self._phases.add("starting", began)
         began = time.monotonic()
-        held = await asyncio.to_thread(trainer.warm_up)
+        held = await asyncio.to_thread(trainer.warm_up, self._stopping.is_set)
         self._phases.add("activations", began)
         log.info("activations_ready", bytes=held, duration_s=round(time.monotonic() - began, 3))
         return joined, trainer

@@ -19,7 +19,7 @@ from med_duallora.v1 import federation_pb2_grpc as rpc
 from shared import chunks, status
 from shared.adapter import Adapter, AdapterManifest
 from shared.contract import Contract, RoundPolicy
-from shared.errors import AggregatorUnreachable, InvalidAdapter
+from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, MAX_WAIT_S, SITE_KEY, VERSION
 from shared.recipe import CODECS, INSTALLED, make
 from shared.rpc import CallRecord, new_call_id
@@ -129,8 +129,9 @@ class FederationClient:
             progress=progress,
         )
         reply: pb.AwaitRoundResponse = await self._unary("AwaitRound", request, CALL_TIMEOUT_S + wait_s)
-        name = pb.Instruction.Name(reply.instruction).removeprefix("INSTRUCTION_")
-        return Task(name, reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason)
+        return Task(
+            _instruction(reply.instruction), reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason
+        )
 
     async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
         """Return version `task.version`, downloading it unless `held` is it; a cut download goes on where it stopped.
@@ -164,9 +165,13 @@ class FederationClient:
                     received.extend(part.chunk.data)
             return True
 
-        if not await self._retrying("FetchAdapter", once, _transfer_s(manifest.layout.size)):
-            assert held is not None
+        modified = await self._retrying("FetchAdapter", once, _transfer_s(manifest.layout.size))
+        if not modified and held is not None:
             return held
+        if not info:
+            raise InvalidAdapter(
+                f"the aggregator answered the download of version {task.version} without saying what it sends"
+            )
         adapter = Adapter.from_payload(manifest, info[0].version, info[0].parent_digest, bytes(received))
         if adapter.digest != task.digest:
             raise InvalidAdapter(
@@ -309,7 +314,7 @@ def _contract(reply: pb.JoinResponse) -> Contract:
         federation=reply.federation,
         adapter_digest=reply.adapter_digest,
         manifest=AdapterManifest.from_bytes(reply.adapter_manifest),
-        recipe=make(reply.recipe, json.loads(reply.recipe_parameters)),
+        recipe=make(reply.recipe, _parameters(reply.recipe_parameters)),
         policy=RoundPolicy(
             rounds=policy.rounds,
             invited=policy.invited,
@@ -318,6 +323,28 @@ def _contract(reply: pb.JoinResponse) -> Contract:
             grace_s=policy.grace_s,
         ),
     )
+
+
+def _parameters(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"the aggregator's recipe parameters are not JSON ({error}); upgrade the older side"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"the aggregator's recipe parameters are a {type(value).__name__}, expected names and numbers")
+    return value
+
+
+def _instruction(number: int) -> str:
+    """Return an instruction's name without its prefix. Raises IncompatibleProtocol for one of a later release."""
+    try:
+        return pb.Instruction.Name(number).removeprefix("INSTRUCTION_")  # type: ignore[arg-type]
+    except ValueError:
+        raise IncompatibleProtocol(
+            f"the aggregator gave instruction {number}, which this release does not know; upgrade the agent"
+        ) from None
 
 
 def _unexpected(method: str, error: grpc.aio.AioRpcError) -> Exception:

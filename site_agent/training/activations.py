@@ -4,7 +4,7 @@ An entry is what enters the first adapted block, for one (case, view). It is kep
 limit; what does not fit is computed again each time it is asked for, with the same result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,9 +72,11 @@ class Activations:
             torch.cat([p.skips for p in parts]).to(self.device, non_blocking=True),
         )
 
-    def fill(self, views: Sequence[View]) -> None:
-        """Compute what is missing of `views` without handing anything out."""
+    def fill(self, views: Sequence[View], should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Compute what is missing of `views` without handing anything out; leave off when asked to stop."""
         for start in range(0, len(views), PREFIX_BATCH):
+            if should_stop():
+                return
             self.prefixes(views[start : start + PREFIX_BATCH])
 
     def _compute(self, views: Sequence[View]) -> dict[tuple[str, str, int], Prefix]:

@@ -1,6 +1,6 @@
 """One site's model and data together: what the agent's loop calls, without a word about networks or files of state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,11 +83,12 @@ class SiteTrainer:
         """Patients trained on: what the site's weight is computed from."""
         return len(self.train_cases)
 
-    def warm_up(self) -> int:
-        """Compute the frozen activations of every training view and validation case; return their bytes."""
+    def warm_up(self, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Compute the frozen activations of every training view and validation case, or until asked to stop; return their
+        bytes."""
         views = [v for c in self.train_cases for v in self.activations.training_views(c, self.recipe.views)]
         views += [v for c in self.validation_cases for v in self.activations.windows(c)]
-        self.activations.fill(views)
+        self.activations.fill(views, should_stop)
         return self.activations.bytes_held
 
     def facts(self) -> dict[str, Any]:

@@ -133,6 +133,15 @@ def order_of_arrival(store: str, round_number: int) -> list[str]:
         opened.close()
 
 
+def manifests(store: str, rounds: int = 2) -> list[str]:
+    """Return the digest of what each round was made of: its sites, their updates and weights."""
+    opened = engine.open_store(store)
+    try:
+        return [str(opened.read(round_rows.record, NAME, number).input_digest) for number in range(1, rounds + 1)]
+    finally:
+        opened.close()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Return once a condition on what lies in a store holds."""
     for _ in range(int(TIMEOUT_S / 0.05)):

@@ -30,6 +30,8 @@ from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.integration
+
 SITES = ("siemens", "philips")
 EXIT_INPUT, EXIT_UNREACHABLE = 3, 4
 

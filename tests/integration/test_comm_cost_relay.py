@@ -12,6 +12,8 @@ from site_agent.models.config import ConvViTConfig
 from tests.integration import federation
 from tests.integration.federation import Materials, Relay
 
+pytestmark = pytest.mark.integration
+
 SITES = ("siemens", "philips")
 WIDE = ConvViTConfig(
     image_size=(32, 32, 4), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=96, enc_depth=3, enc_n_heads=4

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from shared.adapter import Adapter
 from site_agent.agent import Agent
@@ -17,6 +18,8 @@ from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import SITES, Materials
 from tests.support.serving import serve
+
+pytestmark = pytest.mark.integration
 
 
 class Queue:
@@ -76,6 +79,8 @@ async def test_the_order_of_arrival_does_not_change_a_bit_of_the_result(material
     forwards = await final_adapter(materials, tmp_path / "forwards", SITES)
     backwards = await final_adapter(materials, tmp_path / "backwards", SITES[::-1])
     assert forwards.digest == backwards.digest
+    first, second = (federation.manifests(str(tmp_path / name / "fed.db")) for name in ("forwards", "backwards"))
+    assert first == second
     assert forwards.payload != Adapter.read(materials.adapter).payload
 
 

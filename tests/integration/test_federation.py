@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,22 @@ import pytest
 from aggregator import setup, steering, verify
 from aggregator.store import engine
 from shared.adapter import Adapter
+from shared.errors import ContractMismatch, InputError
 from site_agent import agent as agent_module
+from site_agent import predict
 from site_agent.agent import REPORT, Agent, Evicted
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
+from site_agent.data.cohort import Cohort, labels
+from site_agent.training import metrics
 from site_agent.training.arms import ARMS
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import NAME, SITES, Materials
 from tests.support.serving import serve
+
+pytestmark = pytest.mark.integration
 
 TWO = ("siemens", "philips")
 
@@ -58,6 +66,23 @@ async def test_every_closed_round_recomputes_to_the_bytes_that_were_sent_out(mat
     checks = verify.verify(opened, NAME, None)
     opened.close()
     assert [(c.round, c.phase, c.difference, c.updates) for c in checks] == [(1, "closed", "", 2), (2, "closed", "", 2)]
+
+
+async def test_predict_with_a_state_folder_judges_as_the_site_s_report_says(materials, tmp_path):
+    await undisturbed(materials, tmp_path / "fed")
+    folder, cases = tmp_path / "fed/state-siemens", Cohort.load(materials.cohorts / "siemens").test()
+    model = predict.site_model(materials.backbone, "", folder)
+    margins = [np.diff(model.predict(case.ed_path, case.es_path).logits)[0] for case in cases]
+    dual = json.loads((folder / REPORT).read_text())["arms"]["dual"]["test"]
+    assert metrics.auc(np.array(margins), labels(cases)) == pytest.approx(dual["auc"])
+    found = metrics.confusion(np.array(margins), labels(cases), 0.0)
+    assert found.balanced_accuracy == pytest.approx(dual["at_half"]["balanced_accuracy"])
+
+    other = federation.save_random_backbone(tmp_path / "other", seed=2)
+    with pytest.raises(ContractMismatch, match="is not the base model of this federation"):
+        predict.site_model(other, "", folder)
+    with pytest.raises(InputError, match="holds no agent's state"):
+        predict.site_model(materials.backbone, "", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -266,3 +291,25 @@ async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was
         await federation.finish(again, *federation.agents_of(materials, tmp_path, running.address, ("philips",)))
     assert again.trained == []
     federation.assert_finished(store, rounds=1)
+
+
+def test_an_aggregator_that_has_answered_a_call_has_still_not_loaded_torch(materials, tmp_path):
+    store = federation.create_store(tmp_path, materials.adapter, TWO)
+    heavy = ("torch", "monai", "nibabel", "scipy", "sklearn", "matplotlib", "site_agent")
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print([name for name in {heavy!r} if name in sys.modules]))\n"
+        f"sys.argv = ['aggregator', 'serve', '--store', {store!r}, '--plain', '--listen', '127.0.0.1:0']\n"
+        "from aggregator.cli import main\n"
+        "main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=federation.PROCESS_ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split("listening on ")[1].split()[0]
+        answered = federation.run_program("aggregator", "pause", "--aggregator", address, "--plain")
+        process.terminate()
+        rest, _ = process.communicate(timeout=20)
+    assert (answered.returncode, process.returncode) == (0, 0)
+    assert rest.splitlines()[-1] == "[]"

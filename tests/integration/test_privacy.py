@@ -26,6 +26,8 @@ from tests.integration import federation
 from tests.integration.federation import Materials, Relay
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.integration
+
 SITES = ("siemens", "philips")
 WINDOW = 16
 """Bytes: four float32 in a row, at any offset."""

@@ -14,6 +14,8 @@ from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve
 
+pytestmark = pytest.mark.integration
+
 TOLERANCE = 2e-5
 """On logits, as golden/cinema/README.md says."""
 GOLDEN = {

@@ -73,7 +73,13 @@ def costs(rounds: int) -> dict[str, Any]:
 def findings(seed: int = 0, rounds: int = 3, **changes: Any) -> Findings:
     values: dict[str, Any] = {
         "seed": seed,
-        "settings": {"rounds": rounds, "scale": 1.0, "test_cases": 100, "phantom": {"severity": 1.6}},
+        "settings": {
+            "rounds": rounds,
+            "scale": 1.0,
+            "test_cases": 100,
+            "frames": "stacked",
+            "phantom": {"severity": 1.6},
+        },
         "prepared": {"vendors": {site: {"test_normal": 50} for site in SITES}},
         "initial": {"digest": "00" * 32, "base_model_sha256": "ba" * 32, "blocks": [4, 5]},
         "contract": {

@@ -5,6 +5,7 @@ import torch
 
 from site_agent.data import cohort, windows
 from site_agent.models.classifier import CineClassifier
+from site_agent.training.activations import PREFIX_BATCH
 from tests.support import tiny_site
 
 
@@ -67,6 +68,14 @@ def test_the_limit_is_kept(cases):
     limited = tiny_site.activations(tiny_site.classifier(), limit_bytes=2 * whole.bytes_held + 1)
     limited.fill([limited.plain(case) for case in cases])
     assert limited.bytes_held == 2 * whole.bytes_held
+
+
+def test_filling_leaves_off_when_asked_to_stop(tmp_path):
+    cases = tiny_site.write_cases(tmp_path, 20)
+    model = tiny_site.classifier(kind=Counted)
+    activations = tiny_site.activations(model)
+    activations.fill([activations.plain(case) for case in cases], should_stop=lambda: model.images >= 8)
+    assert model.images == PREFIX_BATCH
 
 
 def test_a_tall_volume_has_overlapping_windows_and_trains_on_the_middle_one(tmp_path):

@@ -14,7 +14,14 @@ from med_duallora.v1 import federation_pb2 as pb
 
 from shared import chunks
 from shared.contract import Contract, RoundPolicy
-from shared.errors import AggregatorUnreachable, InputError, InvalidAdapter, InvalidUpdate, StaleRound
+from shared.errors import (
+    AggregatorUnreachable,
+    IncompatibleProtocol,
+    InputError,
+    InvalidAdapter,
+    InvalidUpdate,
+    StaleRound,
+)
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, SITE_KEY, VERSION
 from shared.recipe import Recipe
 from site_agent import client
@@ -139,6 +146,13 @@ async def test_after_the_longest_outage_it_gives_up_with_address_reason_and_advi
     assert 2 <= len(used.aggregator.requests) < 10
 
 
+async def test_an_instruction_of_a_later_release_is_not_guessed_at():
+    with pytest.raises(
+        IncompatibleProtocol, match="gave instruction 99, which this release does not know; upgrade the agent"
+    ):
+        await ask(ScriptedClient(pb.AwaitRoundResponse(instruction=99)))
+
+
 # --- joining --------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +204,8 @@ async def test_a_contract_that_hashes_differently_here_is_not_entered():
     [
         ({"recipe": "run-this-code"}, "recipe 'run-this-code' is not installed here"),
         ({"recipe_parameters": b'{"shell":"rm"}'}, "has no parameter 'shell'"),
+        ({"recipe_parameters": b"{"}, "recipe parameters are not JSON"),
+        ({"recipe_parameters": b"[]"}, "recipe parameters are a list"),
         ({"recipe_parameters": b'{"local_epochs":0}'}, "local_epochs must be at least 1, got 0"),
         ({"adapter_manifest": b'{"layout":[]}'}, "an adapter manifest has layout and metadata"),
     ],
@@ -237,8 +253,10 @@ def other_payload() -> bytes:
         (lambda: [info(), *pieces(payload=other_payload())], "version 0 arrived with digest .* announced was"),
         (lambda: [info(size=10**9)], "the aggregator offers 1000000000 bytes, expected"),
         (lambda: [info(), *pieces()[:2]], "payload has 200 bytes, the layout has"),
+        (lambda: pieces(), "without saying what it sends"),
+        (lambda: [pb.FetchAdapterResponse(not_modified=True)], "without saying what it sends"),
     ],
-    ids=["other numbers", "another size", "too short"],
+    ids=["other numbers", "another size", "too short", "no description", "what the site never had"],
 )
 async def test_a_download_that_is_not_what_was_announced_is_refused(parts: Callable[[], list[Any]], message: str):
     with pytest.raises(InvalidAdapter, match=message):
