@@ -281,7 +281,7 @@ class FederationClient:
             ) from error
         delay = min(retry_delay_s(attempt, elapsed_s, self._rng), left)
         log.warning(
-            "aggregator_unreachable",
+            "call_to_repeat" if status.error_of(error) else "aggregator_unreachable",
             address=self._address,
             rpc=method,
             code=error.code().name,

@@ -10,6 +10,7 @@ Weights = Annotated[Path, typer.Option(help="Backbone folder or CineMA's safeten
 Size = Annotated[str, typer.Option("--size", help="tiny or base, for a CineMA file without config.json beside it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 Folder = Annotated[Path, typer.Option(help="The agent's state folder.")]
+RATES = ("balanced_accuracy", "sensitivity", "specificity")
 
 
 def register(app: typer.Typer) -> None:
@@ -115,15 +116,14 @@ def report(state: Folder, as_json: AsJson = False) -> None:
     )
     print(f"{'arm':<8}{'cases':>6}{'AUC':>8}{'bal.acc 0.5':>13}{'own threshold':>15}{'sens.':>8}{'spec.':>8}")
     for arm in ("probe", "alone", "global", "dual"):
-        figures = facts["arms"][arm]
-        of = figures.get("test") or figures["validation"]
+        of = facts["arms"][arm].get("test") or facts["arms"][arm].get("validation")
+        if of is None:
+            print(f"{arm:<8}{'no validation cases: nothing to judge it by':>44}")
+            continue
         own = of["at_validation"]
-        values = (of["auc"], of["at_half"]["balanced_accuracy"], own["balanced_accuracy"])
-        auc, half, at_own = (float("nan") if v is None else v for v in values)
-        print(
-            f"{arm:<8}{of['n']:>6}{auc:>8.3f}{half:>13.3f}{at_own:>15.3f}"
-            f"{own['sensitivity'] or 0:>8.3f}{own['specificity'] or 0:>8.3f}"
-        )
+        row = (of["auc"], of["at_half"]["balanced_accuracy"], *(own[k] for k in RATES))
+        cells = [f"{'-' if v is None else format(v, '.3f'):>{w}}" for v, w in zip(row, (8, 13, 15, 8, 8), strict=True)]
+        print(f"{arm:<8}{of['n']:>6}{''.join(cells)}")
 
 
 def export(

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import re
-import resource
 import signal
 import sqlite3
 import subprocess
@@ -124,19 +123,8 @@ def init(folder: Path, *more: object) -> list[object]:
 # start-up
 
 
-def processor_seconds() -> float:
-    """Seconds of processor time of the processes that have ended: wall time without what other tests take."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_help_starts_fast_and_documents_the_exit_codes() -> None:
-    times = []
-    for _ in range(3):
-        start = processor_seconds()
-        result = run_process("--help")
-        times.append(processor_seconds() - start)
-    assert min(times) < 0.5
+def test_help_documents_the_exit_codes() -> None:
+    result = run_process("--help")
     assert result.returncode == 0
     assert "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input that cannot be used" in result.stdout
 
@@ -161,16 +149,6 @@ def test_nothing_heavy_is_imported_by_serving_or_by_help() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
-
-
-def test_serve_answers_soon_after_its_start(tmp_path: Path) -> None:
-    store, times = make_store(tmp_path), []
-    for _ in range(3):
-        start = processor_seconds()
-        with serving(store, "--plain"):
-            pass
-        times.append(processor_seconds() - start)
-    assert min(times) < 1.5
 
 
 # serving
