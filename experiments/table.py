@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.demo_progress import score
-from experiments.demo_summary import ARMS
+from experiments.demo.progress import score
+from experiments.demo.summaries import ARMS
 from shared.errors import InputError
 
 Facts = Mapping[str, Any]

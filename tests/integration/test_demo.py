@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from experiments.demo_summary import ARMS
+from experiments.demo.summaries import ARMS
 
 pytestmark = pytest.mark.integration
 

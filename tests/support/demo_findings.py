@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.demo_summary import ARMS, Findings
+from experiments.demo.summaries import ARMS, Findings
 
 SITES = ("siemens", "philips", "ge", "canon")
 DIGEST = "d1" * 32

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import demo_commands
-from experiments.demo_commands import FILES, FOLDERS, DemoConfig
+from experiments.demo import commands
+from experiments.demo.commands import FILES, FOLDERS, DemoConfig
 from shared.errors import InputError
 
 
@@ -15,17 +15,17 @@ def test_an_earlier_demo_is_put_aside(tmp_path: Path) -> None:
         (tmp_path / name / "old").write_text("old")
     for name in FILES:
         (tmp_path / name).write_text("old")
-    demo_commands.clear(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [demo_commands.REPLACED, demo_commands.AGGREGATOR]
-    assert list((tmp_path / demo_commands.AGGREGATOR).iterdir()) == []
-    assert len(list((tmp_path / demo_commands.REPLACED).rglob("old"))) == len(FOLDERS)
+    commands.clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [commands.REPLACED, commands.AGGREGATOR]
+    assert list((tmp_path / commands.AGGREGATOR).iterdir()) == []
+    assert len(list((tmp_path / commands.REPLACED).rglob("old"))) == len(FOLDERS)
 
 
 def test_a_folder_with_anything_else_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "raw").mkdir()
     with pytest.raises(InputError, match=r"'thesis.tex', which no demo wrote"):
-        demo_commands.clear(tmp_path)
+        commands.clear(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "thesis.tex"]
 
 
@@ -35,11 +35,11 @@ def test_a_wrong_recipe_parameter_is_found_at_once(tmp_path: Path) -> None:
 
 
 def test_planned_cases_are_the_profile_times_scale_and_the_test_sets(tmp_path: Path) -> None:
-    assert demo_commands.planned_cases(DemoConfig(out=tmp_path, weights=tmp_path)) == 273 + 125 + 77 + 50 + 4 * 100
+    assert commands.planned_cases(DemoConfig(out=tmp_path, weights=tmp_path)) == 273 + 125 + 77 + 50 + 4 * 100
 
 
 def test_phantom_setting_is_the_fixed_one(tmp_path: Path) -> None:
-    words = demo_commands.phantom(DemoConfig(out=tmp_path, weights=tmp_path, seed=4)).words
+    words = commands.phantom(DemoConfig(out=tmp_path, weights=tmp_path, seed=4)).words
     text = " ".join(words)
     assert "--seed 4" in text
     assert "--size 64 64 8 --spacing 2.0 2.0 10.0" in text

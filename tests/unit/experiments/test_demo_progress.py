@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from experiments.demo_progress import FederationProgress, SiteProgress, Tail, mean_of
+from experiments.demo.progress import FederationProgress, SiteProgress, Tail, mean_of
 
 
 def rpc(name: str, code: str = "OK") -> dict[str, object]:

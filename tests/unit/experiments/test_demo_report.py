@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import charts, demo_report, demo_summary, demo_table
-from experiments.charts import Bar, Line, Span
+from experiments.demo import charts, report, summaries, terminal
+from experiments.demo.charts import Bar, Line, Span
 from tests.support import demo_findings as made
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -20,7 +20,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 @pytest.fixture
 def summary() -> dict[str, Any]:
     reference = {site: made.figures(0.9) for site in made.SITES}
-    return demo_summary.build(made.findings(reference=reference), made.seconds())
+    return summaries.build(made.findings(reference=reference), made.seconds())
 
 
 class Balanced(HTMLParser):
@@ -60,7 +60,7 @@ def parsed(page: str) -> Balanced:
 
 
 def test_page_is_whole_and_loads_nothing(summary: dict[str, Any]) -> None:
-    page = demo_report.page(summary)
+    page = report.page(summary)
     found = parsed(page)
     assert found.loads == []
     assert not found.tags & {"script", "link", "img", "iframe", "object"}
@@ -69,7 +69,7 @@ def test_page_is_whole_and_loads_nothing(summary: dict[str, Any]) -> None:
 
 
 def test_page_says_synthetic_and_shows_figures_curves_and_bytes(summary: dict[str, Any]) -> None:
-    text = " ".join(parsed(demo_report.page(summary)).words)
+    text = " ".join(parsed(report.page(summary)).words)
     assert "SYNTHETIC DATA" in text
     assert "no patient was scanned" in text
     assert "0.850" in text  # dual's mean AUC
@@ -78,23 +78,23 @@ def test_page_says_synthetic_and_shows_figures_curves_and_bytes(summary: dict[st
     assert "57 ×" in text  # 2 * 3,000,000 / 105,000
     for site in made.SITES:
         assert site in text
-    assert "prefers-color-scheme: dark" in demo_report.page(summary)
+    assert "prefers-color-scheme: dark" in report.page(summary)
 
 
 def test_text_from_outside_cannot_become_markup(summary: dict[str, Any]) -> None:
     summary["versions"]["torch"] = "<script>alert(1)</script>"
     summary["contract"]["federation"] = 'x" onload="y'
-    page = demo_report.page(summary)
+    page = report.page(summary)
     assert "<script" not in page
     assert "script" not in parsed(page).tags
 
 
 def test_page_with_missing_figures_shows_dashes() -> None:
     reports = {site: made.site_report(index, 3) for index, site in enumerate(made.SITES)}
-    for report in reports.values():
-        report["history"][1]["validation"]["auc"] = None
-        report["arms"]["dual"]["test"]["auc"] = None
-    page = demo_report.page(demo_summary.build(made.findings(reports=reports), made.seconds()))
+    for site in reports.values():
+        site["history"][1]["validation"]["auc"] = None
+        site["arms"]["dual"]["test"]["auc"] = None
+    page = report.page(summaries.build(made.findings(reports=reports), made.seconds()))
     assert "None" not in parsed(page).words
     assert "nan" not in page
 
@@ -106,7 +106,7 @@ def test_intervals_are_as_wide_as_repeated_test_sets_say() -> None:
     high = rng.exponential(auc / (1 - auc), (repeats, diseased, 1))
     low = rng.exponential(1.0, (repeats, 1, healthy))
     spread = (high > low).mean(axis=(1, 2)).std()
-    found = demo_report.intervals({**made.figures(auc)}, diseased, healthy)
+    found = report.intervals({**made.figures(auc)}, diseased, healthy)
     assert (auc - found["auc"][0]) / 1.96 == pytest.approx(spread, rel=0.04)
     accuracy = found["balanced_accuracy"]
     expected = math.sqrt((0.65 * 0.35 / diseased + 0.85 * 0.15 / healthy) / 4)
@@ -114,7 +114,7 @@ def test_intervals_are_as_wide_as_repeated_test_sets_say() -> None:
 
 
 def test_intervals_of_missing_figures_are_missing() -> None:
-    assert demo_report.intervals(made.figures(None), 50, 50) == {}
+    assert report.intervals(made.figures(None), 50, 50) == {}
 
 
 def test_charts_are_well_formed_and_stay_inside() -> None:
@@ -144,7 +144,7 @@ def test_a_gap_splits_a_curve() -> None:
 def test_terminal_table_fits_a_hundred_columns_and_has_every_arm(summary: dict[str, Any]) -> None:
     console = Console(width=100, force_terminal=False)
     with console.capture() as captured:
-        demo_table.show(summary, console)
+        terminal.show(summary, console)
     text = captured.get()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
@@ -157,4 +157,4 @@ def test_terminal_table_fits_a_hundred_columns_and_has_every_arm(summary: dict[s
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (44_544, "44.5 kB"), (350_000_000, "350 MB"), (3.1e9, "3.1 GB")]
 )
 def test_sizes_are_decimal(count: float, text: str) -> None:
-    assert demo_table.size(count) == text
+    assert terminal.size(count) == text

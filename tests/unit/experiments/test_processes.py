@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.processes import ChildFailed, Interrupted, Processes
+from experiments.demo.processes import ChildFailed, Interrupted, Processes
 
 GRACE_S = 0.3
 LONG = 60
@@ -141,7 +141,7 @@ def test_a_signal_ends_the_run_at_the_next_look_and_handlers_are_put_back(tmp_pa
 
 def test_children_end_when_the_run_itself_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from experiments.processes import Processes\n"
+        "import sys, time; from pathlib import Path; from experiments.demo.processes import Processes\n"
         f"with Processes(Path({str(tmp_path)!r})) as p:\n"
         "    c = p.start('inner', [sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])\n"
         "    p.wait(c, 60)"

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from experiments import demo_summary, table
+from experiments import table
+from experiments.demo import summaries
 from shared.errors import InputError
 from tests.support import demo_findings as made
 
 
 def summary(seed: int = 0, total_s: float = 80.0, **changes: Any) -> dict[str, Any]:
-    return demo_summary.build(made.findings(seed, **changes), made.seconds(total_s))
+    return summaries.build(made.findings(seed, **changes), made.seconds(total_s))
 
 
 def written(folder: Path, value: dict[str, Any]) -> Path:

@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.demo_progress import score
-from experiments.demo_summary import ARMS, RATES
+from experiments.demo.progress import score
+from experiments.demo.summaries import ARMS, RATES
 
 Facts = Mapping[str, Any]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import demo_commands, demo_summary
-from experiments.demo_commands import SITES, DemoConfig
-from experiments.demo_progress import FederationProgress
-from experiments.demo_summary import Findings
-from experiments.demo_view import View
-from experiments.processes import Child, Processes
+from experiments.demo import commands, summaries
+from experiments.demo.commands import SITES, DemoConfig
+from experiments.demo.processes import Child, Processes
+from experiments.demo.progress import FederationProgress
+from experiments.demo.summaries import Findings
+from experiments.demo.view import View
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Figures repeat bit for bit at the same number of threads."""
@@ -59,30 +59,30 @@ class Demo:
     def run(self) -> Findings:
         """Run everything. Raises ChildFailed, Interrupted, or InputError."""
         config, busy_before = self.config, _busy_s()
-        full_model = demo_summary.full_model_bytes(config.weights)
+        full_model = summaries.full_model_bytes(config.weights)
         phantom = self._begin("phantom", "SYNTHETIC raw scans in the file layouts of ACDC and M&Ms")
-        self._start(phantom, demo_commands.phantom(config))
+        self._start(phantom, commands.phantom(config))
         certificates = self._begin("certificates", "an authority, the aggregator, and one for each site")
-        self._start(certificates, demo_commands.certificates(config))
+        self._start(certificates, commands.certificates(config))
         adapter = self._begin("adapter", "version 0 of the global adapter, from the seed")
-        initial = self._start(adapter, demo_commands.init_adapter(config))
-        phantom.total = cases = demo_commands.planned_cases(config)
+        initial = self._start(adapter, commands.init_adapter(config))
+        phantom.total = cases = commands.planned_cases(config)
         phantom.count = lambda: _count(config.out / "raw", RAW_CASES)
         for phase in (certificates, phantom, adapter):
             self._finish(phase)
         prepare = self._begin("prepare", "scaled and cropped around the heart; one cohort for each scanner vendor")
         prepare.total, prepare.count = cases, lambda: _count(config.out / "prepared", PREPARED_CASES)
-        prepared = self._start(prepare, demo_commands.prepare(config))
+        prepared = self._start(prepare, commands.prepare(config))
         self._finish(prepare)
         init = self._begin("init", "the store of the federation: contract, sites and their patients")
-        contract = self._start(init, demo_commands.init(config, _json(prepared)))
+        contract = self._start(init, commands.init(config, _json(prepared)))
         self._finish(init)
         clearing = self._clear()
         reports = self._federate()
         reference = self._reference() if config.centralised else None
         accounts = self._begin("accounts", "every round recomputed from its updates; both sides' bytes compared")
-        verified = self._start(accounts, demo_commands.verify(config))
-        costs = self._start(accounts, demo_commands.comm_cost(config, full_model))
+        verified = self._start(accounts, commands.verify(config))
+        costs = self._start(accounts, commands.comm_cost(config, full_model))
         for phase in (accounts, *clearing):
             self._finish(phase)
         return Findings(
@@ -122,10 +122,10 @@ class Demo:
 
     def _clear(self) -> list[Phase]:
         """Take away what an earlier demo left, while the agents keep the cores busy and leave the disk alone."""
-        if not (self.config.out / demo_commands.REPLACED).exists():
+        if not (self.config.out / commands.REPLACED).exists():
             return []
         phase = self._begin("clearing", "what an earlier demo left in this folder")
-        self._start(phase, demo_commands.remove_replaced(self.config))
+        self._start(phase, commands.remove_replaced(self.config))
         return [phase]
 
     # --- the federation ------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ class Demo:
         config = self.config
         text = f"an aggregator and {len(SITES)} agents, {config.rounds} rounds over gRPC with mutual TLS"
         phase = self._begin("federation", text)
-        server = self._start(phase, demo_commands.serve(config), goes_on=True)
+        server = self._start(phase, commands.serve(config), goes_on=True)
         self.processes.until(
             lambda: bool(_address(server)), config.limit_s, "the aggregator did not listen", lambda: [server]
         )
         self.view.say(f"aggregator listening on {_address(server)}")
-        agents = {site: self._start(phase, demo_commands.agent(config, site, _address(server))) for site in SITES}
+        agents = {site: self._start(phase, commands.agent(config, site, _address(server))) for site in SITES}
         progress = FederationProgress.of({site: config.log(site) for site in SITES}, config.rounds, time.monotonic())
         self.view.federation(progress)
         self._watch(agents, progress)
@@ -168,7 +168,7 @@ class Demo:
 
     def _reference(self) -> dict[str, Any]:
         phase = self._begin("centralised", "for comparison: one model on all cases pooled, as no federation could")
-        child = self._start(phase, demo_commands.centralised(self.config))
+        child = self._start(phase, commands.centralised(self.config))
         self._finish(phase)
         found: dict[str, Any] = _json(child)
         return found
@@ -181,7 +181,7 @@ class Demo:
         self.view.begin(name, text)
         return phase
 
-    def _start(self, phase: Phase, command: demo_commands.Command, *, goes_on: bool = False) -> Child:
+    def _start(self, phase: Phase, command: commands.Command, *, goes_on: bool = False) -> Child:
         child = self.processes.start(command.name, command.words, ONE_THREAD, goes_on=goes_on)
         phase.children.append(child)
         return child

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments import demo_commands
-from experiments.demo_commands import SITES, DemoConfig
-from experiments.processes import ChildFailed, Interrupted, Processes
+from experiments.demo import commands
+from experiments.demo.commands import SITES, DemoConfig
+from experiments.demo.processes import ChildFailed, Interrupted, Processes
 from shared.canonical import write_atomically
 from shared.errors import InputError, MedDualLoRAError
 
@@ -29,7 +29,7 @@ Example: python -m experiments.demo --seed 0 --out runs/demo
 Exit codes: 0 done, 1 a process failed (its name, exit code and last lines are shown), 2 wrong usage, 3 an option or a folder
 cannot be used, 130 or 143 stopped by a signal. In every case nothing is left running.
 """
-WEIGHTS = Path(__file__).resolve().parents[1] / "site_agent" / "models" / "demo"
+WEIGHTS = Path(__file__).resolve().parents[2] / "site_agent" / "models" / "demo"
 WIDTH = 100
 
 
@@ -83,9 +83,9 @@ def main(
 
 
 def _run(config: DemoConfig) -> None:
-    from experiments import demo_report, demo_summary, demo_table
-    from experiments.demo_run import Demo
-    from experiments.demo_view import Lines, Picture, View
+    from experiments.demo import report, summaries, terminal
+    from experiments.demo.run import Demo
+    from experiments.demo.view import Lines, Picture, View
 
     started = time.monotonic() - time.process_time()  # what was imported so far counts as waiting too
     console = Console()
@@ -93,7 +93,7 @@ def _run(config: DemoConfig) -> None:
         f"[bold reverse] SYNTHETIC [/] {len(SITES)} scanner vendors, {config.rounds} rounds, seed {config.seed}; "
         f"everything in {config.out}"
     )
-    demo_commands.clear(config.out)
+    commands.clear(config.out)
     view: View = Picture(console, title) if console.is_terminal else Lines(started, _print_line)
     view.say(
         f"SYNTHETIC data: {len(SITES)} scanner vendors, {config.rounds} rounds, seed {config.seed}, in {config.out}"
@@ -104,12 +104,12 @@ def _run(config: DemoConfig) -> None:
             found = demo.run()
     finally:
         view.close()
-    summary = demo_summary.build(found, demo.seconds(found.reports))
+    summary = summaries.build(found, demo.seconds(found.reports))
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(config.out / "summary.json", text.encode())
-    write_atomically(config.out / "report.html", demo_report.page(summary).encode())
+    write_atomically(config.out / "report.html", report.page(summary).encode())
     width = min(WIDTH, console.width) if console.is_terminal else WIDTH
-    demo_table.show(summary, Console(width=width))
+    terminal.show(summary, Console(width=width))
     print(f"\nreport: {config.out / 'report.html'}   figures: {config.out / 'summary.json'}")
 
 
@@ -118,7 +118,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the folder: two demos in one would take each other's files away. Raises InputError if another one is in it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        held = (out / demo_commands.LOCK).open("w")
+        held = (out / commands.LOCK).open("w")
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
     with held:

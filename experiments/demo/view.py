@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.demo_progress import FederationProgress, SiteProgress, score
+from experiments.demo.progress import FederationProgress, SiteProgress, score
 
 SILENCE_S = 4.0
 """When piped, something is said at least this often."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.demo_progress import mean_of
+from experiments.demo.progress import mean_of
 from shared.errors import InputError, MedDualLoRAError
 
 Facts = Mapping[str, Any]

@@ -6,15 +6,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from experiments import charts
-from experiments.charts import Bar, Line, Span
-from experiments.demo_progress import score
-from experiments.demo_summary import ARMS, RATES
-from experiments.demo_table import AGENT_PHASES, MEANING, agent_seconds, size
+from experiments.demo import charts
+from experiments.demo.charts import Bar, Line, Span
+from experiments.demo.progress import score
+from experiments.demo.summaries import ARMS, RATES
+from experiments.demo.terminal import AGENT_PHASES, MEANING, agent_seconds, size
 
 Facts = Mapping[str, Any]
 
-STYLE = Path(__file__).with_name("demo_report.css")
+STYLE = Path(__file__).with_name("report.css")
 Z_95 = 1.96
 PURPOSES = {
     "adapter_down": "adapter to the sites",
