@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -123,8 +123,3 @@ def _tls(path: Path, table: Any) -> TlsFiles:
     if not isinstance(table, dict) or set(table) != set(names):
         raise InputError(f"{path}: [tls] needs exactly {', '.join(names)}")
     return TlsFiles(*(path.parent / _typed(path, f"tls.{n}", table[n], str) for n in names))
-
-
-def with_log(config: SiteConfig, log: Path) -> SiteConfig:
-    """Return the settings with the log file set."""
-    return replace(config, log=log)

@@ -1,6 +1,7 @@
 """Settings: what the file says, what the command line says over it, and every mistake by its name."""
 
-from dataclasses import replace
+import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -129,5 +130,9 @@ def test_a_part_of_the_tls_options_is_not_taken_for_none(given):
     assert "--tls-ca, --tls-cert and --tls-key go together" in str(result.exception)
 
 
-def test_the_log_file_can_be_set_afterwards():
-    assert config.with_log(SiteConfig(**PLAIN), Path("x.jsonl")).log == Path("x.jsonl")
+def test_the_example_in_deploy_has_every_setting_and_loads():
+    example = Path(__file__).resolve().parents[3] / "deploy" / "site.toml"
+    loaded = config.load(example, {})
+    assert loaded.cohort == example.parent / "cohort" / "siemens"
+    named = set(tomllib.loads(example.read_text()))
+    assert named == {field.name for field in fields(SiteConfig)} - {"plain_site"}
