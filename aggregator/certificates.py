@@ -124,7 +124,13 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(host)
+    except ValueError as error:
+        raise InputError(
+            f"host '{host}' is no address and no name in ASCII: give what sites dial with --host"
+        ) from error
 
 
 def _subject(name: str) -> x509.Name:

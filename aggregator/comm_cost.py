@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SIDES = ("aggregator", "site-agent")
-GROUPINGS = ("site", "round", "purpose", "method")
 CELL = ("site", "round", "direction", "purpose")
 
 

@@ -48,7 +48,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         port = self.listen.rpartition(":")[2]
-        if ":" not in self.listen or not port.isdecimal() or int(port) > 65535:
+        if ":" not in self.listen or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
             raise InputError(f"listen must be host:port with a port of 0 to 65535, got '{self.listen}'")
         if self.tls is None:
             check_plain(self.listen)

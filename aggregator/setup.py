@@ -12,6 +12,9 @@ from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 
+MAX_ROUNDS = 100_000
+"""Round numbers travel as 32 bits and every round leaves rows in the store; no federation comes near this."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederationPlan:
@@ -63,6 +66,8 @@ def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
             f"adapter file {plan.adapter} is version {adapter.version}; a federation starts from version 0: "
             "make one with site-agent init-adapter"
         )
+    if plan.rounds > MAX_ROUNDS:
+        raise InputError(f"rounds must be at most {MAX_ROUNDS}, got {plan.rounds}")
     quorum = len(plan.sites) if plan.quorum is None else plan.quorum
     if quorum < 3 and plan.quorum is None:
         raise InputError(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from aggregator import aggregation
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.recipe import Recipe
@@ -54,27 +53,6 @@ class Setting:
         )
         loaded = load_base(self.weights, "", contract.manifest.metadata.frames)  # type: ignore[arg-type]
         return SiteTrainer(config, site, contract, loaded, cohort)
-
-
-def federate(setting: Setting, sites: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Run all rounds with every site in every round; return {site: {arm: {validation, test}}}."""
-    contract, initial = setting.start(len(sites))
-    trainers = {s: setting.trainer(s, contract, Cohort.load(setting.cohort / s)) for s in sites}
-    locals_: dict[str, Mapping[str, np.ndarray]] = {s: t.initial_local() for s, t in trainers.items()}
-    shares = aggregation.weights({s: t.training_patients for s, t in trainers.items()}, setting.recipe.weighting)
-    current = initial
-    for number in range(1, setting.rounds + 1):
-        deltas = {}
-        for site, trainer in trainers.items():
-            trained = trainer.train(number, current, locals_[site], local.Hooks())
-            locals_[site] = trained.local_tensors
-            received = current.tensors
-            deltas[site] = iter(
-                [(s, trained.global_tensors[s.name] - received[s.name]) for s in current.manifest.layout.tensors]
-            )
-        tensors, _ = aggregation.aggregate(current.tensors, deltas, shares, setting.recipe.server_lr)
-        current = current.successor(tensors, number)
-    return {s: t.compare_arms(initial, current, locals_[s], local.Hooks()) for s, t in trainers.items()}
 
 
 def centralise(setting: Setting, sites: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from shared.layout import MAX_BYTES, Layout, spec_of
 
 MAX_HEADER = 1 << 20
 FORMAT = "med-duallora-adapter/1"
+MAX_RANK = 1024
 HEAD_POLICIES = ("global", "local", "global+local-bias")
 
 
@@ -40,9 +41,9 @@ class AdapterMetadata:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.alpha < math.inf:
+        if not 1 <= self.rank <= MAX_RANK or not 0 < self.alpha < math.inf:
             raise InvalidAdapter(
-                f"rank must be at least 1 and alpha positive, got rank={self.rank}, alpha={self.alpha}"
+                f"rank must be 1 to {MAX_RANK} and alpha positive, got rank={self.rank}, alpha={self.alpha}"
             )
         if self.head_policy not in HEAD_POLICIES:
             raise InvalidAdapter(f"head policy '{self.head_policy}' is none of {', '.join(HEAD_POLICIES)}")
@@ -168,7 +169,10 @@ class Adapter:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read adapter file {path}: {error.strerror}") from error
-        return cls.from_bytes(data)
+        try:
+            return cls.from_bytes(data)
+        except InvalidAdapter as error:
+            raise InvalidAdapter(f"{path}: {error}") from error
 
     def write(self, path: Path) -> None:
         """Write the canonical file atomically."""

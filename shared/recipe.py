@@ -30,7 +30,7 @@ class Recipe:
 
     name: str = "med-duallora"
     mode: Mode = "joint"
-    """joint: both parts in every step. alternating: the first half of a round's epochs trains global and head, the second local."""
+    """joint: both parts in every step. alternating: half a round's steps train global and shared head, the others local."""
     rank_local: int = 8
     alpha_local: float = 16.0
     lr_global: float = 2e-3

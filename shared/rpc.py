@@ -35,10 +35,6 @@ MAX_DETAILS = 2000
 """Characters of an error's text that travel: headers above 8 KiB are refused by gRPC, and the error would be lost."""
 
 
-MAX_ERROR_TEXT = 2000
-"""Characters of an error that travel: a status has to fit into one HTTP/2 header block."""
-
-
 def new_call_id() -> str:
     """Return a random id for one call attempt."""
     return uuid.uuid4().hex

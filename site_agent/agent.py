@@ -69,6 +69,7 @@ class Agent:
         self._abandoned = threading.Event()
         self._phases = Phases()
         self._progress = 0.0
+        self._busy_with: Task | None = None
 
     def stop(self) -> None:
         """Ask the agent to leave: training ends at the next step; nothing that is on disk is lost."""
@@ -83,11 +84,12 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 main = group.create_task(self._take_part(once))
-                watcher = group.create_task(self._cancel_when_stopped(main))
-                main.add_done_callback(lambda _: watcher.cancel())
+                beside = [group.create_task(w) for w in (self._cancel_when_stopped(main), self._heartbeat())]
+                main.add_done_callback(lambda _: [task.cancel() for task in beside])
         except* MedDualLoRAError as errors:
             raise errors.exceptions[0] from None
         finally:
+            self._stopping.set()  # a thread that still trains ends at its next step
             await self._client.close()
             self._state.close()
         if main.cancelled():  # a task group takes a cancelled task for a finished one
@@ -102,9 +104,11 @@ class Agent:
         following, round_number, version, reported = "UNSPECIFIED", 0, 0, ""
         while True:
             began = time.monotonic()
+            self._busy_with = None
             task = await self._client.await_round(
                 round_number=round_number, following=following, version=version, wait_s=MAX_WAIT_S
             )
+            self._busy_with = task
             self._phases.add("waiting", began)
             self._view.task(task)
             following, round_number = task.instruction, task.round
@@ -134,6 +138,7 @@ class Agent:
             software_version=importlib.metadata.version("med-duallora"),
         )
         self._state.bind(joined.contract)
+        self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
         trainer = await asyncio.to_thread(_trainer, config, joined, first.cohort)
@@ -194,20 +199,16 @@ class Agent:
         received: Adapter,
         local_before: dict[str, np.ndarray],
     ) -> bool:
-        """Train in a thread while heartbeats go on, seal, commit. False if the round was abandoned meanwhile."""
+        """Train in a thread, seal, commit. False if the round was abandoned meanwhile."""
         began = time.monotonic()
         self._progress = 0.0
         self._abandoned.clear()
         hooks = local.Hooks(on_step=self._on_step, should_stop=self._should_stop)
-        heartbeat = asyncio.create_task(self._heartbeat(task))
         try:
             trained: Trained = await asyncio.to_thread(trainer.train, task.round, received, local_before, hooks)
         except local.Stopped:
             log.info("round_abandoned", round=task.round)
             return False
-        finally:
-            heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
         facts = UpdateFacts(
             round=task.round,
             base_version=received.version,
@@ -228,11 +229,18 @@ class Agent:
     def _should_stop(self) -> bool:
         return self._stopping.is_set() or self._abandoned.is_set()
 
-    async def _heartbeat(self, task: Task) -> None:
+    async def _heartbeat(self) -> None:
+        """Tell the aggregator every 20 s that the agent is alive, whatever it is busy with; hear if its round is over."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            if (task := self._busy_with) is None:
+                continue  # the loop itself is asking
             answer = await self._client.await_round(
-                round_number=task.round, following="TRAIN", version=task.version, wait_s=0, progress=self._progress
+                round_number=task.round,
+                following=task.instruction,
+                version=task.version,
+                wait_s=0,
+                progress=self._progress,
             )
             if answer.instruction in ("ABANDON", "EVICTED", "FINISHED"):
                 self._abandoned.set()
@@ -304,7 +312,7 @@ def _first_look(config: SiteConfig) -> _FirstLook:
                 f"empty class: no {name} case (label {label}) is left in {config.cohort} outside validation fold "
                 f"{config.validation_fold}; set another validation_fold, or prepare more cases"
             )
-    loaded = load_base(config.weights, config.weights_size, "stacked")
+    loaded = load_base(config.weights, config.weights_size, "stacked", warn=False)
     return _FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
 
 

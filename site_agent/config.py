@@ -46,8 +46,8 @@ class SiteConfig:
 
     def __post_init__(self) -> None:
         host, _, port = self.aggregator.rpartition(":")
-        if not host or not port.isdecimal():
-            raise InputError(f"aggregator must be host:port, got '{self.aggregator}'")
+        if not host or not port.isdecimal() or not 0 < int(port[:9]) < 65536:
+            raise InputError(f"aggregator must be host:port with a port from 1 to 65535, got '{self.aggregator}'")
         if self.tls is None:
             if not self.plain_site:
                 raise InputError(

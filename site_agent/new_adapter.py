@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from shared.adapter import Adapter, AdapterManifest, AdapterMetadata
+from shared.adapter import MAX_RANK, Adapter, AdapterManifest, AdapterMetadata
+from shared.errors import InputError
 from shared.layout import Layout
 from site_agent.models import adapter_tensors, lora, weights
 from site_agent.models.classifier import CineClassifier
@@ -29,6 +30,15 @@ class AdapterChoices:
     task: str = "disease-detection"
     class_names: tuple[str, ...] = ("normal", "disease")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != 2:
+            raise InputError(
+                f"an adapter needs two class names, normal then disease (cohorts have labels 0 and 1), "
+                f"got {len(self.class_names)}"
+            )
+        if self.rank > MAX_RANK:
+            raise InputError(f"rank must be at most {MAX_RANK}, got {self.rank}")
 
 
 def init_adapter(source: Path, size: str, choices: AdapterChoices) -> Adapter:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from shared.adapter import Adapter
-from shared.canonical import canonical_json, sha256_hex, write_atomically
+from shared.canonical import canonical_json, sha256_hex, sync_folder, write_atomically
 from shared.contract import Contract
 from shared.errors import InputError
 from shared.layout import Layout
@@ -49,9 +49,12 @@ class State:
     """One agent's folder. Only one process may hold it; the second gets an InputError."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = (folder / "lock").open("w")
+        except OSError as error:
+            raise InputError(f"cannot keep state in {folder}: {error.strerror}; give another --state folder") from error
         self.folder = folder
-        self._lock = (folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -89,6 +92,7 @@ class State:
         if final.exists():
             shutil.rmtree(final)
         building.rename(final)
+        sync_folder(final.parent)
 
     def mark_accepted(self, update: Update) -> None:
         """Note that the aggregator has given its receipt."""
@@ -99,7 +103,7 @@ class State:
         folder = self._round_folder(number)
         if not folder.exists():
             return None
-        facts = json.loads((folder / "round.json").read_text())
+        facts = _read_json(folder / "round.json", "remove its folder to train the round again")
         payload = (folder / "delta.bin").read_bytes()
         if sha256_hex(payload) != facts["digest"]:
             raise InputError(
@@ -141,7 +145,11 @@ class State:
     def history(self) -> list[dict[str, Any]]:
         """Return what `append_history` stored, oldest first."""
         path = self.folder / "history.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not path.exists():
+            return []
+        text = "[" + ",".join(path.read_text(encoding="utf-8", errors="replace").splitlines()) + "]"
+        entries: list[dict[str, Any]] = _parse(text, path, "remove it; only the curve of earlier rounds is lost")
+        return entries
 
     def _facts(self, update: Update, *, accepted: bool) -> bytes:
         return canonical_json(
@@ -157,7 +165,11 @@ class State:
         path = self.folder / "agent.json"
         if not path.exists():
             write_atomically(path, canonical_json({"agent_id": uuid.uuid4().hex}))
-        return str(json.loads(path.read_text())["agent_id"])
+        advice = "remove it; a new id is made, and the aggregator takes it a minute after the old one's last call"
+        agent_id = _read_json(path, advice).get("agent_id")
+        if not isinstance(agent_id, str):
+            raise InputError(f"{path} names no agent_id; {advice}")
+        return agent_id
 
     def _round_folder(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:04d}"
@@ -183,3 +195,21 @@ def read_local_adapter(folder: Path, before_round: int = 1 << 30) -> dict[str, n
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove its folder to go back one round") from error
+
+
+def _read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Return the object in a file of ours. Raises InputError with `advice` if it is damaged."""
+    try:
+        value = _parse(path.read_text(encoding="utf-8", errors="replace"), path, advice)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: expected an object; {advice}")
+    return value
+
+
+def _parse(text: str, path: Path, advice: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {advice}") from error

@@ -2,16 +2,21 @@
 
 import os
 import sys
+import traceback
+from types import TracebackType
+from typing import NoReturn
 
 import typer
 
 from aggregator.cli import accounts, reading, serving, setting_up, steering
 
-EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND = 3, 4, 5
+EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND, EXIT_INTERNAL = 3, 4, 5, 70
+TRACEBACK = "MED_DUALLORA_TRACEBACK"
 
 EPILOG = (
     "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input that cannot be used, "
-    "4 aggregator unreachable, 5 port in use."
+    "4 aggregator unreachable, 5 port in use, 70 internal error (a defect of this program; "
+    f"with {TRACEBACK}=1 in the environment its traceback is printed)."
 )
 
 
@@ -46,3 +51,39 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, CannotBind):
             sys.exit(EXIT_CANNOT_BIND)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, AggregatorUnreachable) else EXIT_INPUT)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        _fail(EXIT_INPUT, f"{f'{error.filename}: ' if error.filename else ''}{reason}; check that path and try again")
+    except Exception as error:
+        if type(error).__module__.startswith("sqlalchemy."):  # the library is loaded only by commands with a store
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            _fail(
+                EXIT_INPUT, f"the store cannot be read or written ({cause}); check --store, and the space on its disk"
+            )
+        _fail_internally(error)
+
+
+def _fail(code: int, sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _fail_internally(error: Exception) -> NoReturn:
+    """Log where it happened and say so: by module and line, for paths and values in a message may be private."""
+    import structlog
+
+    places = _places(error.__traceback__)
+    if structlog.is_configured():
+        structlog.get_logger().error("internal_error", error=type(error).__name__, places=places)
+    if os.environ.get(TRACEBACK) == "1":
+        traceback.print_exception(error)
+    _fail(
+        EXIT_INTERNAL,
+        f"internal error ({type(error).__name__} at {places[-1]}), a defect of this program; "
+        f"run again with {TRACEBACK}=1 and report what it prints",
+    )
+
+
+def _places(found: TracebackType | None) -> list[str]:
+    """The modules and lines a traceback goes through, innermost last."""
+    return [f"{frame.f_globals.get('__name__')}:{line}" for frame, line in traceback.walk_tb(found)]

@@ -9,10 +9,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT_S = 10.0
+MAX_PORT = 65535
 
 
-def tls_files(ca: Path | None, certificate: Path | None, key: Path | None, plain: bool) -> "TlsFiles | None":
-    """Return the files, or None for plain text. Raises InputError unless exactly one of the two was asked for."""
+def tls_files(
+    ca: Path | None, certificate: Path | None, key: Path | None, plain: bool, *, coordinator: bool = False
+) -> "TlsFiles | None":
+    """Return the files, or None for plain text. Raises InputError unless exactly one of the two was asked for.
+
+    `coordinator`: the certificate must be one of a coordinator, which the message then says.
+    """
     from shared.errors import InputError
     from shared.tls import TlsFiles
 
@@ -23,10 +29,10 @@ def tls_files(ca: Path | None, certificate: Path | None, key: Path | None, plain
         return None
     absent = [name for name, path in given.items() if path is None]
     if absent or ca is None or certificate is None or key is None:
-        raise InputError(
-            f"{', '.join(absent)} missing: give the three TLS files (make them with: aggregator certificates), "
-            "or --plain on a loopback address"
-        )
+        files = "the three TLS files (make them with: aggregator certificates)"
+        if coordinator:
+            files += " with a coordinator's certificate (aggregator certificates --coordinator NAME)"
+        raise InputError(f"{', '.join(absent)} missing: give {files}, or --plain on a loopback address")
     return TlsFiles(ca, certificate, key)
 
 
@@ -37,6 +43,11 @@ def call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable
     """
     import asyncio
 
+    from shared.errors import InputError
+
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
+        raise InputError(f"--aggregator must be host:port with a port of 1 to {MAX_PORT}, got '{address}'")
     return asyncio.run(_call(address, tls, method))
 
 

@@ -31,7 +31,8 @@ def _opened(store: str) -> "Iterator[tuple[Store, str]]":
 
     opened = engine.open_store(store)
     try:
-        yield opened, opened.read(federations.only_name)
+        with engine.damage_named(opened):
+            yield opened, opened.read(federations.only_name)
     finally:
         opened.close()
 
@@ -220,11 +221,13 @@ def verify(
     from dataclasses import asdict
 
     from aggregator import verify as verification
+    from aggregator.store import federations
     from shared.errors import InputError
 
     if round_ is not None and all_:
         raise InputError("--round and --all exclude each other; give one of them")
     with _opened(store) as (opened, name):
+        opened.read(federations.last_version, name)  # with no version at all there is nothing to recompute from
         checks = verification.verify(opened, name, None if round_ is None else [round_])
     closed = [check for check in checks if check.phase == "closed"]
     bad = [check for check in closed if check.difference]

@@ -38,8 +38,9 @@ def serve(
     from aggregator import server
     from aggregator.cli.endpoint import tls_files
     from aggregator.federation import ServiceLimits
-    from aggregator.store import engine
+    from aggregator.store import engine, federations
     from shared import logs
+    from shared.errors import InputError
 
     config = server.ServerConfig(
         listen=listen,
@@ -48,9 +49,16 @@ def serve(
         limits=ServiceLimits(identity_s=identity_s),
     )
     opened = engine.open_store(store)
-    logs.configure(log)
     screen = sys.stderr.isatty() or log is not None  # otherwise stderr is a log of JSON lines
     try:
+        with engine.damage_named(opened):  # read once what serving needs, so that a damaged store is never served
+            name = opened.read(federations.only_name)
+            opened.read(federations.contract, name)
+            opened.read(federations.state, name)
+        try:
+            logs.configure(log)
+        except OSError as error:
+            raise InputError(f"cannot append events to {log}: {error.strerror}; choose another --log") from error
         asyncio.run(server.run(opened, config, lambda address, state: _announce(address, state, screen)))
     finally:
         opened.close()

@@ -86,6 +86,10 @@ def certificates(
     Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
     """
     from aggregator import certificates as authority
+    from shared.errors import InputError
 
-    written = authority.make(out, host or [], site or [], coordinator or [])
+    try:
+        written = authority.make(out, host or [], site or [], coordinator or [])
+    except OSError as error:
+        raise InputError(f"cannot write certificates to {out}: {error.strerror}; choose another --out") from error
     typer.echo(f"wrote {', '.join(path.name for path in written)} in {out}")

@@ -36,7 +36,7 @@ def pause(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
     endpoint.call(aggregator, tls, lambda stub: stub.Pause(pb.PauseRequest(reason=reason), timeout=endpoint.TIMEOUT_S))
     typer.echo("paused; go on with: aggregator resume")
 
@@ -54,7 +54,7 @@ def resume(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
     endpoint.call(aggregator, tls, lambda stub: stub.Resume(pb.ResumeRequest(), timeout=endpoint.TIMEOUT_S))
     typer.echo("running again")
 
@@ -75,7 +75,7 @@ def evict(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
     request = pb.EvictRequest(site=site, reason=reason)
     endpoint.call(aggregator, tls, lambda stub: stub.Evict(request, timeout=endpoint.TIMEOUT_S))
     typer.echo(f"{site} is evicted")
@@ -97,7 +97,7 @@ def rollback(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
     request = pb.RollbackRequest(version=version, reason=reason)
     endpoint.call(aggregator, tls, lambda stub: stub.Rollback(request, timeout=endpoint.TIMEOUT_S))
     typer.echo(f"version {version} is the current one")

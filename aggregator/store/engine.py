@@ -6,7 +6,8 @@ Functions of the other modules here take a connection and values; `Store.write` 
 
 import fcntl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TextIO, TypeVar
 
@@ -81,7 +82,10 @@ def create(url: str) -> Store:
     if not path.parent.is_dir():
         raise InputError(f"cannot make store {path}: there is no folder {path.parent}")
     store = Store(_engine(path), str(path))
-    store.write(_create_tables)
+    try:
+        store.write(_create_tables)
+    except sa.exc.DatabaseError as error:
+        raise InputError(f"cannot make store {path}: {error.orig}; choose another path") from error
     return store
 
 
@@ -96,8 +100,10 @@ def open_store(url: str) -> Store:
     store = Store(_engine(path), str(path))
     try:
         found = store.read(_version)
-    except sa.exc.DatabaseError as error:
-        raise InputError(f"{path} is not a store of this program ({error.orig}); check --store") from error
+    except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a store of this program ({_cause(error)}); check --store") from error
+    if found < min(MIGRATIONS, default=schema.VERSION):
+        raise InputError(f"store {path} has schema version {found}, which no release wrote; check --store")
     if found > schema.VERSION:
         raise NewerStore(
             f"store {path} has schema version {found}, this release reads up to {schema.VERSION}; "
@@ -106,6 +112,23 @@ def open_store(url: str) -> Store:
     if found < schema.VERSION:
         store.write(_migrate, found)
     return store
+
+
+@contextmanager
+def damage_named(store: Store) -> Iterator[None]:
+    """For reading rows: raises InputError naming the store where the database or a value in it cannot be read."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"store {store.place} cannot be read ({_cause(error)}): it is damaged, or its disk is; restore a copy of it"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """One line: what the database said, or what was wrong with a value."""
+    said = str(getattr(error, "orig", None) or error).strip() or "no reason given"
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if isinstance(error, KeyError) else said.splitlines()[0]
 
 
 def _path_of(url: str) -> Path:

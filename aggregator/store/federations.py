@@ -187,14 +187,24 @@ def adapter_digest(connection: sa.Connection, federation: str, version: int) -> 
     """Return the digest of one version."""
     table = schema.adapters
     query = sa.select(table.c.digest).where(table.c.federation == federation, table.c.version == version)
-    return str(connection.execute(query).scalar_one())
+    digest = connection.execute(query).scalar()
+    if digest is None:
+        raise InputError(
+            f"the store is damaged: federation '{federation}' has no adapter version {version}; restore a copy of it"
+        )
+    return str(digest)
 
 
 def last_version(connection: sa.Connection, federation: str) -> int:
     """Return the highest version ever made."""
     table = schema.adapters
     query = sa.select(sa.func.max(table.c.version)).where(table.c.federation == federation)
-    return int(connection.execute(query).scalar_one())
+    last = connection.execute(query).scalar()
+    if last is None:
+        raise InputError(
+            f"the store is damaged: federation '{federation}' has no adapter version at all; restore a copy of it"
+        )
+    return int(last)
 
 
 def report_evaluation(

@@ -1,5 +1,6 @@
 """The `site-agent` command: one module per area, put together here. Heavy imports wait until a command runs."""
 
+import os
 import sys
 
 import typer
@@ -14,7 +15,7 @@ Without a command it is the agent: it takes part in a federation until that is f
 Example: site-agent --aggregator fed.example.org:443 --config site.toml"""
 
 EPILOG = """Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input or contract refused (the message says what to do),
-4 aggregator unreachable, 130 stopped by a signal after saving."""
+4 aggregator unreachable, 70 unexpected error (MED_DUALLORA_TRACEBACK=1 shows where), 130 stopped by a signal after saving."""
 
 app = typer.Typer(
     help=HELP,
@@ -38,6 +39,15 @@ def main() -> None:
         _fail(error, 3)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        _fail(
+            InputError(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the path and its rights"), 3
+        )
+    except Exception as error:
+        if os.environ.get("MED_DUALLORA_TRACEBACK"):
+            raise
+        # a traceback may hold paths that name a patient: shown only to who asks for it
+        _fail(MedDualLoRAError(f"unexpected {type(error).__name__}; set MED_DUALLORA_TRACEBACK=1 to see where"), 70)
 
 
 def _fail(error: MedDualLoRAError, code: int) -> None:

@@ -39,8 +39,11 @@ def init_adapter(
 
     Example: site-agent init-adapter --weights cinema.safetensors --size base --out v0.safetensors
     """
+    from shared.errors import InputError
     from site_agent import new_adapter
 
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; name the file to write, for example {out / 'v0.safetensors'}")
     choices: dict[str, Any] = {"frames": frames, "head_policy": head_policy, "rank": rank, "alpha": alpha, "seed": seed}
     if target:
         choices["targets"] = tuple(target)
@@ -106,7 +109,10 @@ def report(state: Folder, as_json: AsJson = False) -> None:
     path = state / REPORT
     if not path.exists():
         raise InputError(f"{path} is not there yet: the agent writes it when the federation is finished")
-    facts = json.loads(path.read_text())
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); start the agent again to have it written anew") from error
     if as_json:
         print(json.dumps(facts))
         return

@@ -36,6 +36,8 @@ __all__ = ["PrepareOptions", "PrepareReport", "Progress", "VendorSummary", "prep
 log = structlog.get_logger()
 
 REJECTED, UNFINISHED = "rejected.csv", ".preparing"
+REPLACED = "replaced"
+"""Folder inside the unfinished one where earlier cohorts wait until all new ones are in their place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +67,11 @@ def prepare(
 
     Raises InputError before anything is written if a source or `out` cannot be used, and at the end if no case was left.
     """
+    work = out / UNFINISHED
+    _recover(out, work)
     found = [folder for source in sources for folder in layouts.find(source, options.layout)]
     _check_out(out, sources, overwrite=options.overwrite)
     raw, rejections = _collect([layouts.listing(folder) for folder in found])
-    work = out / UNFINISHED
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -79,7 +82,8 @@ def prepare(
             f"cannot write to {out}: {error.strerror or error}; make room or choose another --out"
         ) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if not (work / REPLACED).exists():  # else the earlier cohorts could not be put back and are only there
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def with_folds(cases: Sequence[Case], seed: int) -> list[Case]:
@@ -178,11 +182,7 @@ def _publish(
     for vendor, own in cohorts.items():
         table.write(work / vendor / CASES, own)
         _write_json(work / vendor / PREPARATION, facts)
-    for vendor in VENDORS:
-        if (out / vendor).exists():
-            (out / vendor).rename(work / f"replaced-{vendor}")
-        if vendor in cohorts:
-            (work / vendor).rename(out / vendor)
+    _swap(out, work, list(cohorts))
     summaries = tuple(summarise(vendor, own) for vendor, own in cohorts.items())
     counts = {s.vendor: {"train": s.train, "test": s.test} for s in summaries}
     _write_json(out / PREPARATION, {**facts, "vendors": counts, "rejected": len(rejections)})
@@ -195,6 +195,45 @@ def _publish(
     )
     _log(report)
     return report
+
+
+def _swap(out: Path, work: Path, vendors: Sequence[str]) -> None:
+    """Put the new cohorts in the place of all earlier ones; if one move fails, the earlier ones are put back."""
+    placed: list[str] = []
+    (work / REPLACED).mkdir()
+    try:
+        for vendor in VENDORS:
+            if (out / vendor).exists():
+                (out / vendor).rename(work / REPLACED / vendor)
+            if vendor in vendors:
+                (work / vendor).rename(out / vendor)
+                placed.append(vendor)
+        (work / REPLACED).rename(work / "dropped")  # from here on the earlier cohorts are left to be deleted
+    except OSError:
+        _restore(out, work, placed)
+        raise
+
+
+def _restore(out: Path, work: Path, placed: Sequence[str] = ()) -> None:
+    """Undo an unfinished swap: the `placed` cohorts go back into `work`, the earlier ones to where they were."""
+    earlier = sorted(path.name for path in (work / REPLACED).iterdir())
+    for vendor in {*placed, *earlier}:
+        if (out / vendor).exists():
+            (out / vendor).rename(work / f"undone-{vendor}")
+    for vendor in earlier:
+        (work / REPLACED / vendor).rename(out / vendor)
+    (work / REPLACED).rmdir()
+
+
+def _recover(out: Path, work: Path) -> None:
+    """Put back what a run that was killed in the middle of a swap had set aside."""
+    try:
+        if (work / REPLACED).is_dir():
+            _restore(out, work)
+    except OSError as error:
+        raise InputError(
+            f"cannot put the earlier cohorts in {work / REPLACED} back: {error.strerror or error}; move them to {out}"
+        ) from error
 
 
 def _preparation_facts(options: PrepareOptions) -> dict[str, Any]:

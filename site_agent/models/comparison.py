@@ -1,6 +1,6 @@
 """Comparing our values with recorded ones: tolerances, and one record per compared tensor."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ EXACT = Tolerance(0.0)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One recorded value compared with ours; `tolerance` None: recorded, but this program knows no counterpart."""
+    """One recorded value compared with ours; `tolerance` None: recorded, but not compared, which is never passed."""
 
     where: str
     kind: str
@@ -42,8 +42,8 @@ class Computed:
 
 
 def compare(where: str, name: str, ours: Computed, recorded: torch.Tensor) -> Check:
-    """Largest absolute deviation, and whether every element is within tolerance. Another shape or a NaN never is."""
-    if ours.value.shape != recorded.shape:
+    """Largest absolute deviation, and whether every element is within tolerance. Another shape, no element or a NaN never is."""
+    if ours.value.shape != recorded.shape or not recorded.numel():
         return Check(where, ours.kind, name, float("inf"), ours.tolerance, False)
     difference = (ours.value.double() - recorded.double()).abs()
     allowed = ours.tolerance.atol + ours.tolerance.rtol * recorded.double().abs()
@@ -70,4 +70,15 @@ def match(
 
 
 def unknown(where: str, name: str) -> Check:
-    return Check(where, "not compared", name, 0.0, None, True)
+    """A recorded value without a counterpart: a failure, for what nobody compared has not been checked."""
+    return Check(where, "not compared", name, float("inf"), None, False)
+
+
+def some(where: str, checks: Iterable[Check]) -> Iterator[Check]:
+    """These checks of the file `where`; a failed one if there are none."""
+    empty = True
+    for check in checks:
+        empty = False
+        yield check
+    if empty:
+        yield unknown(where, "no value at all")

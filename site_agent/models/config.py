@@ -135,10 +135,6 @@ class ConvViTConfig:
         """Channels the stem sees."""
         return self.n_frames * self.in_chans
 
-    @property
-    def head_dim(self) -> int:
-        return self.enc_embed_dim // self.enc_n_heads
-
     def for_frames(self, frames: Frames) -> Self:
         """The same network seeing all frames at once (`FRAME_COUNT` if it was made for one), or a single frame."""
         stacked = self.n_frames if self.n_frames > 1 else FRAME_COUNT

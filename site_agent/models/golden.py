@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from shared.errors import InputError
 from site_agent.models import lora, positions
-from site_agent.models.comparison import EXACT, Check, Computed, Tolerance, compare, compare_names, match, unknown
+from site_agent.models.comparison import EXACT, Check, Computed, Tolerance, compare, compare_names, match, some, unknown
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT, Reduce
 from site_agent.models.real_volumes import find_set, model_input
@@ -46,7 +46,7 @@ def verify(target: Path, real: Path | None = None) -> Iterator[Check]:
     folders above. Raises InputError when there is nothing to check or an input is missing.
     """
     if target.is_file():
-        yield from _position_tables(target)
+        yield from some(target.name, _position_tables(target))
         return
     if not target.is_dir():
         raise InputError(f"no folder of reference vectors at {target}")
@@ -55,7 +55,7 @@ def verify(target: Path, real: Path | None = None) -> Iterator[Check]:
     if not folders and not tables.is_file():
         raise InputError(f"{target} has neither a config.json nor folders with one, nor pos_embed.safetensors")
     if tables.is_file():
-        yield from _position_tables(tables)
+        yield from some(tables.name, _position_tables(tables))
     for folder in folders:
         yield from _folder(folder, real or folder)
 
@@ -73,6 +73,10 @@ def _folder(folder: Path, real: Path) -> Iterator[Check]:
             raise InputError(f"{folder} has neither model.safetensors nor pretrained.safetensors nor adapters")
     except KeyError as error:
         raise InputError(f"reference vectors in {folder} lack the entry {error}") from error
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # Sizes and types that do not fit each other: the first line says which, the rest is for programmers.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"reference vectors in {folder} do not fit together: {reason}") from error
     for path in sorted(folder.glob("*.safetensors")):
         if path.stem not in _WEIGHT_FILES and not path.stem.startswith("io"):
             yield unknown(f"{folder.name}/{path.name}", "all")
@@ -147,9 +151,9 @@ def _recorded_files(folder: Path, model: ConvViT, real: Path) -> Iterator[Check]
         recorded = read_tensors(path)
         where = f"{folder.name}/{path.name}"
         if "image_u8" in recorded:
-            yield from _recorded_run(where, model, recorded)
+            yield from some(where, _recorded_run(where, model, recorded))
         else:
-            yield from _recorded_real(where, model, recorded, real)
+            yield from some(where, _recorded_real(where, model, recorded, real))
 
 
 def _recorded_run(where: str, model: ConvViT, recorded: Values) -> Iterator[Check]:
@@ -254,24 +258,56 @@ def _dual_adapter(folder: Path, config: Mapping[str, Any]) -> Iterator[Check]:
     recorded = read_tensors(folder / "io.safetensors")
     model = ConvViT(_architecture(_described(base.parent))).eval()
     load_into(model, read_tensors(base), source=str(base), frames="stacked")
-    layers = _wrap_recorded(model, config, recorded)
+    layers = _wrap_recorded(folder, model, config, recorded)
     ours = _adapter_values(model, layers, inputs["image_u8"].float() / 255, recorded, inputs.get("label"))
-    given = [name for name in recorded if name.startswith(("global.", "local."))]
-    yield from match(f"{folder.name}/io.safetensors", recorded, ours, given)
+    given = [
+        f"{part}.{path}.{m}" for path, layer in layers.items() for part in layer.scales for m in ("lora_A", "lora_B")
+    ]
+    where = f"{folder.name}/io.safetensors"
+    yield from some(where, match(where, recorded, ours, given))
 
 
-def _wrap_recorded(model: ConvViT, config: Mapping[str, Any], recorded: Values) -> dict[str, lora.DualLoRALinear]:
+def _wrap_recorded(
+    folder: Path, model: ConvViT, config: Mapping[str, Any], recorded: Values
+) -> dict[str, lora.DualLoRALinear]:
     """Adapt the listed layers and give them the recorded tensors."""
-    adapters = {part: config["adapters"][part] for part in lora.PARTS if part in config["adapters"]}
-    ranks = {part: int(numbers["r"]) for part, numbers in adapters.items()}
-    scales = {part: float(numbers["alpha"]) / ranks[part] for part, numbers in adapters.items()}
+    ranks, scales = _adapter_numbers(folder, config["adapters"])
+    targets = config["targets"]
+    if not isinstance(targets, list) or not all(isinstance(path, str) for path in targets):
+        raise InputError(f"{folder}/config.json: targets must be a list of layer names")
     model.requires_grad_(False)
-    layers = {path: lora.wrap(model, path, scales, ranks) for path in config["targets"]}
+    layers = {path: lora.wrap(model, path, scales, ranks) for path in targets}
     for path, layer in layers.items():
-        for part in adapters:
-            layer.lora_A[part].data.copy_(recorded[f"{part}.{path}.lora_A"])
-            layer.lora_B[part].data.copy_(recorded[f"{part}.{path}.lora_B"])
+        for part in ranks:
+            for matrix, held in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+                name = f"{part}.{path}.{matrix}"
+                if recorded[name].shape != held[part].shape:
+                    raise InputError(
+                        f"{folder}/io.safetensors: {name} has shape {list(recorded[name].shape)}, but adapters.{part}.r = "
+                        f"{ranks[part]} in config.json needs {list(held[part].shape)}"
+                    )
+                held[part].data.copy_(recorded[name])
     return layers
+
+
+def _adapter_numbers(folder: Path, adapters: object) -> tuple[dict[lora.Part, int], dict[lora.Part, float]]:
+    """Rank and scale of each part. Raises InputError naming what is not as it must be."""
+    where = f"{folder}/config.json: adapters"
+    if not isinstance(adapters, dict):
+        raise InputError(f"{where} must be an object with the parts {', '.join(lora.PARTS)}, got {adapters!r:.60}")
+    ranks: dict[lora.Part, int] = {}
+    scales: dict[lora.Part, float] = {}
+    for part in lora.PARTS:
+        if part not in adapters:
+            continue
+        numbers = adapters[part]
+        rank, alpha = (numbers.get("r"), numbers.get("alpha")) if isinstance(numbers, dict) else (None, None)
+        if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+            raise InputError(
+                f"{where}.{part} must have r, a whole number from 1, and alpha, a number; got {numbers!r:.60}"
+            )
+        ranks[part], scales[part] = rank, float(alpha) / rank
+    return ranks, scales
 
 
 _SWITCHED: dict[str, tuple[lora.Part, ...]] = {

@@ -9,7 +9,7 @@ A jointly trained model with one part off keeps its ranking but loses its offset
 validation threshold, not at probability 0.5.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def fit_probe(
     pooled = _pooled_of_every_view(model, activations, cases, recipe)
     heads = list(model.heads().values())
     optimiser = torch.optim.AdamW(heads, lr=recipe.lr_head, betas=(recipe.beta1, recipe.beta2))
-    weight = local.class_weights(labels(cases), recipe.class_balanced)
+    weight = local.class_weights(labels(cases), recipe.class_balanced).to(activations.device)
     loss_of = nn.CrossEntropyLoss(weight=weight, reduction="none")
     for number in range(1, rounds + 1):
         position = local.Position(number, rounds, seed)
@@ -44,7 +44,8 @@ def fit_probe(
                 group["lr"] = recipe.lr_head * local.learning_rate_factor(recipe, position, batch.at)
             features = torch.stack([pooled[v.key] for v in batch.views])
             optimiser.zero_grad(set_to_none=True)
-            loss_of(model.head(features), torch.from_numpy(batch.labels)).mean().backward()
+            wanted = torch.from_numpy(batch.labels).to(activations.device)
+            loss_of(model.head(features), wanted).mean().backward()
             nn.utils.clip_grad_norm_(heads, recipe.clip_norm)
             optimiser.step()
 
@@ -57,7 +58,7 @@ def _pooled_of_every_view(
     with torch.no_grad():
         for start in range(0, len(views), evaluate.SUFFIX_BATCH):
             batch = views[start : start + evaluate.SUFFIX_BATCH]
-            features = model.pooled(activations.prefixes(batch)).float().cpu()
+            features = model.pooled(activations.prefixes(batch)).float()
             pooled |= {v.key: f for v, f in zip(batch, features, strict=True)}
     return pooled
 
@@ -92,13 +93,14 @@ class Comparison:
         rounds: int,
         seed: int,
         hooks: local.Hooks,
-        progress: Callable[[int], None],
+        micro_batch: int,
     ) -> dict[str, Any]:
         """Figures of the same model and recipe trained as a federation of one. `model` is used up."""
         for number in range(1, rounds + 1):
             position = local.Position(number, rounds, seed)
-            local.train_round(model, self._activations, self._train, recipe, policy, position, hooks=hooks)
-            progress(number)
+            local.train_round(
+                model, self._activations, self._train, recipe, policy, position, hooks=hooks, micro_batch=micro_batch
+            )
         return self.figures(model)
 
 

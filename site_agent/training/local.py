@@ -113,6 +113,7 @@ def train_round(
         _set_rates(optimiser, recipe, position, batch)
         optimiser.zero_grad(set_to_none=True)
         loss = _backward(model, activations, batch, loss_of, micro_batch)
+        _let_rest(optimiser)
         nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimiser.step()
         if batch.epoch == recipe.local_epochs - 1:
@@ -133,12 +134,18 @@ def _parameter_groups(model: CineClassifier, recipe: Recipe, policy: HeadPolicy)
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:
-    """Apply the schedule. Alternating: first half of the epochs global and head, second half local and the private head."""
+    """Apply the schedule. Alternating: first half of the steps global and shared head, second half local and private head."""
     factor = learning_rate_factor(recipe, position, batch.at)
-    first_half = batch.epoch < (recipe.local_epochs + 1) // 2
     for group in optimiser.param_groups:
-        resting = recipe.mode == "alternating" and (group["name"] in ("local", "head_private")) == first_half
-        group["lr"] = 0.0 if resting else group["base_lr"] * factor
+        private = group["name"] in ("local", "head_private")
+        group["rests"] = recipe.mode == "alternating" and private == (batch.at < 0.5)
+        group["lr"] = group["base_lr"] * factor
+
+
+def _let_rest(optimiser: torch.optim.Optimizer) -> None:
+    """Take the gradients of resting groups away: they neither move nor count in the clipped norm or AdamW's moments."""
+    for parameter in (p for group in optimiser.param_groups if group["rests"] for p in group["params"]):
+        parameter.grad = None
 
 
 def _backward(

@@ -13,7 +13,7 @@ from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract
 from shared.errors import ContractMismatch, InputError
 from site_agent.config import SiteConfig
-from site_agent.data.cohort import Cohort
+from site_agent.data.cohort import CLASS_NAMES, Cohort
 from site_agent.models import adapter_tensors, lora, weights
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
@@ -32,17 +32,15 @@ def pick_device(wish: str) -> torch.device:
     return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_base(source: Path, size: str, frames: Frames) -> weights.LoadedBackbone:
-    """Load the frozen base model as a federation's `frames` wants it. Raises InputError for frames there are not."""
+def load_base(source: Path, size: str, frames: Frames, *, warn: bool = True) -> weights.LoadedBackbone:
+    """Load the frozen base model as a federation's `frames` wants it. Raises InputError for frames there are not.
+
+    `warn`: say so if these frames and a frozen stem cannot see motion.
+    """
     if frames not in FRAMES:
         raise InputError(f"frames must be one of {', '.join(FRAMES)}, got '{frames}'")
     config = ConvViTConfig.of_size(size) if size else None
-    return weights.load_backbone(source, config, frames)
-
-
-def base_model_sha256(source: Path, size: str) -> str:
-    """Return the hash of the base model that the federation compares, the same for both ways to see the frames."""
-    return weights.base_model_sha256(load_base(source, size, "stacked").model)
+    return weights.load_backbone(source, config, frames, stem_frozen=warn)
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class SiteTrainer:
         self.metadata = contract.manifest.metadata
         self.policy = cast(HeadPolicy, self.metadata.head_policy)
         self._check_base(loaded)
+        if len(self.metadata.class_names) != len(CLASS_NAMES):
+            raise ContractMismatch(
+                f"the federation's adapter tells {len(self.metadata.class_names)} classes apart, cohorts have "
+                f"{len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)}); the coordinator must make another adapter"
+            )
         self._micro_batch = config.micro_batch
         self.seed = _site_seed(config.seed, site, contract.federation)
         self.cohort = cohort
@@ -149,7 +152,7 @@ class SiteTrainer:
         self._load(initial, self.initial_local())
         probe = comparison.probe(self.model, self.recipe, rounds, self.seed)
         self._load(initial, self.initial_local())
-        alone = comparison.alone(self.model, self.recipe, self.policy, rounds, self.seed, hooks, lambda number: None)
+        alone = comparison.alone(self.model, self.recipe, self.policy, rounds, self.seed, hooks, self._micro_batch)
         return {"probe": probe, "alone": alone, "global": global_only, "dual": dual}
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.cli import main
+from shared import logs
 from tests.support import adapters, closed_rounds
 from tests.support.raw_site import RawSite
 from tests.support.serving import make_store
@@ -408,3 +409,88 @@ def test_a_coordinator_steers_over_the_wire(tmp_path: Path) -> None:
 def test_nobody_there_is_exit_code_4(tmp_path: Path) -> None:
     fails(4, r"no answer from 127\.0\.0\.1:1 .* check the address", "pause", "--aggregator", "127.0.0.1:1", "--plain")
     fails(3, "plain text is allowed on loopback only", "pause", "--aggregator", "192.0.2.1:1", "--plain")
+
+
+def test_steering_says_what_it_needs() -> None:
+    needed = "--tls-ca, --tls-cert, --tls-key missing: .* a coordinator's certificate"
+    for command in (["pause"], ["resume"], ["evict", "ge"], ["rollback", 0]):
+        fails(3, needed, *command, "--aggregator", "fed.example.org:50051")
+        without = run(*command)
+        assert without.returncode == 2
+        assert "--aggregator" in without.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1", ":50051"])
+def test_an_address_to_dial_that_is_none_is_refused(address: str) -> None:
+    fails(3, "--aggregator must be host:port with a port of 1 to 65535", "pause", "--aggregator", address, "--plain")
+
+
+# paths and stores that cannot be used
+
+
+def test_a_port_out_of_range_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    fails(3, "a port of 0 to 65535", "serve", "--store", store, "--plain", "--listen", "127.0.0.1:99999")
+
+
+def test_too_many_rounds_are_refused(tmp_path: Path, adapter_file: Path) -> None:
+    more = ["--adapter", adapter_file, "--rounds", 99_999_999_999]
+    fails(3, "rounds must be at most 100000, got 99999999999", *init(tmp_path, *more))
+    assert not (tmp_path / "fed.db").exists()
+
+
+def test_paths_of_the_wrong_kind_are_named(tmp_path: Path, adapter_file: Path) -> None:
+    fails(3, "cannot write certificates to .*: ", "certificates", "--out", adapter_file, "--site", "ge")
+    store = make_store(tmp_path)
+    fails(3, "cannot append events to .*: Is a directory", "serve", "--store", store, "--plain", "--log", tmp_path)
+    fails(3, "File name too long", "status", "--store", "x" * 5000)
+    fails(3, "cannot write to ", "export", "--store", store, "--out", adapter_file)
+
+
+def test_a_host_name_that_no_certificate_can_hold_is_refused(tmp_path: Path) -> None:
+    fails(
+        3,
+        "host 'fédé.example' is no address and no name in ASCII",
+        "certificates",
+        "--out",
+        tmp_path,
+        "--host",
+        "fédé.example",
+    )
+
+
+@pytest.mark.parametrize("command", [["status"], ["export", "--out", "peft"], ["verify"], ["serve", "--plain"]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM adapters",
+        "DROP TABLE updates",
+        "UPDATE rounds SET invited = 'x'",
+        "UPDATE federations SET policy = '{}x'",
+        "UPDATE schema_version SET version = 0",
+        "DELETE FROM schema_version",
+    ],
+)
+def test_a_damaged_store_is_one_line(
+    closed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], damage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "fed.db"
+    copy.write_bytes(closed.read_bytes())
+    with sqlite3.connect(copy) as raw:
+        raw.execute(damage)
+    fails(3, "damaged|is not a store|which no release wrote", *command, "--store", copy)
+
+
+def test_an_internal_error_is_one_line_without_paths_or_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("secret /srv/patients")
+
+    monkeypatch.setattr("aggregator.cli.build", lambda: lambda args: broken())
+    log = tmp_path / "a.jsonl"
+    logs.configure(log)
+    fails(70, r"internal error \(RuntimeError at .*:\d+\), a defect .* MED_DUALLORA_TRACEBACK=1", "status")
+    assert json.loads(log.read_text())["error"] == "RuntimeError"
+    assert "secret" not in log.read_text()
+    monkeypatch.setenv("MED_DUALLORA_TRACEBACK", "1")
+    assert "secret /srv/patients" in run("status").stderr

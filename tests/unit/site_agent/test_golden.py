@@ -130,10 +130,62 @@ def test_values_and_files_without_a_counterpart_are_reported_not_passed_over(min
     save_file({"x": torch.zeros(1)}, mini / "extra.safetensors")
     unknown = [check.tensor for check in golden.verify(mini) if check.tolerance is None]
     assert unknown == ["attention_map", "all"]
+    assert [check.tensor for check in failures(mini)] == unknown
     assert json.loads(run(mini, "--json").stdout)["not_compared"] == [
         "mini/io.safetensors: attention_map",
         "mini/extra.safetensors: all",
     ]
+
+
+def test_an_unknown_name_is_a_failure_that_is_named(mini):
+    rewrite(mini / "io.safetensors", lambda t: t.update({"logits_weird": torch.zeros(2)}))
+    result = run(mini)
+    assert result.exit_code == 1
+    assert "logits_weird in mini/io.safetensors" in result.stderr
+
+
+@pytest.mark.parametrize("keep", [(), ("image_u8",)])
+def test_a_file_with_nothing_to_compare_is_a_failure(mini, keep):
+    path = mini / "io_size_128x64x12.safetensors"
+    rewrite(path, lambda t: [t.pop(name) for name in list(t) if name not in keep])
+    assert [check.where for check in failures(mini)] == ["mini/io_size_128x64x12.safetensors"]
+    save_file({}, mini.parent / "pos_embed.safetensors")
+    assert [check.passed for check in golden.verify(mini.parent / "pos_embed.safetensors")] == [False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapters": [4, 4]}, r"adapters must be an object .*\[4, 4\]"),
+        ({"adapters": {"global": 4}}, r"adapters\.global must have r"),
+        ({"adapters": {"local": {"r": 0, "alpha": 8}}}, r"adapters\.local must have r"),
+        ({"adapters": {"global": {"r": 3, "alpha": 8}}}, r"global\.\S+\.lora_A has shape .* adapters\.global\.r = 3"),
+        ({"adapters": {"global": {"r": 1, "alpha": 8}}}, r"global\.\S+\.lora_A has shape .* adapters\.global\.r = 1"),
+        ({"targets": "encoder"}, "targets must be a list"),
+        ({"base_model": 3}, "do not fit together"),
+    ],
+)
+def test_an_adapter_description_that_cannot_be_used_is_named(mini, change, message):
+    path = mini.parent / "dual_lora_mini/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        failures(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_u8", torch.zeros(3, dtype=torch.uint8)),
+        ("image_u8", torch.zeros((1, 2, 5, 5, 5), dtype=torch.uint8)),
+        ("label", torch.zeros(7, dtype=torch.int64)),
+        ("loss_label_smoothing_x", torch.zeros(1)),
+    ],
+)
+def test_recorded_inputs_that_do_not_fit_are_refused(mini, name, value):
+    rewrite(mini / "io.safetensors", lambda t: t.pop("loss_label_smoothing_0.1") if name[:4] == "loss" else None)
+    rewrite(mini / "io.safetensors", lambda t: t.update({name: value}))
+    with pytest.raises(InputError):
+        failures(mini)
 
 
 def other_folder(root):

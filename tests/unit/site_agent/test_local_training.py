@@ -120,15 +120,18 @@ def test_a_local_rate_of_zero_keeps_the_local_low_rank_part(cases):
     assert kept == {name for name in before if ".lora_" in name}
 
 
-def test_alternating_trains_global_first_and_local_after_it(cases):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_alternating_trains_global_first_and_local_after_it(cases, epochs):
+    """Half of the steps each, also when there is a single epoch."""
     snapshots = []
 
     def watch(model):
         snapshots.append(tensors_of(model))
         return Hooks(on_step=lambda step, steps, optimiser: snapshots.append(tensors_of(model)))
 
-    train(cases, Recipe(rank_local=2, views=0, local_epochs=2, batch_size=16, mode="alternating"), hooks=watch)
-    start, half, end = snapshots
+    batch = 16 * epochs // 2
+    train(cases, Recipe(rank_local=2, views=0, local_epochs=epochs, batch_size=batch, mode="alternating"), hooks=watch)
+    start, half, end = snapshots[0], snapshots[len(snapshots) // 2], snapshots[-1]
     for name in start:
         private = name.startswith("local.")
         assert np.array_equal(start[name], half[name]) == private, name

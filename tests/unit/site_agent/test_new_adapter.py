@@ -96,3 +96,15 @@ def test_a_choice_that_cannot_be_made_is_named(backbone, choices, message):
 def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(InputError, match=r"no weights at .*absent"):
         init_adapter(tmp_path / "absent", "", AdapterChoices())
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"class_names": ("a", "b", "c")}, "two class names, normal then disease .* got 3"),
+        ({"rank": 100_000}, "rank must be at most 1024, got 100000"),
+    ],
+)
+def test_numbers_no_site_could_train_are_refused_before_anything_is_loaded(choices, message):
+    with pytest.raises(InputError, match=message):
+        AdapterChoices(**choices)

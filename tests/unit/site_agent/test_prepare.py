@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -376,6 +377,39 @@ def test_overwrite_replaces_what_prepare_wrote_and_only_that(tmp_path):
     with pytest.raises(InputError, match=r"holds 'thesis\.txt', which prepare did not write; --overwrite is refused"):
         prepare([tmp_path / "raw"], tmp_path / "out", replacing)
     assert (tmp_path / "out/thesis.txt").read_text() == "mine"
+
+
+def test_a_swap_that_fails_half_way_leaves_the_earlier_cohorts(tmp_path, monkeypatch):
+    prepare([hospital(tmp_path / "hospital")], tmp_path / "out", COARSE)
+    prepare([acdc(tmp_path / "raw", 2)], tmp_path / "other", COARSE)
+    shutil.copytree(tmp_path / "other/siemens", tmp_path / "out/siemens")
+    before = files_of(tmp_path / "out")
+    replacing = PrepareOptions(spacing_mm=(2.0, 2.0, 10.0), size=(20, 20), jobs=1, overwrite=True)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self == tmp_path / "out/.preparing/siemens":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
+        prepare([tmp_path / "raw"], tmp_path / "out", replacing)
+    after = files_of(tmp_path / "out")
+    assert {name: after[name] for name in before if name != "rejected.csv"} == {
+        name: before[name] for name in before if name != "rejected.csv"
+    }
+    assert not (tmp_path / "out/.preparing").exists()
+
+
+def test_what_a_run_killed_in_the_swap_had_set_aside_is_put_back(tmp_path):
+    prepare([acdc(tmp_path / "raw", 2)], tmp_path / "out", COARSE)
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out/.preparing/replaced").mkdir(parents=True)
+    (tmp_path / "out/siemens").rename(tmp_path / "out/.preparing/replaced/siemens")
+    with pytest.raises(InputError, match="is not empty"):
+        prepare([tmp_path / "raw"], tmp_path / "out", COARSE)
+    assert {name: data for name, data in files_of(tmp_path / "out").items() if ".preparing" not in name} == before
 
 
 def test_the_left_over_of_a_killed_run_does_not_stand_in_the_way(tmp_path):
