@@ -32,8 +32,8 @@ def verify_backbone(
 ) -> None:
     """Compare the network's logits, features, gradients and loading rules with recorded ones.
 
-    Prints the largest deviation of each check. Exit code 0: all within tolerance; 1: not, and the first tensor that is
-    not is named; 3: the folder cannot be used.
+    Prints the largest deviation of each check. Exit code 0: all within tolerance; 1: not, or something recorded is not
+    known here, and the first such tensor is named; 3: the folder cannot be used.
 
     Example: site-agent verify-backbone golden/cinema/mini --json
     """
@@ -101,4 +101,6 @@ def _row(check: "Check") -> dict[str, Any]:
 
 
 def _sentence(check: "Check") -> str:
+    if check.tolerance is None:
+        return f"{check.tensor} in {check.where}: recorded, but there is nothing to compare it with"
     return f"{check.tensor} in {check.where}: deviates by {check.deviation:.3g}, allowed {check.tolerance}"
