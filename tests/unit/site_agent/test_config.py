@@ -99,7 +99,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"aggregator": "fed.example.org"}, "aggregator must be host:port with a port from 1 to 65535, got 'fed.example.org'"),
+        (
+            {"aggregator": "fed.example.org"},
+            "aggregator must be host:port with a port from 1 to 65535, got 'fed.example.org'",
+        ),
         ({"aggregator": "127.0.0.1:http"}, "must be host:port"),
         ({"aggregator": ":443"}, "must be host:port"),
         ({"plain_site": ""}, "no TLS files given"),
