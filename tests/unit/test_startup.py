@@ -1,6 +1,7 @@
 """What starting a command loads: help comes without the heavy libraries, and the aggregator never needs them.
 
-Start-up times are printed by `python -m experiments.startup`; a library loaded by accident is what makes them grow, so that is what is tested.
+Start-up times are printed by `python -m experiments.startup`; a library loaded by accident is what makes them grow, so that is
+what is tested.
 """
 
 import json
