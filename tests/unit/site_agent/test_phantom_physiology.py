@@ -6,7 +6,7 @@ import pytest
 from site_agent.data.phantom import physiology
 from site_agent.data.phantom.profile import DISEASES, Diagnosis
 
-# means at severity 1, from the table in shared/feasibility.md section 1: LV EDVi, LV EF, wall, RV EDVi, RV EF
+# means at severity 1, the table of docs/phantom.md: LV EDVi, LV EF, wall, RV EDVi, RV EF
 PUBLISHED: dict[Diagnosis, tuple[float, ...]] = {
     "NOR": (78, 0.62, 8.0, 84, 0.57),
     "DCM": (118, 0.36, 8.0, 90, 0.47),
