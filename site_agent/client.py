@@ -165,7 +165,10 @@ class FederationClient:
                     received.extend(part.chunk.data)
             return True
 
-        modified = await self._retrying("FetchAdapter", once, _transfer_s(manifest.layout.size))
+        timeout_s = _transfer_s(manifest.layout.size)
+        modified = await self._retrying(
+            "FetchAdapter", lambda attempt: self._logged("FetchAdapter", attempt, timeout_s, once)
+        )
         if not modified and held is not None:
             return held
         if not info:
@@ -182,15 +185,17 @@ class FederationClient:
     async def upload(self, update: Update) -> None:
         """Send an update; returns once the aggregator's receipt says that it counts."""
 
-        async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
+        async def once(attempt: int) -> None:
             begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
             if begun.HasField("receipt"):
-                record.call_id = ""  # nothing was sent: no event for a stream that never was
                 return
-            stream = stub.UploadDelta(self._stream(update, begun.committed, record), **options)
-            record.count_down(await stream)
 
-        await self._retrying("UploadDelta", once, _transfer_s(len(update.payload)))
+            async def send(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
+                record.count_down(await stub.UploadDelta(self._stream(update, begun.committed, record), **options))
+
+            await self._logged("UploadDelta", attempt, _transfer_s(len(update.payload)), send)
+
+        await self._retrying("UploadDelta", once)
 
     async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
         """Report aggregate metrics of a version on the validation cases."""
@@ -240,37 +245,44 @@ class FederationClient:
             record.count_down(reply)
             return reply
 
-        return await self._retrying(method, once, timeout_s)
+        return await self._retrying(method, lambda attempt: self._logged(method, attempt, timeout_s, once))
 
-    async def _retrying(
-        self,
-        method: str,
-        once: Callable[[Stub, dict[str, Any], CallRecord], Awaitable[T]],
-        timeout_s: float,
-    ) -> T:
+    async def _retrying(self, method: str, once: Callable[[int], Awaitable[T]]) -> T:
         """Try until it succeeds, an error says that trying again is useless, or the outage lasts too long."""
         began = time.monotonic()
-        for attempt in range(1_000_000):
-            record = CallRecord("site", method, new_call_id(), attempt, self.site, self.federation)
-            metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
+        attempt = 0
+        while True:
             try:
-                result = await once(self._stub(), {"timeout": timeout_s, "metadata": metadata}, record)
+                return await once(attempt)
             except grpc.aio.AioRpcError as error:
-                record.finish(error.code().name, error.details() or "")
                 if not status.is_retryable(error):
                     raise (status.error_of(error) or _unexpected(method, error)) from error
                 await self._wait(method, error, attempt, time.monotonic() - began)
-            except asyncio.CancelledError:
-                record.finish("CANCELLED")
-                raise
-            except Exception as error:
-                record.finish("REFUSED_HERE", f"{type(error).__name__}: {error}")
-                raise
-            else:
-                if record.call_id:
-                    record.finish("OK")
-                return result
-        raise AssertionError("unreachable")
+            attempt += 1
+
+    async def _logged(
+        self,
+        method: str,
+        attempt: int,
+        timeout_s: float,
+        call: Callable[[Stub, dict[str, Any], CallRecord], Awaitable[T]],
+    ) -> T:
+        """Make one attempt with an id of its own, and write its event however it ends."""
+        record = CallRecord("site", method, new_call_id(), attempt, self.site, self.federation)
+        metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
+        try:
+            result = await call(self._stub(), {"timeout": timeout_s, "metadata": metadata}, record)
+        except grpc.aio.AioRpcError as error:
+            record.finish(error.code().name, error.details() or "")
+            raise
+        except asyncio.CancelledError:
+            record.finish("CANCELLED")
+            raise
+        except Exception as error:
+            record.finish("REFUSED_HERE", f"{type(error).__name__}: {error}")
+            raise
+        record.finish("OK")
+        return result
 
     async def _wait(self, method: str, error: grpc.aio.AioRpcError, attempt: int, elapsed_s: float) -> None:
         left = self._give_up_after_s - elapsed_s
