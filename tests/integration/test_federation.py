@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from aggregator import setup, steering, verify
 from aggregator.store import engine
@@ -313,3 +314,27 @@ def test_an_aggregator_that_has_answered_a_call_has_still_not_loaded_torch(mater
         rest, _ = process.communicate(timeout=20)
     assert (answered.returncode, process.returncode) == (0, 0)
     assert rest.splitlines()[-1] == "[]"
+
+
+class Lingering(Agent):
+    """An agent whose last comparison takes a while; it counts the calls that ended meanwhile."""
+
+    async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
+        with capture_logs() as events:
+            await federation.until(lambda: sum(_is_heartbeat(event, joined.site) for event in events) >= 2)
+        await super()._finish(joined, trainer, task)
+
+
+def _is_heartbeat(event: Any, site: str) -> bool:
+    return (event.get("side"), event.get("site"), event.get("rpc")) == ("site", site, "AwaitRound")
+
+
+async def test_an_agent_is_heard_of_whatever_it_is_busy_with(materials, tmp_path, monkeypatch):
+    """Not only while it trains: a silent minute would let another agent take its certificate."""
+    monkeypatch.setattr(agent_module, "HEARTBEAT_S", 0.1)
+    store = federation.create_store(tmp_path, materials.adapter, TWO)
+    async with serve(store) as running:
+        first, second = TWO
+        lingering = Lingering(federation.site_config(materials, tmp_path, running.address, first), Silent())
+        await federation.finish(lingering, *federation.agents_of(materials, tmp_path, running.address, (second,)))
+    federation.assert_finished(store)

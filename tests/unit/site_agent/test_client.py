@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from med_duallora.v1 import federation_pb2 as pb
+from structlog.testing import capture_logs
 
 from shared import chunks
 from shared.contract import Contract, RoundPolicy
@@ -315,3 +316,15 @@ async def test_an_evaluation_reports_counts_and_figures_and_no_case():
     assert request == pb.ReportEvaluationRequest(
         federation="hearts", agent_id="agent-1", round=2, version=2, cases=11, metrics={"auc": 0.75}
     )
+
+
+async def test_only_calls_that_were_made_are_logged():
+    """An announcement that is refused, or whose update is accepted already, is followed by no stream."""
+    update = Update(FACTS, ADAPTER.manifest.layout, PAYLOAD)
+    with capture_logs() as events:
+        await ScriptedClient(pb.BeginUploadResponse(receipt=RECEIPT)).upload(update)
+        refused = failure(grpc.StatusCode.FAILED_PRECONDITION, "round 1 is closed", "StaleRound")
+        with pytest.raises(StaleRound):
+            await ScriptedClient(refused).upload(update)
+    calls = [(event["rpc"], event["code"]) for event in events if event["event"] == "rpc_finished"]
+    assert calls == [("BeginUpload", "OK"), ("BeginUpload", "FAILED_PRECONDITION")]
