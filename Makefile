@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 OUT ?= runs/demo
 JOBS ?= 2
+RUNS ?= 300
 UV_VERSION := 0.13.9
 # Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -36,8 +37,22 @@ setup: $(DEV_READY) ## the environment in .venv with everything: run, test, chec
 demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT=runs/demo)
 	@$(BIN)/python -m experiments.demo --seed $(SEED) --out $(OUT)
 
+.PHONY: servers
+servers: ## PostgreSQL and HAProxy, which the tests start themselves; installed when run as root
+	@missing=""; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	PATH="$$PATH:/usr/sbin" command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing"; log=$$(mktemp); \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
+	    >"$$log" 2>&1 && { rm "$$log"; exit 0; }; \
+	  tail -n 5 "$$log" >&2; \
+	fi; \
+	echo "the tests need$$missing; install with: sudo apt install$$missing" >&2; exit 1
+
 .PHONY: test
-test: $(DEV_READY) ## the whole suite, fast tests first
+test: $(DEV_READY) servers ## the whole suite, fast tests first
 	@status=0; \
 	$(FAST) || status=$$?; \
 	[ $$status != 2 ] || exit 2; \
@@ -45,8 +60,12 @@ test: $(DEV_READY) ## the whole suite, fast tests first
 	exit $$status
 
 .PHONY: test-unit
-test-unit: $(DEV_READY) ## unit and property tests only
+test-unit: $(DEV_READY) servers ## unit and property tests only
 	@$(FAST)
+
+.PHONY: chaos
+chaos: $(DEV_READY) servers ## kills, cuts and full disks at seeded moments, with figures; half an hour (RUNS=300, SEED=0, JOBS=2)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos all --runs $(RUNS) --seed $(SEED) --jobs $(JOBS)
 
 .PHONY: check
 check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing

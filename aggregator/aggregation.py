@@ -14,7 +14,7 @@ from shared.errors import InputError
 from shared.layout import TensorSpec
 
 MAX_DIAGNOSED_SITES = 64
-"""Pairwise figures cost sites squared; above this many they are left out."""
+"""Figures about pairs of sites cost sites squared, and a tensor of every site in memory; above this many they are left out."""
 
 Tensors = Iterator[tuple[TensorSpec, np.ndarray]]
 
@@ -39,6 +39,10 @@ def weighted_mean(
     total = np.zeros(base.shape, np.float64)
     for share, delta in zip(weight, deltas, strict=True):
         total += share * delta.astype(np.float64)
+    return _moved(base, total, server_lr)
+
+
+def _moved(base: np.ndarray, total: np.ndarray, server_lr: float) -> np.ndarray:
     return (base.astype(np.float64) + server_lr * total).astype(np.float32)
 
 
@@ -47,10 +51,13 @@ def aggregate(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return the next global tensors and the round's diagnostics by name.
 
-    `deltas` yields each site's tensors in one common order; one tensor per site is in memory at a time. Sites are summed
-    in sorted order whatever order they come in.
+    `deltas` yields each site's tensors in one common order. Up to MAX_DIAGNOSED_SITES one tensor of every site is in memory
+    at a time, with more the sum and one tensor of one site: the same bytes either way. Sites are summed in sorted order
+    whatever order they come in.
     """
     sites = sorted(deltas)
+    if len(sites) > MAX_DIAGNOSED_SITES:
+        return _site_by_site(base, deltas, weight, server_lr)
     shares = [weight[s] for s in sites]
     result: dict[str, np.ndarray] = {}
     diagnosis = _Diagnosis(sites, shares)
@@ -60,6 +67,22 @@ def aggregate(
         result[name] = weighted_mean(base[name], arrays, shares, server_lr)
         diagnosis.add(name, base[name], arrays)
     return result, diagnosis.figures()
+
+
+def _site_by_site(
+    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], server_lr: float
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    totals: dict[str, np.ndarray] = {}
+    figures: dict[str, float] = {}
+    for site in sorted(deltas):
+        squared = 0.0
+        for spec, delta in deltas[site]:
+            total = totals.setdefault(spec.name, np.zeros(delta.shape, np.float64))
+            total += weight[site] * delta.astype(np.float64)
+            squared += float(np.sum(np.square(delta, dtype=np.float64)))
+        figures[f"update_norm/{site}"] = math.sqrt(squared)
+    result = {name: _moved(base[name], total, server_lr) for name, total in totals.items()}
+    return result, figures
 
 
 def aggregation_error(a: Sequence[np.ndarray], b: Sequence[np.ndarray], weight: Sequence[float]) -> tuple[float, float]:
@@ -100,15 +123,11 @@ class _Diagnosis:
     gram: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pairwise = len(self.sites) <= MAX_DIAGNOSED_SITES
-        self.gram = np.zeros((len(self.sites),) * (2 if self.pairwise else 1))
+        self.gram = np.zeros((len(self.sites), len(self.sites)))
 
     def add(self, name: str, base: np.ndarray, deltas: Sequence[np.ndarray]) -> None:
         """Take one tensor of every site."""
-        flat = np.stack([d.astype(np.float64).ravel() for d in deltas]) if self.pairwise else None
-        if flat is None:
-            self.gram += [float(np.sum(np.square(d, dtype=np.float64))) for d in deltas]
-            return
+        flat = np.stack([d.astype(np.float64).ravel() for d in deltas])
         self.gram += flat @ flat.T
         module, _, factor = name.rpartition(".lora_")
         if not module:
@@ -124,12 +143,9 @@ class _Diagnosis:
         self.ideal += ideal
 
     def figures(self) -> dict[str, float]:
-        """Return update_norm/<site>, and up to MAX_DIAGNOSED_SITES also cosine/<a>/<b> and aggregation_error."""
-        squared = np.diag(self.gram) if self.pairwise else self.gram
-        norms = np.sqrt(squared)
+        """Return update_norm/<site>, cosine/<a>/<b>, and aggregation_error where there are modules."""
+        norms = np.sqrt(np.diag(self.gram))
         result = {f"update_norm/{site}": float(norm) for site, norm in zip(self.sites, norms, strict=True)}
-        if not self.pairwise:
-            return result
         for i, first in enumerate(self.sites):
             for j in range(i + 1, len(self.sites)):
                 scale = norms[i] * norms[j]

@@ -18,71 +18,113 @@ from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
 from shared.adapter import Adapter
 from shared.contract import Contract
+from shared.errors import StoreUnavailable
 
 log = structlog.get_logger()
+LONGEST_PAUSE_S = 10.0
 
 
-async def keep_closing(federation: Federation) -> None:
-    """Close every round when it is due, until the server drains. One task of the serving process."""
-    warned = 0
-    while not federation.draining:
-        change = federation.next_change
+class Closer:
+    """Closes every round of a federation when it is due. Each serving process has one; they may race."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._warned = 0
+
+    async def run(self) -> None:
+        """Go on until the server drains. While the store is away nothing closes, and nothing is lost."""
+        federation, failures = self._federation, 0
+        while not federation.draining:
+            change = federation.next_change
+            try:
+                wait_s = await self._step()
+                failures = 0
+            except StoreUnavailable as error:
+                failures += 1
+                wait_s = min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(failures, 10))
+                log.error("closing_postponed", error=str(error), retry_in_s=wait_s)
+            if wait_s != 0:
+                await passed(change, wait_s)
+
+    async def _step(self) -> float | None:
+        """Do what is to be done about the round. Returns seconds until there is more to do: 0 at once, None who knows."""
+        federation = self._federation
         state, now = await federation.state(), federation.clock()
         if state.phase == "running" and state.round.phase == "closing":
-            await _finish(federation, state.round.number)
+            await self._finish(state.round.number)
+        elif more := rounds.replacements(state, now):
+            await self._invite_more(state, more)
         elif rounds.is_due(state, now):
-            await _begin(federation, state)
+            await self._begin(state)
         else:
-            if rounds.is_overdue(state, now) and warned != state.round.number:
-                warned = state.round.number
-                log.warning("round_overdue", round=warned, reason=rounds.waiting_for(state, now))
+            self._warn_overdue(state, now)
             moment = rounds.next_moment(state, now)
-            await passed(change, None if moment is None else moment - now)
+            return None if moment is None else max(moment - now, 0.001)
+        return 0
 
+    def _warn_overdue(self, state: rounds.FederationState, now: float) -> None:
+        if rounds.is_overdue(state, now) and self._warned != state.round.number:
+            self._warned = state.round.number
+            log.warning("round_overdue", round=self._warned, reason=rounds.waiting_for(state, now))
 
-async def _begin(federation: Federation, state: rounds.FederationState) -> None:
-    recipe = federation.contract.recipe
-    parent = await federation.adapter(state.round.base_version)
-    version = await federation.read(federations.last_version, federation.name) + 1
-    decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
-    swapped = await federation.decide(
-        round_rows.begin_closing,
-        federation.name,
-        decided.round,
-        state.round.accepted,
-        decided.to_bytes(),
-        decided.input_digest,
-    )
-    if swapped:
-        log.info(
-            "round_closing",
-            round=decided.round,
-            sites=[e.site for e in decided.entries],
-            left_out=decided.left_out,
-            input_digest=decided.input_digest[:12],
+    async def _invite_more(self, state: rounds.FederationState, more: tuple[str, ...]) -> None:
+        """Ask further sites in place of those that were evicted or did not answer; the round gets a new deadline."""
+        federation, number = self._federation, state.round.number
+        deadline_at = federation.clock() + federation.contract.policy.deadline_s
+        if await federation.decide(
+            round_rows.invite_more, federation.name, number, state.round.invited, more, deadline_at
+        ):
+            log.warning("round_invited_more", round=number, sites=more, missing=rounds.missing(state))
+
+    async def _begin(self, state: rounds.FederationState) -> None:
+        federation, recipe = self._federation, self._federation.contract.recipe
+        parent = await federation.adapter(state.round.base_version)
+        version = await federation.read(federations.last_version, federation.name) + 1
+        decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
+        swapped = await federation.decide(
+            round_rows.begin_closing,
+            federation.name,
+            decided.round,
+            state.round.accepted,
+            decided.to_bytes(),
+            decided.input_digest,
         )
+        if swapped:
+            log.info(
+                "round_closing",
+                round=decided.round,
+                sites=[e.site for e in decided.entries],
+                left_out=decided.left_out,
+                input_digest=decided.input_digest[:12],
+            )
 
-
-async def _finish(federation: Federation, number: int) -> None:
-    record = await federation.read(round_rows.record, federation.name, number)
-    decided = RoundManifest.from_bytes(record.manifest)
-    parent = await federation.adapter(decided.parent_version)
-    result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
-    closed = await federation.decide(write_result, federation.contract, decided, result, figures, federation.clock())
-    if not closed:
-        _compare(await federation.read(round_rows.record, federation.name, number), result)
-        return
-    log.info(
-        "round_closed",
-        round=number,
-        version=result.version,
-        digest=result.digest[:12],
-        sites_count=len(decided.entries),
-        left_out=decided.left_out,
-        aggregation_error=round(figures.get("aggregation_error", 0.0), 6),
-    )
-    if (await federation.state()).phase == "finished":
-        log.info("federation_finished", rounds=number, version=result.version, digest=result.digest)
+    async def _finish(self, number: int) -> None:
+        federation = self._federation
+        record = await federation.read(round_rows.record, federation.name, number)
+        decided = RoundManifest.from_bytes(record.manifest)
+        parent = await federation.adapter(decided.parent_version)
+        result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+        closed = await federation.decide(
+            write_result, federation.contract, decided, result, figures, federation.clock()
+        )
+        if not closed:
+            _compare(await federation.read(round_rows.record, federation.name, number), result)
+            return
+        log.info(
+            "round_closed",
+            round=number,
+            version=result.version,
+            digest=result.digest[:12],
+            sites_count=len(decided.entries),
+            left_out=decided.left_out,
+            aggregation_error=round(figures.get("aggregation_error", 0.0), 6),
+        )
+        if (keep := federation.limits.keep_rounds) and (
+            purged := await federation.write(updates.purge, federation.name, keep, federation.clock())
+        ):
+            log.info("updates_purged", rounds=purged)
+        if (await federation.state()).phase == "finished":
+            log.info("federation_finished", rounds=number, version=result.version, digest=result.digest)
 
 
 def compute(

@@ -1,7 +1,7 @@
 """One federation as it is served: joins, waits, downloads, evaluations. Reads the clock, asks `rounds`, stores the answer.
 
-Nothing here is the truth: the store is. What this object keeps is a copy of the state that every change throws away, and the
-event that wakes whoever waits for a change.
+Nothing here is the truth: the store is. What this object keeps is a copy of the state, good for as long as the store says that
+its revision stands, and the events that wake whoever waits for a change, whichever replica made it.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ import structlog
 from aggregator import rounds
 from aggregator.identity import Caller
 from aggregator.store import agents, federations
+from aggregator.store.database import Watch
 from aggregator.store.engine import Store
 from shared import protocol
 from shared.adapter import Adapter
 from shared.contract import Contract, check_metrics
-from shared.errors import ContractMismatch, NotEnrolled, NotFound
+from shared.errors import ContractMismatch, InputError, NotEnrolled, NotFound
 
 log = structlog.get_logger()
 P = ParamSpec("P")
@@ -42,6 +43,13 @@ class ServiceLimits:
     upload_s: float = 3600.0
     """Longest time one upload stream may take."""
     concurrent_uploads: int = 64
+    """Updates taken in at the same time, and as many versions sent out; other calls wait before they cost memory."""
+    keep_rounds: int = 0
+    """Rounds whose updates keep their bytes; those of older ones are dropped. 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.keep_rounds < 0:
+            raise InputError(f"keep_rounds must be 0 (all) or more, got {self.keep_rounds}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +90,13 @@ class Federation:
         self.store, self.limits, self.clock = store, limits, clock
         self.contract: Contract = store.read(federations.contract, name)
         self.name = name
-        self._state: rounds.FederationState | None = None
-        self._loading = asyncio.Lock()
+        self._copy: tuple[int, rounds.FederationState] | None = None
+        self._load: asyncio.Task[rounds.FederationState] | None = None
+        self._next_load: asyncio.Task[rounds.FederationState] | None = None
         self._change = asyncio.Event()
         self._news = asyncio.Event()
         self._draining = False
+        self.downloads = asyncio.Semaphore(limits.concurrent_uploads)
         self._adapters: dict[int, Adapter] = {}
         self._written: dict[tuple[str, str], tuple[float, float, int]] = {}
 
@@ -102,21 +112,34 @@ class Federation:
 
     async def record(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write something that matters to when the round closes."""
-        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=False))
+        return await asyncio.shield(
+            self._change_store(False, lambda: self.store.change(self.name, False, work, *args, **kwargs))
+        )
 
     async def decide(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write something that every waiting site is to hear of at once."""
-        return await asyncio.shield(self._commit(lambda: self.store.write(work, *args, **kwargs), news=True))
+        return await asyncio.shield(
+            self._change_store(True, lambda: self.store.change(self.name, True, work, *args, **kwargs))
+        )
 
-    async def _commit(self, write: Callable[[], T], *, news: bool) -> T:
+    async def _change_store(self, news: bool, change: Callable[[], T]) -> T:
         try:
-            return await asyncio.to_thread(write)
+            return await asyncio.to_thread(change)
         finally:
-            self._wake(news=news)
+            self._wake(news)
 
-    def _wake(self, *, news: bool) -> None:
-        """Forget the copy of the state; wake the task that closes rounds and, if it is news, the waiting sites."""
-        self._state = None
+    def watch(self) -> Watch:
+        """Hear of what other replicas change, from now until the watch is closed. Call it on the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def heard(federation: str, news: bool) -> None:
+            if federation in ("", self.name) and not loop.is_closed():
+                loop.call_soon_threadsafe(self._wake, news)
+
+        return self.store.watch(heard)
+
+    def _wake(self, news: bool) -> None:
+        """Wake the task that closes rounds and, if it is news, the waiting sites."""
         self._change.set()
         self._change = asyncio.Event()
         if news:
@@ -124,15 +147,23 @@ class Federation:
             self._news = asyncio.Event()
 
     async def state(self) -> rounds.FederationState:
-        """Return the federation as it stands, at least as new as this call."""
-        async with self._loading:
-            if self._state is not None:
-                return self._state
-            change = self._change
-            loaded = await self.read(federations.state, self.name)
-            if change is self._change:  # nothing was written while we read: good for the next who asks
-                self._state = loaded
-            return loaded
+        """Return the federation as it stands, at least as new as this call.
+
+        However many ask, the store is read one time after another: who asks while it is being read gets the next reading.
+        """
+        if self._next_load is None:
+            self._next_load = asyncio.create_task(self._load_after(self._load))
+        return await asyncio.shield(self._next_load)
+
+    async def _load_after(self, before: asyncio.Task[rounds.FederationState] | None) -> rounds.FederationState:
+        if before is not None:
+            await asyncio.wait({before})
+        self._load, self._next_load = self._next_load, None
+        revision, changed = await self.read(_state_unless, self.name, self._copy[0] if self._copy else None)
+        if changed is not None:
+            self._copy = revision, changed
+        assert self._copy is not None
+        return self._copy[1]
 
     @property
     def next_change(self) -> asyncio.Event:
@@ -147,7 +178,7 @@ class Federation:
     def drain(self) -> None:
         """Answer every waiting call now, and let none wait from here on."""
         self._draining = True
-        self._wake(news=True)
+        self._wake(True)
 
     async def adapter(self, version: int) -> Adapter:
         """Return one version of the global adapter; the last two are kept at hand. Raises NotFound."""
@@ -271,6 +302,14 @@ async def passed(event: asyncio.Event, timeout_s: float | None) -> None:
         return
 
 
+def _state_unless(
+    connection: sa.Connection, federation: str, held: int | None
+) -> tuple[int, rounds.FederationState | None]:
+    """Return the revision, and the state unless `held` is that revision."""
+    revision = federations.revision(connection, federation)
+    return revision, None if revision == held else federations.state(connection, federation)
+
+
 def _join(
     connection: sa.Connection,
     federation: str,
@@ -282,7 +321,7 @@ def _join(
 ) -> None:
     values: dict[str, str | float | bool] = {
         "authenticated": caller.authenticated,
-        "software_version": claim.software_version[:64],
+        "software_version": claim.software_version,
         "protocol_version": claim.protocol_version,
     }
     agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)

@@ -1,12 +1,14 @@
 """The manifest of a round: everything its result is a pure function of, and, once closed, the result's digest."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from aggregator import aggregation, rounds
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
+
+RULE = "weighted_mean"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,16 @@ class RoundManifest:
     version: int
     entries: tuple[ManifestEntry, ...]
     left_out: dict[str, str]
+    set_aside: dict[str, str] = field(default_factory=dict)
+    """Digests of accepted updates that do not count, by site: the site was evicted before the round closed."""
     result_digest: str = ""
 
     def to_jsonable(self) -> dict[str, Any]:
-        """Return the manifest as JSON values."""
-        return asdict(self)
+        """Return the manifest as JSON values. Without updates set aside it says nothing of them, as it did before it could."""
+        values = asdict(self)
+        if not self.set_aside:
+            del values["set_aside"]
+        return values
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON."""
@@ -68,7 +75,7 @@ def of_round(
     return RoundManifest(
         federation=federation.name,
         round=federation.round.number,
-        rule="weighted_mean",
+        rule=RULE,
         weighting=weighting,
         server_lr=server_lr,
         parent_version=federation.round.base_version,
@@ -79,6 +86,7 @@ def of_round(
             for s, u in held.items()
         ),
         left_out=rounds.left_out(federation),
+        set_aside=rounds.set_aside(federation),
     )
 
 

@@ -5,15 +5,17 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from shared import codecs
+from shared.codecs import DTYPES
 from shared.errors import InvalidUpdate
-from shared.layout import DTYPES, Layout, TensorSpec
+from shared.layout import Layout, TensorSpec
 
 MAX_ABSOLUTE = 1e6
 """Largest value a delta may hold: far above any training step, and low enough that no sum of deltas leaves float32."""
 
 
 def tensors(layout: Layout, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpec, np.ndarray]]:
-    """Yield (spec, read-only array) in the layout's order from payload bytes cut anywhere.
+    """Yield (spec, decoded float32 array) in the layout's order from payload bytes cut anywhere.
 
     Raises InvalidUpdate if the bytes end early or go on after the last tensor.
     """
@@ -24,9 +26,9 @@ def tensors(layout: Layout, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpe
             if piece is None:
                 raise InvalidUpdate(f"the payload ends inside tensor '{spec.name}'; it must have {layout.size} bytes")
             held += piece
-        array = np.frombuffer(bytes(held[: spec.size]), DTYPES[spec.dtype], math.prod(spec.shape)).reshape(spec.shape)
+        written = np.frombuffer(bytes(held[: spec.size]), DTYPES[spec.dtype], math.prod(spec.shape))
         del held[: spec.size]
-        yield spec, array
+        yield spec, codecs.decode(spec.dtype, written.reshape(spec.shape))
     if held or next(source, None) is not None:
         raise InvalidUpdate(f"the payload goes on after the last tensor; it must have {layout.size} bytes")
 

@@ -2,13 +2,15 @@
 
 A round is open, then closing (its input manifest is fixed), then closed. `invited`, `quorum` and `deadline` are three
 separate numbers: a round closes when every active site is in, or when its deadline has passed and the quorum is met. A round
-whose deadline passed without quorum stays open and says who is missing; no site can end a federation.
+whose deadline passed without quorum asks further sites, if the draw left any; else it stays open and says who is missing. No
+site can end a federation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shared.canonical import canonical_json, sha256_hex
 from shared.contract import RoundPolicy
 from shared.errors import ConflictingUpdate, InputError, StaleRound
 
@@ -83,6 +85,8 @@ class FederationState:
     version: int = 0
     digest: str = ""
     sites: Mapping[str, SiteState] = field(default_factory=dict)
+    sampling_seed: int = 0
+    """What every round's draw of sites is made from, where not every site is invited to every round."""
     round: RoundState
     """The open or closing round; the last one when the federation is finished."""
 
@@ -153,15 +157,41 @@ def check_open(state: RoundState, update: UpdateHeader) -> None:
         raise StaleRound(f"site '{update.site}' is not invited to round {number}; wait for the next one")
 
 
+def draw(names: Iterable[str], seed: int, number: int) -> list[str]:
+    """Return sites in the order in which round `number` asks them: by the SHA-256 of [seed, round, name].
+
+    A site's place against another hangs on nothing else: not on the order of names, the machine, or who was taken out.
+    """
+    return sorted(names, key=lambda name: sha256_hex(canonical_json([seed, number, name])))
+
+
+def invite(names: Iterable[str], count: int, seed: int, number: int) -> tuple[str, ...]:
+    """Return whom round `number` asks first: `count` of these sites, or all if there are no more; sorted by name."""
+    return tuple(sorted(draw(names, seed, number)[:count]))
+
+
+def is_sampled(federation: FederationState) -> bool:
+    """Return whether a round asks fewer sites than there are."""
+    return federation.policy.invited < len(federation.sites)
+
+
 def active_sites(federation: FederationState) -> tuple[str, ...]:
     """Return the sites whose update the round waits for or holds: invited and not evicted, sorted."""
     return tuple(sorted(s for s in federation.round.invited if federation.sites[s].phase != "evicted"))
 
 
 def quorum(federation: FederationState) -> int:
-    """Return how many updates the round needs. A quorum of everybody means everybody who has not been evicted."""
+    """Return how many updates the round needs. A quorum of all invited means all who have not been evicted.
+
+    Sites that were asked in place of others never raise it.
+    """
     policy = federation.policy
-    return len(active_sites(federation)) if policy.quorum == policy.invited else policy.quorum
+    return min(policy.quorum, len(active_sites(federation))) if policy.quorum == policy.invited else policy.quorum
+
+
+def is_quorate(federation: FederationState) -> bool:
+    """Return whether the round has the updates it needs, one at least."""
+    return len(counted(federation)) >= max(1, quorum(federation))
 
 
 def counted(federation: FederationState) -> dict[str, AcceptedUpdate]:
@@ -176,6 +206,52 @@ def missing(federation: FederationState) -> tuple[str, ...]:
     return tuple(s for s in active_sites(federation) if s not in held)
 
 
+def set_aside(federation: FederationState) -> dict[str, str]:
+    """Return the digests of accepted updates that do not count because their site was evicted since, by site."""
+    held = counted(federation)
+    return {site: update.digest for site, update in sorted(federation.round.accepted.items()) if site not in held}
+
+
+def replacements(federation: FederationState, now: float) -> tuple[str, ...]:
+    """Return the sites to be asked now in place of others, next in the round's draw first. While any are, no round is due.
+
+    One for each invited site that was evicted; and when deadline and grace have passed without quorum, one for each site
+    that is missing. Always empty where every site is invited.
+    """
+    reserve = _reserve(federation)
+    if not reserve:
+        return ()
+    state, count = federation.round, _vacancies(federation)
+    if _asks_further_at(federation) <= now:
+        count = max(count, len(missing(federation)))
+    return tuple(draw(reserve, federation.sampling_seed, state.number)[:count])
+
+
+def _reserve(federation: FederationState) -> list[str]:
+    """Return who may still be asked to take part in the open round."""
+    if not _is_running(federation) or not is_sampled(federation):
+        return []
+    invited = set(federation.round.invited)
+    return [name for name, site in federation.sites.items() if site.phase != "evicted" and name not in invited]
+
+
+def _vacancies(federation: FederationState) -> int:
+    """Return how many sites the round is short of because invited ones were evicted."""
+    return max(0, federation.policy.invited - len(active_sites(federation)))
+
+
+def _asks_further_at(federation: FederationState) -> float:
+    """Return when the round gives up waiting for its quorum and asks further sites, if there are any; else infinity."""
+    deadline = federation.round.deadline_at
+    if deadline is None or is_quorate(federation):
+        return float("inf")
+    return deadline + federation.policy.grace_s
+
+
+def _is_running(federation: FederationState) -> bool:
+    return federation.phase == "running" and federation.round.phase == "open"
+
+
 def is_due(federation: FederationState, now: float) -> bool:
     """Return whether the open round is to be closed now."""
     due = due_at(federation)
@@ -185,15 +261,16 @@ def is_due(federation: FederationState, now: float) -> bool:
 def due_at(federation: FederationState) -> float | None:
     """Return from when on the open round is to be closed if nothing else happens; None if something must happen first.
 
-    0 when every active site is in. Else, with the quorum met, the deadline, or deadline + grace while an upload begun
-    before the deadline is still unfinished.
+    0 when every active site is in, or as many as a round invites (more were asked when some did not answer). Else, with the
+    quorum met, the deadline, or deadline + grace while an upload begun before the deadline is still unfinished.
     """
     state = federation.round
-    held = counted(federation)
-    if federation.phase != "running" or state.phase != "open" or not held or len(held) < quorum(federation):
+    if not _is_running(federation) or not is_quorate(federation):
         return None
+    if _vacancies(federation) and _reserve(federation):
+        return None  # an evicted site is replaced first
     absent = missing(federation)
-    if not absent:
+    if not absent or len(counted(federation)) >= federation.policy.invited:
         return 0.0
     if state.deadline_at is None:
         return None
@@ -204,16 +281,16 @@ def due_at(federation: FederationState) -> float | None:
 def is_overdue(federation: FederationState, now: float) -> bool:
     """Return whether the open round's deadline has passed and it still waits for its quorum."""
     deadline = federation.round.deadline_at
-    running = federation.phase == "running" and federation.round.phase == "open"
-    return running and deadline is not None and now >= deadline and due_at(federation) is None
+    return _is_running(federation) and deadline is not None and now >= deadline and not is_quorate(federation)
 
 
 def next_moment(federation: FederationState, now: float) -> float | None:
     """Return when time alone next changes what is to be done about the open round; None if never."""
-    if federation.phase != "running" or federation.round.phase != "open":
+    if not _is_running(federation):
         return None
-    moments = [m for m in (due_at(federation), federation.round.deadline_at) if m is not None and m > now]
-    return min(moments, default=None)
+    further = _asks_further_at(federation) if _reserve(federation) else None
+    moments = (due_at(federation), federation.round.deadline_at, further)
+    return min((m for m in moments if m is not None and now < m < float("inf")), default=None)
 
 
 def left_out(federation: FederationState) -> dict[str, str]:
@@ -245,7 +322,6 @@ def instruct(federation: FederationState, name: str, report: SiteReport, now: fl
         version=federation.version,
         digest=federation.digest,
         remaining_s=max(0.0, state.deadline_at - now) if state.deadline_at is not None else 0.0,
-        reason=waiting_for(federation, now),
     )
     if site.phase == "evicted":
         return replace(answer, instruction="EVICTED", reason=site.reason or "evicted by the coordinator")
@@ -256,13 +332,13 @@ def instruct(federation: FederationState, name: str, report: SiteReport, now: fl
     if federation.phase == "paused":
         return replace(answer, instruction="PAUSED", reason=federation.reason or "paused by the coordinator")
     if name in state.accepted or name not in state.invited:
-        return answer
+        return replace(answer, reason=waiting_for(federation, now))
     if state.phase == "closing":
         abandoned = report.following == "TRAIN"
         return (
             replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
         )
-    return replace(answer, instruction="TRAIN", reason="")
+    return replace(answer, instruction="TRAIN")
 
 
 def is_news(answer: Answer, report: SiteReport) -> bool:
@@ -277,12 +353,20 @@ def is_news(answer: Answer, report: SiteReport) -> bool:
 def waiting_for(federation: FederationState, now: float) -> str:
     """Return in words whom the open round waits for; empty when it waits for nobody."""
     state, absent = federation.round, missing(federation)
-    if state.phase != "open" or not absent:
+    if state.phase != "open":
         return ""
+    reserve = _reserve(federation)
+    if not absent:
+        return (
+            f"round {state.number} waits for sites in place of evicted ones"
+            if reserve and _vacancies(federation)
+            else ""
+        )
     text = f"round {state.number} waits for {', '.join(absent[:8])}{' and others' if len(absent) > 8 else ''}"
     if state.deadline_at is None or now < state.deadline_at:
         return text
-    return f"{text}: past its deadline with {len(counted(federation))} of {quorum(federation)} updates needed"
+    further = "; after the grace others are invited in their place" if reserve and not is_quorate(federation) else ""
+    return f"{text}: past its deadline with {len(counted(federation))} of {quorum(federation)} updates needed{further}"
 
 
 def check_eviction(federation: FederationState, site: str) -> None:

@@ -1,4 +1,4 @@
-"""The serving process: one port, one federation, one store."""
+"""The serving process: one port, one federation, one store. On PostgreSQL any number of them, and none is special."""
 
 import asyncio
 import errno
@@ -11,11 +11,13 @@ import grpc
 import structlog
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 
-from aggregator import closing, identity, rounds
+from aggregator import identity, rounds
+from aggregator.closing import Closer
 from aggregator.errors import CannotBind
 from aggregator.federation import Federation, ServiceLimits
 from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
+from aggregator.store.database import Watch
 from aggregator.store.engine import Store
 from shared import rpc
 from shared.errors import InputError, MedDualLoRAError
@@ -24,6 +26,7 @@ from shared.tls import TlsFiles, check_plain
 log = structlog.get_logger()
 
 MAX_MESSAGE = 4 << 20
+UPLOAD_WINDOW = 4 << 10
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -33,7 +36,12 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),  # find out that a site's network is gone, and let its calls go
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    # A stream whose message nobody reads yet holds this much; the window opens to the whole message when it is read. So an
+    # upload that waits for its turn costs kilobytes, a cut loses little beside the chunk under way,
+    # and a chunk costs one round trip.
+    ("grpc.http2.lookahead_bytes", UPLOAD_WINDOW),
+    ("grpc.http2.bdp_probe", 0),
 )
 
 
@@ -62,12 +70,14 @@ class RunningServer:
     federation: Federation
     address: str
     closer: asyncio.Task[None]
+    watch: Watch
 
     async def stop(self, grace_s: float) -> None:
         """Answer what waits, let calls under way end, then stop. A round left closing is finished at the next start."""
         self.federation.drain()
         await self.server.stop(grace_s)
         await asyncio.gather(self.closer, return_exceptions=True)
+        await asyncio.to_thread(self.watch.close)
 
 
 async def start(store: Store, config: ServerConfig) -> RunningServer:
@@ -85,9 +95,10 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
     except RuntimeError as error:
         raise _reason(config) from error
     store.reserve()
+    watch = federation.watch()
     await server.start()
-    closer = asyncio.create_task(closing.keep_closing(federation), name="closer")
-    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer)
+    closer = asyncio.create_task(Closer(federation).run(), name="closer")
+    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer, watch)
 
 
 def _reason(config: ServerConfig) -> MedDualLoRAError:

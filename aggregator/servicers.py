@@ -43,8 +43,9 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         caller = identity.site_of(context)
         adapter = await self._federation.fetch(caller, request.federation, request.version)
-        for part in wire.adapter_parts(adapter, self._federation.contract, request):
-            yield part
+        async with self._federation.downloads:
+            for part in wire.adapter_parts(adapter, self._federation.contract, request):
+                yield part
 
     async def BeginUpload(self, request: pb.BeginUploadRequest, context: Any) -> pb.BeginUploadResponse:
         caller = identity.site_of(context)
@@ -88,7 +89,9 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return cpb.ListRoundsResponse(rounds=[wire.round_record(record) for record in records])
 
     async def Pause(self, request: cpb.PauseRequest, context: Any) -> cpb.PauseResponse:
-        await steering.pause(self._federation, self._check(request.federation, context), request.reason[:500])
+        await steering.pause(
+            self._federation, self._check(request.federation, context), wire.plain(request.reason, 500)
+        )
         return cpb.PauseResponse()
 
     async def Resume(self, request: cpb.ResumeRequest, context: Any) -> cpb.ResumeResponse:
@@ -97,12 +100,12 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Evict(self, request: cpb.EvictRequest, context: Any) -> cpb.EvictResponse:
         who = self._check(request.federation, context)
-        await steering.evict(self._federation, who, request.site, request.reason[:500])
+        await steering.evict(self._federation, who, request.site, wire.plain(request.reason, 500))
         return cpb.EvictResponse()
 
     async def Rollback(self, request: cpb.RollbackRequest, context: Any) -> cpb.RollbackResponse:
         who = self._check(request.federation, context)
-        await steering.rollback(self._federation, who, request.version, request.reason[:500])
+        await steering.rollback(self._federation, who, request.version, wire.plain(request.reason, 500))
         return cpb.RollbackResponse()
 
     def _check(self, federation: str, context: Any) -> str:

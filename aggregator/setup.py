@@ -1,5 +1,6 @@
 """Making a federation: what the coordinator gives, checked, and written to a new store."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,13 @@ from shared.errors import InputError
 
 MAX_ROUNDS = 100_000
 """Round numbers travel as 32 bits and every round leaves rows in the store; no federation comes near this."""
+MAX_SEED = 2**53
+"""Seeds stay below this: the largest whole number that every reader of JSON keeps exactly."""
+
+
+def random_seed() -> int:
+    """Return a seed that no site can guess, so that none knows in which rounds it will be."""
+    return secrets.randbelow(MAX_SEED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +34,12 @@ class FederationPlan:
     parameters: Mapping[str, str] = field(default_factory=dict)
     sites: Mapping[str, int | None]
     rounds: int = 8
+    invited: int | None = None
+    """Sites asked to take part in a round; None means every site. Fewer than there are: each round draws them anew."""
+    sampling_seed: int = field(default_factory=random_seed)
+    """What the draws are made from."""
     quorum: int | None = None
-    """None means every site."""
+    """None means every site that is invited."""
     deadline_s: float = 3600.0
     grace_s: float = 300.0
 
@@ -68,14 +80,16 @@ def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
         )
     if plan.rounds > MAX_ROUNDS:
         raise InputError(f"rounds must be at most {MAX_ROUNDS}, got {plan.rounds}")
-    quorum = len(plan.sites) if plan.quorum is None else plan.quorum
+    invited = _invited(plan)
+    quorum = invited if plan.quorum is None else plan.quorum
     if quorum < 3 and plan.quorum is None:
+        drawn = "" if invited == len(plan.sites) else f", {invited} of them in a round"
         raise InputError(
-            f"{len(plan.sites)} sites: {warning(quorum)}. If that is acceptable, say so with --quorum {quorum}"
+            f"{len(plan.sites)} sites{drawn}: {warning(quorum)}. If that is acceptable, say so with --quorum {quorum}"
         )
     policy = RoundPolicy(
         rounds=plan.rounds,
-        invited=len(plan.sites),
+        invited=invited,
         quorum=quorum,
         deadline_s=plan.deadline_s,
         grace_s=plan.grace_s,
@@ -88,6 +102,20 @@ def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
         policy=policy,
     )
     return contract, adapter
+
+
+def _invited(plan: FederationPlan) -> int:
+    """Return how many sites a round asks. Raises InputError if there are not so many, or for an unusable seed."""
+    if not 0 <= plan.sampling_seed < MAX_SEED:
+        raise InputError(f"sampling seed must be 0 to {MAX_SEED - 1}, got {plan.sampling_seed}")
+    if plan.invited is None:
+        return len(plan.sites)
+    if not 1 <= plan.invited <= len(plan.sites):
+        raise InputError(
+            f"invited must be 1 to {len(plan.sites)}, the number of sites, got {plan.invited}; "
+            "leave it out to invite every site to every round"
+        )
+    return plan.invited
 
 
 def warning(quorum: int) -> str:
@@ -104,7 +132,7 @@ def create(store: str, plan: FederationPlan, now: float) -> Contract:
     contract, adapter = make_contract(plan)
     made = engine.create(store)
     try:
-        made.write(federations.create, contract, adapter, plan.sites, now)
+        made.write(federations.create, contract, adapter, plan.sites, now, plan.sampling_seed)
     finally:
         made.close()
     return contract

@@ -26,13 +26,17 @@ async def resume(federation: Federation, who: str) -> None:
 
 async def evict(federation: Federation, who: str, site: str, reason: str) -> None:
     """Take a site out for good. Raises InputError if the others could then never meet their quorum."""
-    state = await federation.state()
-    rounds.check_eviction(state, site)
-    await federation.decide(federations.evict, federation.name, site, reason)
+    left = await federation.decide(_evict, federation.name, site, reason)
     log.warning("site_evicted", site=site, by=who, reason=reason)
-    left = sum(s.phase != "evicted" for s in (await federation.state()).sites.values())
     if left <= 2:
         log.warning("few_sites", sites_count=left, consequence="each of two sites can subtract itself from the mean")
+
+
+def _evict(connection: sa.Connection, federation: str, site: str, reason: str) -> int:
+    """Return how many sites are left. One transaction: two evictions at once must not leave too few."""
+    rounds.check_eviction(federations.state(connection, federation), site)
+    federations.evict(connection, federation, site, reason)
+    return sum(s.phase != "evicted" for s in federations.state(connection, federation).sites.values())
 
 
 async def rollback(federation: Federation, who: str, version: int, reason: str) -> None:

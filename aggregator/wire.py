@@ -33,13 +33,18 @@ _INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
 _FOLLOWING = {number: name for name, number in _INSTRUCTIONS.items()}
 
 
+def plain(text: str, most: int) -> str:
+    """Return what of a text can be printed, `most` characters: control characters belong in no database and no terminal."""
+    return "".join(c for c in text[:most] if c.isprintable())
+
+
 def join_claim(request: pb.JoinRequest) -> JoinClaim:
     """Decode a JoinRequest."""
     return JoinClaim(
         federation=request.federation,
         protocol_version=request.protocol_version,
         agent_id=request.agent_id,
-        software_version=request.software_version,
+        software_version=plain(request.software_version, 64),
         base_model_sha256=request.base_model_sha256,
         training_patients=request.training_patients,
         codecs=tuple(request.codecs),

@@ -89,6 +89,10 @@ class AdapterManifest:
     layout: Layout
     metadata: AdapterMetadata
 
+    def __post_init__(self) -> None:
+        for spec in self.layout.tensors:
+            spec.check_plain()
+
     def to_bytes(self) -> bytes:
         """Return the canonical JSON that Join sends."""
         return canonical_json({"layout": self.layout.to_jsonable(), "metadata": self.metadata.to_strings()})
@@ -232,6 +236,7 @@ def _layout_of_header(header: dict[str, Any], data_bytes: int) -> Layout:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise InvalidAdapter(f"header entry of tensor '{name[:80]}' needs dtype, shape and data_offsets")
         spec = spec_of(name, entry["shape"], entry["dtype"])  # limits first: a size is computed only from a sane shape
+        spec.check_plain()
         if entry["data_offsets"] != [end, end + spec.size]:
             raise InvalidAdapter(
                 f"tensor '{name}' lies at {str(entry['data_offsets'])[:80]}, expected {[end, end + spec.size]}: "

@@ -23,7 +23,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     The folder is made if it is missing. Raises OSError as the file system does (disk full, no permission).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, 0o777)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
@@ -36,6 +36,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_folder(folder: Path, mode: int) -> None:
+    """Make a folder and those above it where they are missing, each durable: a file synced inside is found after a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, 0o777)
+    folder.mkdir(mode=mode, exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

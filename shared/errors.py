@@ -67,6 +67,12 @@ class Draining(MedDualLoRAError):
     retryable = True
 
 
+class StoreUnavailable(MedDualLoRAError):
+    """The aggregator's store cannot be read or written now: database away, disk full. Nothing that was acknowledged is lost."""
+
+    retryable = True
+
+
 class AggregatorUnreachable(MedDualLoRAError):
     """No answer from the aggregator within the time the caller allows."""
 

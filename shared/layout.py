@@ -1,23 +1,22 @@
 """Which tensors a payload holds, in which order: the layout that stands for the names on the wire.
 
-A payload is the tensors' raw little-endian bytes, concatenated in the layout's order (sorted by name). Both sides derive
-the layout from the recipe, so a payload of exactly the right size is the only thing that travels; whoever derived another
-layout must spell it out and is refused by the first tensor that differs.
+A payload is the tensors' little-endian bytes as their codec writes them, concatenated in the layout's order (sorted by name).
+Both sides derive the layout from the recipe, so a payload of exactly the right size is the only thing that travels; whoever
+derived another layout must spell it out and is refused by the first tensor that differs.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from shared import codecs
 from shared.canonical import canonical_json, sha256_hex
+from shared.codecs import DTYPES, PLAIN
 from shared.errors import InvalidAdapter
-
-DTYPES = {"F32": np.dtype("<f4")}
-"""Tensor types an adapter may have, by safetensors name."""
 
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
@@ -29,16 +28,21 @@ MAX_BYTES = 2 << 30
 
 @dataclass(frozen=True, slots=True, order=True)
 class TensorSpec:
-    """Name, shape and type of one tensor."""
+    """Name, shape and type of one tensor; the type says how its numbers are written."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str = "F32"
+    dtype: str = PLAIN
 
     @property
     def size(self) -> int:
         """Bytes of the tensor."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def check_plain(self) -> None:
+        """Raise InvalidAdapter unless the tensor is float32, as all of an adapter file must be."""
+        if self.dtype != PLAIN:
+            raise InvalidAdapter(f"tensor '{self.name}' has type {self.dtype}, allowed are {PLAIN}")
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}{list(self.shape)}"
@@ -112,19 +116,30 @@ class Layout:
             if got[name] != expected[name]:
                 raise InvalidAdapter(f"tensor '{name}' is {got[name]}, expected {expected[name]}")
 
+    def written_as(self, dtype: str) -> "Layout":
+        """Return the layout of the same tensors written as another type."""
+        return Layout(tuple(replace(s, dtype=dtype) for s in self.tensors))
+
     def join(self, tensors: Mapping[str, np.ndarray]) -> bytes:
-        """Return the payload of `tensors`, which must match the layout; raises InvalidAdapter naming the first that does not."""
-        self.check_equal(Layout.of(tensors))
-        return b"".join(tensors[s.name].astype(DTYPES[s.dtype], copy=False).tobytes() for s in self.tensors)
+        """Return the payload of float32 `tensors`, encoded as the layout says.
+
+        Names and shapes must match the layout; raises InvalidAdapter naming the first that does not.
+        """
+        self.written_as(PLAIN).check_equal(Layout.of(tensors))
+        return b"".join(codecs.encode(s.dtype, tensors[s.name]).tobytes() for s in self.tensors)
 
     def split(self, payload: bytes) -> dict[str, np.ndarray]:
-        """Return read-only views of `payload` by name. Raises InvalidAdapter on a wrong size or a non-finite value."""
+        """Return the float32 tensors of `payload` by name; where nothing has to be decoded, read-only views of it.
+
+        Raises InvalidAdapter on a wrong size or a non-finite value.
+        """
         if len(payload) != self.size:
             raise InvalidAdapter(f"payload has {len(payload)} bytes, the layout has {self.size}")
         tensors, offset = {}, 0
         for spec in self.tensors:
             count = math.prod(spec.shape)
-            array = np.frombuffer(payload, DTYPES[spec.dtype], count, offset).reshape(spec.shape)
+            written = np.frombuffer(payload, DTYPES[spec.dtype], count, offset).reshape(spec.shape)
+            array = codecs.decode(spec.dtype, written)
             if not np.isfinite(array).all():
                 raise InvalidAdapter(f"tensor '{spec.name}' has {int((~np.isfinite(array)).sum())} non-finite values")
             tensors[spec.name] = array

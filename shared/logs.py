@@ -1,8 +1,13 @@
-"""Log events: JSON lines for machines, short lines for a terminal. Set up once per process, by its CLI."""
+"""Log events: JSON lines for machines, short lines for a terminal. Set up once per process, by its CLI.
+
+A log that cannot be written (disk full, reader gone) never stops the process: events are lost, counted, and the count is
+the first thing written when there is room again.
+"""
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import structlog
 
@@ -13,14 +18,14 @@ def configure(path: Path | None = None, *, terminal: TextIO = sys.stderr, **boun
     On a terminal that is a person's screen, events are short coloured lines, beside a file only warnings and errors;
     piped, they are JSON lines too, unless a file takes them. `bound` fields stand in every event.
     """
-    sinks: list[tuple[TextIO, Any]] = []
+    sinks: list[_Sink] = []
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sinks.append((path.open("a", encoding="utf-8", buffering=1), structlog.processors.JSONRenderer()))
+        sinks.append(_Sink(_File(path), structlog.processors.JSONRenderer()))
     if terminal.isatty():
-        sinks.append((terminal, structlog.dev.ConsoleRenderer()))
+        sinks.append(_Sink(terminal, structlog.dev.ConsoleRenderer(), only_trouble=path is not None))
     elif path is None:
-        sinks.append((terminal, structlog.processors.JSONRenderer()))
+        sinks.append(_Sink(terminal, structlog.processors.JSONRenderer()))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -36,16 +41,65 @@ def configure(path: Path | None = None, *, terminal: TextIO = sys.stderr, **boun
     structlog.contextvars.bind_contextvars(**bound)
 
 
+class _Stream(Protocol):
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+
+
+class _File:
+    """Appends whole lines, unbuffered: what could not be written is not held back to fail again when the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._torn = False
+
+    def write(self, text: str) -> None:
+        """Append; raises OSError. After half a line, the next one begins on a line of its own."""
+        data = (b"\n" if self._torn else b"") + text.encode()
+        written = self._file.write(data) or 0
+        if written:
+            self._torn = written < len(data)
+        if written < len(data):
+            raise OSError("the line was cut off")
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+@dataclass
+class _Sink:
+    stream: _Stream
+    render: Any
+    only_trouble: bool = False
+    """The file keeps everything; a person's screen shows what went wrong."""
+    lost: int = field(default=0, init=False)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Write one event, or count it as lost."""
+        if self.only_trouble and event.get("level") not in ("warning", "error"):
+            return
+        try:
+            if self.lost:
+                stamp = {"level": "warning", "timestamp": event.get("timestamp")}
+                self._print({"event": "log_events_lost", "count": self.lost, **stamp})
+                self.lost = 0
+            self._print(event)
+        except OSError:
+            self.lost += 1
+
+    def _print(self, event: dict[str, Any]) -> None:
+        self.stream.write(self.render(None, "", dict(event)) + "\n")
+        self.stream.flush()
+
+
 class _Write:
     """Last processor: renders one event once per sink."""
 
-    def __init__(self, sinks: list[tuple[TextIO, Any]]) -> None:
+    def __init__(self, sinks: list[_Sink]) -> None:
         self._sinks = sinks
 
     def __call__(self, logger: Any, name: str, event: Any) -> str:
-        del logger
-        for stream, render in self._sinks:
-            if stream.isatty() and len(self._sinks) > 1 and event.get("level") not in ("warning", "error"):
-                continue  # the file keeps everything; a person's screen shows what went wrong
-            print(render(None, name, dict(event)), file=stream, flush=True)
+        del logger, name
+        for sink in self._sinks:
+            sink.take(event)
         return ""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from shared import codecs
 from shared.adapter import AdapterManifest
 from shared.canonical import canonical_json
 from shared.errors import InputError
@@ -16,7 +17,7 @@ from shared.layout import Layout
 
 Mode = Literal["joint", "alternating"]
 Weighting = Literal["patients", "uniform"]
-CODECS = ("f32",)
+CODECS = tuple(codecs.CODECS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,7 @@ class Recipe:
     server_lr: float = 1.0
     """eta in global_r = global_(r-1) + eta * sum_k w_k delta_k."""
     codec: str = "f32"
+    """How an update's numbers are written (shared/codecs.py). What a lossy one loses, a site adds to its next update."""
 
     def __post_init__(self) -> None:
         for name in ("mode", "weighting"):
@@ -87,9 +89,9 @@ class Recipe:
         return canonical_json(values)
 
     def upload_layout(self, manifest: AdapterManifest, round_number: int, sites: int) -> Layout:
-        """Return what an update of this round holds: here every global tensor, whatever the round."""
+        """Return what an update of this round holds: here every global tensor as the codec writes it, whatever the round."""
         del round_number, sites
-        return manifest.layout
+        return manifest.layout.written_as(codecs.CODECS[self.codec])
 
     def broadcast_layout(self, manifest: AdapterManifest, version: int) -> Layout:
         """Return what a download of this version holds: here every global tensor."""

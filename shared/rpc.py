@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,13 +142,16 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
 
         async def stream_unary(requests: AsyncIterator[Message], context: Any) -> Message:
             record = begin(context)
+            # gRPC's reader of a stream and its generator refer to each other, and the generator still holds the last message:
+            # closing it frees a megabyte a call that would otherwise wait for the garbage collector.
+            source: Any = aiter(requests)
 
             async def counted() -> AsyncIterator[Message]:
-                async for request in requests:
+                async for request in source:
                     record.count_up(request)
                     yield request
 
-            async with _Outcome(record, context):
+            async with _Outcome(record, context), aclosing(source):
                 response: Message = await handler.stream_unary(counted(), context)
                 record.count_down(response)
                 return response

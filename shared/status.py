@@ -25,6 +25,7 @@ TABLE: dict[type[errors.MedDualLoRAError], grpc.StatusCode] = {
     errors.IdentityInUse: _Code.ALREADY_EXISTS,
     errors.BadOffset: _Code.ABORTED,
     errors.Draining: _Code.UNAVAILABLE,
+    errors.StoreUnavailable: _Code.UNAVAILABLE,
 }
 
 INTERNAL_TEXT = "internal error; the aggregator's log has the details under this call's id"

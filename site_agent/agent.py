@@ -1,54 +1,41 @@
 """The agent's loop: join, await, fetch, train, evaluate, upload, and again, for months.
 
 What is on disk decides what happens next, so an agent killed anywhere goes on where it was: a finished round waits in the
-outbox until its receipt has come, an unfinished one is trained again from the same start with the same result.
+outbox until its receipt has come, an unfinished one goes on from its last checkpoint, with the same result.
 """
 
 import asyncio
-import importlib.metadata
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
-import torch
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
 from shared.contract import ALLOWED_METRICS
-from shared.errors import InputError, MedDualLoRAError, StaleRound
+from shared.errors import ConflictingUpdate, MedDualLoRAError, NotFound, StaleRound
 from shared.protocol import MAX_WAIT_S
-from site_agent import egress
+from site_agent import disk, egress, report, starting
 from site_agent.client import FederationClient, Joined, Task
 from site_agent.config import SiteConfig
-from site_agent.data.cohort import CLASS_NAMES, Cohort
-from site_agent.egress import UpdateFacts
-from site_agent.models import weights
-from site_agent.state import State
+from site_agent.egress import Update, UpdateFacts
+from site_agent.report import REPORT, Phases
+from site_agent.state import TRAINING, State
 from site_agent.training import local
-from site_agent.training.site import SiteTrainer, Trained, load_base
+from site_agent.training.checkpoint import Checkpoints
+from site_agent.training.site import SiteTrainer
 from site_agent.view import View
 
 log = structlog.get_logger()
+T = TypeVar("T")
 HEARTBEAT_S = 20.0
-REPORT = "report.json"
 
 
 class Evicted(MedDualLoRAError):
     """The coordinator took this site out of the federation."""
-
-
-@dataclass
-class Phases:
-    """Seconds spent in each phase, for the breakdown that the demo prints."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, began: float) -> None:
-        """Add the time since `began` (monotonic) to a phase."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
 
 class Agent:
@@ -56,13 +43,17 @@ class Agent:
 
     def __init__(self, config: SiteConfig, view: View) -> None:
         self._config, self._view = config, view
-        self._state = State(config.state)
+        self._state = State(config.state, view.warned)
+        self._checkpoints = Checkpoints(
+            self._state.folder / TRAINING, config.checkpoint_s, self._state.infirmary, view.warned
+        )
         self._client = FederationClient(
             config.aggregator,
             config.tls,
             self._state.agent_id,
             plain_site=config.plain_site,
             give_up_after_s=config.give_up_after_s,
+            call_timeout_s=config.call_timeout_s,
         )
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
@@ -72,7 +63,7 @@ class Agent:
         self._busy_with: Task | None = None
 
     def stop(self) -> None:
-        """Ask the agent to leave: training ends at the next step; nothing that is on disk is lost."""
+        """Ask the agent to leave: training ends at the next step, with a checkpoint."""
         self._stopping.set()
         self._leave.set()
 
@@ -130,18 +121,13 @@ class Agent:
         """Load the base model, join, and get the site's data ready for the first round."""
         config = self._config
         began = time.monotonic()
-        first = await asyncio.to_thread(_first_look, config)
-        joined = await self._client.join(
-            federation=config.federation,
-            base_model_sha256=first.base_model_sha256,
-            training_patients=first.training_patients,
-            software_version=importlib.metadata.version("med-duallora"),
-        )
-        self._state.bind(joined.contract)
+        first = await asyncio.to_thread(starting.first_look, config)
+        joined = await starting.join(self._client, self._state, config, first, self._view)
+        await self._write(lambda: self._state.bind(joined.contract))
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
-        trainer = await asyncio.to_thread(_trainer, config, joined, first.cohort)
+        trainer = await asyncio.to_thread(starting.trainer, config, joined, first.cohort)
         self._phases.add("starting", began)
         began = time.monotonic()
         held = await asyncio.to_thread(trainer.warm_up, self._stopping.is_set)
@@ -151,34 +137,53 @@ class Agent:
 
     async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Bring one round to its receipt, from wherever it stands."""
-        finished = self._state.finished_round(task.round)
+        rounds = self._state.rounds
+        finished = rounds.find(task.round)
         if finished is None or finished.update.facts.base_version != task.version:
+            await self._settle(before_round=task.round)
             received = await self._fetch(joined, task)
-            local_before = self._state.local_adapter(task.round) or trainer.initial_local()
+            local_before = self._local_of(trainer, rounds.start(task.round, received).local)
             await self._evaluate(trainer, received, local_before, task.round - 1)
             if not await self._train(joined, trainer, task, received, local_before):
                 return
-            finished = self._state.finished_round(task.round)
-        assert finished is not None
-        if finished.accepted:
-            return
-        began = time.monotonic()
+            finished = rounds.find(task.round)
+        if finished is not None:  # else it was damaged meanwhile, and set aside: the aggregator asks for it again
+            self._checkpoints.clear()
+            await self._send(finished.update)
+
+    async def _settle(self, before_round: int) -> None:
+        """Ask for the receipts of updates that were on their way when the agent was killed, and note them."""
+        for earlier in self._state.rounds.unsettled(before_round):
+            await self._send(earlier.update)
+
+    async def _send(self, update: Update) -> None:
+        """Bring an update to its receipt, or learn that it will never count; sent again, it costs one call."""
+        began, number = time.monotonic(), update.facts.round
         try:
-            await self._client.upload(finished.update)
-        except StaleRound as error:
-            log.warning("update_too_late", round=task.round, error=str(error))
+            await self._client.upload(update)
+        except (StaleRound, ConflictingUpdate, NotFound) as error:
+            log.warning("update_too_late", round=number, error=str(error))
+            await self._write(lambda: self._state.rounds.mark(number, "refused"))
             return
-        self._state.mark_accepted(finished.update)
+        await self._write(lambda: self._state.rounds.mark(number, "accepted"))
         self._phases.add("uploading", began)
-        log.info("update_accepted", round=task.round, bytes=len(finished.update.payload), digest=finished.update.digest)
-        self._view.uploaded(task.round, len(finished.update.payload))
+        log.info("update_accepted", round=number, bytes=len(update.payload), digest=update.digest)
+        self._view.uploaded(number, len(update.payload))
+
+    def _local_of(self, trainer: SiteTrainer, number: int) -> dict[str, np.ndarray]:
+        """Return the local adapter as of a round; 0 is the one before the first."""
+        return self._state.rounds.local(number) or trainer.initial_local()
+
+    async def _write(self, write: Callable[[], T]) -> T:
+        """Write to the state folder, however long its disk is full."""
+        return await disk.keep_trying(write, self._state.folder, self._view.warned)
 
     async def _fetch(self, joined: Joined, task: Task) -> Adapter:
         began = time.monotonic()
         held = self._state.global_adapter()
         adapter = await self._client.fetch(joined.contract.manifest, task, held)
         if held is None or held.digest != adapter.digest:
-            self._state.store_global(adapter)
+            await self._write(lambda: self._state.store_global(adapter))
         self._phases.add("fetching", began)
         return adapter
 
@@ -187,8 +192,8 @@ class Agent:
         held = self._state.initial_adapter()
         if held is None:
             task = Task("FINISHED", 0, 0, joined.contract.adapter_digest, 0.0, "")
-            held = await self._client.fetch(joined.contract.manifest, task, None)
-            self._state.store_initial(held)
+            fetched = held = await self._client.fetch(joined.contract.manifest, task, None)
+            await self._write(lambda: self._state.store_initial(fetched))
         return held
 
     async def _train(
@@ -203,10 +208,15 @@ class Agent:
         began = time.monotonic()
         self._progress = 0.0
         self._abandoned.clear()
+        rounds, start = self._state.rounds, self._state.rounds.start(task.round, received)
         hooks = local.Hooks(on_step=self._on_step, should_stop=self._should_stop)
         try:
-            trained: Trained = await asyncio.to_thread(trainer.train, task.round, received, local_before, hooks)
+            trained = await self._to_its_end(
+                lambda: trainer.train(task.round, received, local_before, hooks, self._checkpoints)
+            )
         except local.Stopped:
+            if self._abandoned.is_set():
+                self._checkpoints.clear()
             log.info("round_abandoned", round=task.round)
             return False
         facts = UpdateFacts(
@@ -215,11 +225,24 @@ class Agent:
             training_patients=trainer.training_patients,
             metrics=trained.metrics,
         )
-        update = egress.seal(received, trained.global_tensors, trainer.recipe, facts, joined.contract.policy.invited)
-        self._state.commit(update, trained.local_tensors)
+        invited, residual = joined.contract.policy.invited, rounds.residual(start.residual)
+        update, owed = egress.seal(received, trained.global_tensors, trainer.recipe, facts, invited, residual)
+        await self._write(lambda: rounds.commit(update, trained.local_tensors, start, owed))
+        self._checkpoints.clear()
         self._phases.add("training", began)
         log.info("round_trained", round=task.round, duration_s=round(time.monotonic() - began, 3), **trained.metrics)
         return True
+
+    async def _to_its_end(self, work: Callable[[], T]) -> T:
+        """Run in a thread. If the agent is to leave meanwhile, it stays until the thread has stopped: it writes checkpoints,
+        and the state folder is let go only when nobody writes to it."""
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self._stopping.set()
+            await asyncio.wait([running])
+            raise
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         del optimiser
@@ -256,7 +279,8 @@ class Agent:
         self._phases.add("evaluating", began)
         if not figures:
             return
-        self._state.append_history({"version": adapter.version, "round": round_number, "validation": _finite(figures)})
+        entry = {"version": adapter.version, "round": round_number, "validation": report.finite(figures)}
+        await self._write(lambda: self._state.append_history(entry))
         reported = {"auc": figures["auc"], **figures["at_validation"]}
         reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
         await self._client.report_evaluation(round_number, adapter.version, figures["n"], reported)
@@ -265,8 +289,9 @@ class Agent:
 
     async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""
+        await self._settle(before_round=task.round + 1)
         final = await self._fetch(joined, task)
-        local_now = self._state.local_adapter(task.round + 1) or trainer.initial_local()
+        local_now = self._local_of(trainer, self._state.rounds.start(task.round + 1, final).local)
         await self._evaluate(trainer, final, local_now, task.round)
         began = time.monotonic()
         self._view.comparing()
@@ -274,62 +299,7 @@ class Agent:
         hooks = local.Hooks(should_stop=self._stopping.is_set, on_step=self._on_step)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
-        report = {
-            "site": joined.site,
-            "federation": joined.contract.federation,
-            "rounds": joined.contract.policy.rounds,
-            **trainer.facts(),
-            "adapter": {
-                "version": final.version,
-                "digest": final.digest,
-                "parameters": final.manifest.layout.parameters,
-                "bytes": final.manifest.layout.size,
-            },
-            "arms": compared,
-            "history": self._state.history(),
-            "phases_s": {k: round(v, 3) for k, v in sorted(self._phases.seconds.items())},
-        }
-        write_atomically(self._state.folder / REPORT, canonical_json(_finite(report)))
-        log.info("federation_finished", version=final.version, digest=final.digest, **_rounded(self._phases))
-        self._view.finished(report)
-
-
-@dataclass(frozen=True, slots=True)
-class _FirstLook:
-    base_model_sha256: str
-    cohort: Cohort
-    training_patients: int
-
-
-def _first_look(config: SiteConfig) -> _FirstLook:
-    """Read what Join must say: which base model lies here and how many patients there are to train on."""
-    torch.set_num_threads(config.threads)
-    cohort = Cohort.load(config.cohort)
-    training = cohort.train(without_fold=config.validation_fold)
-    for label, name in enumerate(CLASS_NAMES):
-        if all(case.label != label for case in training):
-            raise InputError(
-                f"empty class: no {name} case (label {label}) is left in {config.cohort} outside validation fold "
-                f"{config.validation_fold}; set another validation_fold, or prepare more cases"
-            )
-    loaded = load_base(config.weights, config.weights_size, "stacked", warn=False)
-    return _FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
-
-
-def _trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
-    frames: Any = joined.contract.manifest.metadata.frames
-    loaded = load_base(config.weights, config.weights_size, frames)
-    return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
-
-
-def _rounded(phases: Phases) -> dict[str, float]:
-    return {f"{name}_s": round(value, 3) for name, value in sorted(phases.seconds.items())}
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN (an AUC without both classes) by None: reports are strict JSON."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        made = report.finite(report.make(joined, trainer, final, compared, self._state.history(), self._phases))
+        await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made)))
+        log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
+        self._view.finished(made)

@@ -14,33 +14,26 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 from med_duallora.v1 import federation_pb2 as pb
-from med_duallora.v1 import federation_pb2_grpc as rpc
 
 from shared import chunks, status
 from shared.adapter import Adapter, AdapterManifest
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
-from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, MAX_WAIT_S, SITE_KEY, VERSION
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, SITE_KEY, VERSION
 from shared.recipe import CODECS, INSTALLED, make
 from shared.rpc import CallRecord, new_call_id
 from shared.tls import TlsFiles
+from site_agent.connection import Connection, Moves, Stub, is_transient
 from site_agent.egress import Update
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
-Stub = Any
-"""FederationServiceStub on an asyncio channel; the generated types describe the blocking one."""
 CALL_TIMEOUT_S = 30.0
 MIN_RATE_BYTES_PER_S = 16_000
 """Slowest uplink a transfer's deadline allows for."""
 FIRST_RETRIES_S = 600.0
-CHANNEL_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-]
+SMALLEST_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +66,31 @@ def retry_delay_s(attempt: int, elapsed_s: float, rng: random.Random) -> float:
 
 
 class FederationClient:
-    """One connection to the aggregator; made anew when it does not answer (grpc/grpc#38290: channels that never reconnect)."""
+    """One site's calls. Each is repeated until it succeeds, is refused, or nothing was heard for `give_up_after_s`.
+
+    `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes.
+    """
 
     def __init__(
-        self, address: str, tls: TlsFiles | None, agent_id: str, *, plain_site: str, give_up_after_s: float
+        self,
+        address: str,
+        tls: TlsFiles | None,
+        agent_id: str,
+        *,
+        plain_site: str,
+        give_up_after_s: float,
+        call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._address, self._tls, self._agent_id = address, tls, agent_id
+        self._address, self._agent_id = address, agent_id
+        self._connection = Connection(address, tls, call_timeout_s)
         self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
-        self._give_up_after_s = give_up_after_s
+        self._give_up_after_s, self._call_timeout_s = give_up_after_s, call_timeout_s
         self._rng = random.Random(agent_id)
-        self._channel: grpc.aio.Channel | None = None
         self.site, self.federation = plain_site, ""
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
-            self._channel = None
+        await self._connection.close()
 
     async def join(
         self, *, federation: str, base_model_sha256: str, training_patients: int, software_version: str
@@ -119,16 +120,17 @@ class FederationClient:
         self, *, round_number: int, following: str, version: int, wait_s: float, progress: float = 0.0
     ) -> Task:
         """Ask what to do; holds until something differs or `wait_s` is over."""
+        wait_s = min(wait_s, MAX_WAIT_S)
         request = pb.AwaitRoundRequest(
             federation=self.federation,
             agent_id=self._agent_id,
             round=round_number,
             following=pb.Instruction.Value(f"INSTRUCTION_{following}"),
             version=version,
-            wait_s=min(wait_s, MAX_WAIT_S),
+            wait_s=wait_s,
             progress=progress,
         )
-        reply: pb.AwaitRoundResponse = await self._unary("AwaitRound", request, CALL_TIMEOUT_S + wait_s)
+        reply: pb.AwaitRoundResponse = await self._unary("AwaitRound", request, holds_s=wait_s)
         return Task(
             _instruction(reply.instruction), reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason
         )
@@ -165,7 +167,7 @@ class FederationClient:
                     received.extend(part.chunk.data)
             return True
 
-        timeout_s = _transfer_s(manifest.layout.size)
+        timeout_s = self._transfer_s(manifest.layout.size)
         modified = await self._retrying(
             "FetchAdapter", lambda attempt: self._logged("FetchAdapter", attempt, timeout_s, once)
         )
@@ -183,17 +185,28 @@ class FederationClient:
         return adapter
 
     async def upload(self, update: Update) -> None:
-        """Send an update; returns once the aggregator's receipt says that it counts."""
+        """Send an update; returns once the aggregator's receipt says that it counts.
+
+        A transfer that does not move for `call_timeout_s` begins again at the durable offset. After an attempt that made
+        nothing durable the chunks are smaller: a slow uplink may be why.
+        """
+        chunk_bytes, durable = CHUNK_BYTES, -1
 
         async def once(attempt: int) -> None:
+            nonlocal chunk_bytes, durable
             begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
             if begun.HasField("receipt"):
                 return
+            if begun.committed == durable:
+                chunk_bytes = min(chunk_bytes, self._patient_bytes())
+            durable = begun.committed
 
             async def send(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
-                record.count_down(await stub.UploadDelta(self._stream(update, begun.committed, record), **options))
+                moves = Moves(self._call_timeout_s)
+                stream = self._stream(update, begun.committed, chunk_bytes, record, moves)
+                record.count_down(await moves.reply(stub.UploadDelta(stream, **options)))
 
-            await self._logged("UploadDelta", attempt, _transfer_s(len(update.payload)), send)
+            await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), send)
 
         await self._retrying("UploadDelta", once)
 
@@ -225,7 +238,9 @@ class FederationClient:
             **update.layout_field(),
         )
 
-    async def _stream(self, update: Update, offset: int, record: CallRecord) -> AsyncIterator[pb.UploadDeltaRequest]:
+    async def _stream(
+        self, update: Update, offset: int, chunk_bytes: int, record: CallRecord, moves: Moves
+    ) -> AsyncIterator[pb.UploadDeltaRequest]:
         start = pb.UploadStart(
             federation=self.federation, agent_id=self._agent_id, round=update.facts.round, digest=update.digest
         )
@@ -233,18 +248,23 @@ class FederationClient:
         record.count_up(first)
         record.federation, record.round = self.federation, update.facts.round
         yield first
-        for chunk in chunks.split(update.payload, offset):
+        for chunk in chunks.split(update.payload, offset, chunk_bytes):
+            moves.on()
             request = pb.UploadDeltaRequest(chunk=chunk)
             record.count_up(request)
             yield request
+        moves.on()
 
-    async def _unary(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    async def _unary(self, method: str, request: Any, holds_s: float = 0.0) -> Any:
+        """Make a call that the aggregator may hold for so long before it answers."""
+
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
             record.count_up(request)
             reply = await getattr(stub, method)(request, **options)
             record.count_down(reply)
             return reply
 
+        timeout_s = self._call_timeout_s + holds_s
         return await self._retrying(method, lambda attempt: self._logged(method, attempt, timeout_s, once))
 
     async def _retrying(self, method: str, once: Callable[[int], Awaitable[T]]) -> T:
@@ -255,7 +275,7 @@ class FederationClient:
             try:
                 return await once(attempt)
             except grpc.aio.AioRpcError as error:
-                if not status.is_retryable(error):
+                if not is_transient(error):
                     raise (status.error_of(error) or _unexpected(method, error)) from error
                 await self._wait(method, error, attempt, time.monotonic() - began)
             attempt += 1
@@ -271,7 +291,8 @@ class FederationClient:
         record = CallRecord("site", method, new_call_id(), attempt, self.site, self.federation)
         metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
         try:
-            result = await call(self._stub(), {"timeout": timeout_s, "metadata": metadata}, record)
+            async with self._connection.stub() as stub:
+                result = await call(stub, {"timeout": timeout_s, "metadata": metadata}, record)
         except grpc.aio.AioRpcError as error:
             record.finish(error.code().name, error.details() or "")
             raise
@@ -301,23 +322,14 @@ class FederationClient:
             retry_in_s=round(delay, 2),
             gives_up_in_s=round(left),
         )
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED) and attempt:
-            await self.close()
         await asyncio.sleep(delay)
 
-    def _stub(self) -> Stub:
-        if self._channel is None:
-            if self._tls is None:
-                self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
-            else:
-                self._channel = grpc.aio.secure_channel(
-                    self._address, self._tls.channel_credentials(), options=CHANNEL_OPTIONS
-                )
-        return rpc.FederationServiceStub(self._channel)
+    def _transfer_s(self, size: int) -> float:
+        return self._call_timeout_s + size / MIN_RATE_BYTES_PER_S
 
-
-def _transfer_s(size: int) -> float:
-    return CALL_TIMEOUT_S + size / MIN_RATE_BYTES_PER_S
+    def _patient_bytes(self) -> int:
+        """Return what the slowest uplink carries in half the time a transfer may stand still."""
+        return max(SMALLEST_CHUNK_BYTES, int(MIN_RATE_BYTES_PER_S * self._call_timeout_s / 2))
 
 
 def _contract(reply: pb.JoinResponse) -> Contract:

@@ -1,5 +1,6 @@
 """The agent's settings: `site.toml`, overridden by command-line options. Read once, checked, passed down whole."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -42,6 +43,10 @@ class SiteConfig:
     """Samples per forward pass, gradients accumulated to the recipe's batch; 0 takes the whole batch at once."""
     give_up_after_s: float = 7 * 24 * 3600.0
     """Longest outage the agent sits out before it exits with status 4."""
+    call_timeout_s: float = 30.0
+    """Longest silence of the aggregator in a call before it is made again."""
+    checkpoint_s: float = 5.0
+    """Seconds of training between two checkpoints: what a kill can cost. 0 makes one after every step."""
     log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +67,11 @@ class SiteConfig:
         if self.threads < 1 or self.cache_mb < 0 or self.micro_batch < 0 or self.give_up_after_s <= 0:
             raise InputError(
                 "threads must be at least 1, cache_mb and micro_batch not negative, give_up_after_s positive"
+            )
+        if not 0 < self.call_timeout_s < math.inf or not 0 <= self.checkpoint_s < math.inf:
+            raise InputError(
+                f"call_timeout_s must be positive and checkpoint_s not negative, got {self.call_timeout_s} and "
+                f"{self.checkpoint_s}"
             )
 
 

@@ -3,15 +3,19 @@
 `seal` takes the received and the trained *global* tensors and subtracts them. There is no parameter through which a local
 tensor could come: the local adapter lives in the site's state and is never an argument of anything that makes a message.
 The allow-list is the adapter manifest both sides agreed on; whatever does not match it exactly is refused, not filtered.
+
+What a lossy codec cannot say in one round is not lost but owed: it is kept as the residual and added to the next delta
+(error feedback, Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from shared import codecs
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import check_metrics
@@ -53,9 +57,22 @@ class Update:
 
 
 def seal(
-    received: Adapter, trained: Mapping[str, np.ndarray], recipe: Recipe, facts: UpdateFacts, sites: int
-) -> Update:
-    """Return the update trained - received for one round.
+    received: Adapter,
+    trained: Mapping[str, np.ndarray],
+    recipe: Recipe,
+    facts: UpdateFacts,
+    sites: int,
+    residual: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Update, dict[str, np.ndarray]]:
+    """Return the update for one round, and the residual it leaves; both by the recipe's codec.
+
+    delta = trained - received in float32. With a lossless codec delta is what is sent, and the residual is empty. Otherwise
+    delta + `residual` is sent as the codec writes it, and what that loses is the new residual, in float64:
+
+        sent + new residual == delta + residual
+
+    exactly, as long as each of these sums needs at most float64's 53 bits (true whenever the last bit of everything ever
+    added lies within 2^52 of the sum); beyond that, to one rounding of float64.
 
     Raises InvalidAdapter naming the first tensor of `trained` that is missing, extra, of another shape or not finite, and
     InputError for a metric that may not leave: the site fails closed before anything is sent.
@@ -64,6 +81,12 @@ def seal(
     check_metrics(facts.metrics)
     received.manifest.layout.check_equal(Layout.of(trained))
     delta = {s.name: (trained[s.name] - received.tensors[s.name]).astype(np.float32) for s in layout.tensors}
+    owed: dict[str, np.ndarray] = {}
+    if codecs.is_lossy(recipe.codec):
+        before = residual or {}
+        owed = {name: value + before.get(name, np.zeros_like(value, np.float64)) for name, value in delta.items()}
+        delta = {name: value.astype(np.float32) for name, value in owed.items()}
     payload = layout.join(delta)
-    layout.split(payload)
-    return Update(facts, layout, payload)
+    sent = layout.split(payload)
+    update = Update(replace(facts, codec=recipe.codec), layout, payload)
+    return update, {name: value - sent[name] for name, value in owed.items()}

@@ -68,7 +68,7 @@ def base_model(source: Path, size: str, frames: Frames) -> Model:
 
 
 def site_model(source: Path, size: str, folder: Path) -> Model:
-    """The dual model of a site's state folder: newest global adapter and own local one."""
+    """The dual model of a site's state folder: newest global adapter, and the local one that goes with that version."""
     contract: Contract = state.read_contract(folder)
     metadata = contract.manifest.metadata
     loaded = load_base(source, size, cast(Frames, metadata.frames))
@@ -82,6 +82,9 @@ def site_model(source: Path, size: str, folder: Path) -> Model:
     adapter_tensors.load_global(classifier, policy, Adapter.read(folder / state.GLOBAL).tensors)
     local = state.read_local_adapter(folder)
     if local is None:
-        raise InputError(f"{folder} holds no local adapter yet: the agent has not finished a round")
+        raise InputError(
+            f"{folder} holds no local adapter that goes with its newest global one: the agent has not finished a round before "
+            "it; try again after the next round"
+        )
     adapter_tensors.load_local(classifier, policy, local)
     return Model(classifier, image_size, metadata.class_names)

@@ -2,53 +2,52 @@
 
 agent.json              random id of this agent
 lock                    held while an agent runs
-rounds/0003/            one finished local round, renamed into place whole:
-    local.safetensors   the local adapter (and private head) after it - never leaves this folder
-    delta.bin           the sealed update (the outbox)
-    round.json          facts of the update, training metrics, accepted or not
+contract.json           what the site has agreed to
+rounds/0003/            one finished local round (site_agent/round_files.py): local adapter, outbox, residual
+training/               checkpoints of the round being trained (site_agent/training/checkpoint.py)
 global.safetensors      the newest global adapter the site has
 initial.safetensors     version 0 of it
 history.jsonl           one line per evaluated version
+damaged-*               what could not be read, wherever it lay: set aside, never deleted
+
+contract.json is the site's consent: damaged, it stops the agent with advice. Everything else falls back to the last good thing.
 """
 
 import fcntl
 import json
 import shutil
+import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
-
 from shared.adapter import Adapter
-from shared.canonical import canonical_json, sha256_hex, sync_folder, write_atomically
+from shared.canonical import canonical_json, write_atomically
 from shared.contract import Contract
-from shared.errors import InputError
-from shared.layout import Layout
-from site_agent.egress import Update, UpdateFacts
+from shared.errors import InputError, InvalidAdapter
+from site_agent import lineage, round_files
+from site_agent.damage import Damaged, Infirmary
+from site_agent.local_rounds import LocalRounds
 
 CONTRACT = "contract.json"
 GLOBAL = "global.safetensors"
 INITIAL = "initial.safetensors"
-
-
-@dataclass(frozen=True)
-class LocalRound:
-    """A finished local round as it lies on disk."""
-
-    number: int
-    update: Update
-    accepted: bool
+HISTORY = "history.jsonl"
+AGENT = "agent.json"
+ROUNDS = "rounds"
+TRAINING = "training"
+TAKEOVER_S = 120.0
+"""How long a new id may wait for the aggregator to let go of the damaged one; it does a minute after that one's last call."""
 
 
 class State:
-    """One agent's folder. Only one process may hold it; the second gets an InputError."""
+    """One agent's folder. Only one process may hold it; the second gets an InputError.
 
-    def __init__(self, folder: Path) -> None:
+    `warn` takes one sentence for a person about anything damaged.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = (folder / "lock").open("w")
@@ -62,59 +61,30 @@ class State:
             raise InputError(
                 f"another agent runs on state folder {folder}; stop it, or give this one its own --state"
             ) from None
-        for leftover in (folder / "rounds").glob(".*"):
-            shutil.rmtree(leftover)
-        self.agent_id = self._agent_id()
+        self._clear_half_written()
+        self.infirmary = Infirmary(folder, warn)
+        self.rounds = LocalRounds(folder / ROUNDS, self.infirmary)
+        self.agent_id, self._replaced_at = self._identity()
 
     def close(self) -> None:
         """Let another agent have the folder."""
         self._lock.close()
 
+    @property
+    def takeover_s(self) -> float:
+        """Seconds for which the aggregator may still hold this site's certificate for the id that was damaged here."""
+        return max(0.0, min(TAKEOVER_S, self._replaced_at + TAKEOVER_S - time.time()))
+
     def bind(self, contract: Contract) -> None:
         """Tie the folder to one contract. Raises InputError if it belongs to another: local adapters do not mix."""
         path = self.folder / CONTRACT
-        if path.exists() and (held := read_contract(self.folder)) != contract:
+        if not path.exists():
+            write_atomically(path, contract.to_bytes())
+        elif (held := read_contract(self.folder)) != contract:
             raise InputError(
                 f"state folder {self.folder} belongs to contract {held.sha256[:12]} of federation '{held.federation}', the "
                 f"aggregator offers {contract.sha256[:12]} of '{contract.federation}'; use another --state folder for it"
             )
-        write_atomically(path, contract.to_bytes())
-
-    def commit(self, update: Update, local: Mapping[str, np.ndarray]) -> None:
-        """Store a finished round, local adapter and outbox together: all of it or nothing."""
-        final = self._round_folder(update.facts.round)
-        building = final.with_name(f".{final.name}")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True, mode=0o700)
-        write_atomically(building / "local.safetensors", save(dict(local)), 0o600)
-        write_atomically(building / "delta.bin", update.payload, 0o600)
-        write_atomically(building / "round.json", self._facts(update, accepted=False))
-        if final.exists():
-            shutil.rmtree(final)
-        building.rename(final)
-        sync_folder(final.parent)
-
-    def mark_accepted(self, update: Update) -> None:
-        """Note that the aggregator has given its receipt."""
-        write_atomically(self._round_folder(update.facts.round) / "round.json", self._facts(update, accepted=True))
-
-    def finished_round(self, number: int) -> LocalRound | None:
-        """Return the stored round, or None."""
-        folder = self._round_folder(number)
-        if not folder.exists():
-            return None
-        facts = _read_json(folder / "round.json", "remove its folder to train the round again")
-        payload = (folder / "delta.bin").read_bytes()
-        if sha256_hex(payload) != facts["digest"]:
-            raise InputError(
-                f"{folder}/delta.bin is damaged (its digest differs); remove the folder to train the round again"
-            )
-        layout = Layout.from_jsonable(facts["layout"])
-        return LocalRound(number, Update(UpdateFacts(**facts["facts"]), layout, payload), facts["accepted"])
-
-    def local_adapter(self, before_round: int) -> dict[str, np.ndarray] | None:
-        """Return the private tensors as of the last round finished before `before_round`; None if there is none."""
-        return read_local_adapter(self.folder, before_round)
 
     def store_global(self, adapter: Adapter) -> None:
         """Keep the newest global adapter."""
@@ -128,88 +98,103 @@ class State:
 
     def global_adapter(self) -> Adapter | None:
         """Return the newest global adapter the site has, if any."""
-        path = self.folder / GLOBAL
-        return Adapter.read(path) if path.exists() else None
+        return self._adapter(GLOBAL)
 
     def initial_adapter(self) -> Adapter | None:
         """Return version 0; None at a site that joined when there were later ones."""
-        path = self.folder / INITIAL
-        return Adapter.read(path) if path.exists() else None
+        return self._adapter(INITIAL)
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one line; a version evaluated again after a restart replaces its line."""
         entries = [e for e in self.history() if e["version"] != entry["version"]]
         lines = [canonical_json(e) for e in [*entries, entry]]
-        write_atomically(self.folder / "history.jsonl", b"\n".join(lines) + b"\n")
+        write_atomically(self.folder / HISTORY, b"\n".join(lines) + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """Return what `append_history` stored, oldest first."""
-        path = self.folder / "history.jsonl"
+        path = self.folder / HISTORY
         if not path.exists():
             return []
-        text = "[" + ",".join(path.read_text(encoding="utf-8", errors="replace").splitlines()) + "]"
-        entries: list[dict[str, Any]] = _parse(text, path, "remove it; only the curve of earlier rounds is lost")
-        return entries
+        try:
+            entries = [json.loads(line) for line in path.read_bytes().splitlines()]
+            if all(isinstance(entry, dict) and "version" in entry for entry in entries):
+                return entries
+            reason = "a line is no entry"
+        except (OSError, ValueError, RecursionError) as error:
+            reason = f"{type(error).__name__}"
+        self.infirmary.set_aside(Damaged(path, reason), "the curve begins anew")
+        return []
 
-    def _facts(self, update: Update, *, accepted: bool) -> bytes:
-        return canonical_json(
-            {
-                "facts": asdict(update.facts),
-                "digest": update.digest,
-                "layout": update.layout.to_jsonable(),
-                "accepted": accepted,
-            }
-        )
-
-    def _agent_id(self) -> str:
-        path = self.folder / "agent.json"
+    def _adapter(self, name: str) -> Adapter | None:
+        path = self.folder / name
         if not path.exists():
-            write_atomically(path, canonical_json({"agent_id": uuid.uuid4().hex}))
-        advice = "remove it; a new id is made, and the aggregator takes it a minute after the old one's last call"
-        agent_id = _read_json(path, advice).get("agent_id")
-        if not isinstance(agent_id, str):
-            raise InputError(f"{path} names no agent_id; {advice}")
-        return agent_id
+            return None
+        try:
+            return Adapter.read(path)
+        except (InputError, InvalidAdapter) as error:
+            reason = f"{type(error).__name__}" if str(path) in str(error) else str(error)
+            self.infirmary.set_aside(Damaged(path, reason), "it is fetched again")
+            return None
 
-    def _round_folder(self, number: int) -> Path:
-        return self.folder / "rounds" / f"{number:04d}"
+    def _identity(self) -> tuple[str, float]:
+        """Return the agent's id, and when it replaced a damaged one (seconds since 1970; 0 if it never did)."""
+        path, replaced_at = self.folder / AGENT, 0.0
+        if path.exists():
+            try:
+                value = json.loads(path.read_bytes())
+                if isinstance(value, dict) and isinstance(value.get("agent_id"), str):
+                    return value["agent_id"], float(value.get("replaced_at", 0.0))
+                reason = "it names no agent_id"
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                reason = f"{type(error).__name__}"
+            self.infirmary.set_aside(Damaged(path, reason), "this agent has a new id from here on")
+            replaced_at = time.time()
+        agent_id = uuid.uuid4().hex
+        write_atomically(path, canonical_json({"agent_id": agent_id, "replaced_at": replaced_at}))
+        return agent_id, replaced_at
+
+    def _clear_half_written(self) -> None:
+        """Remove what a kill left in the middle of being written; nothing of it was ever in force."""
+        for leftover in (self.folder / ROUNDS).glob(".*"):
+            shutil.rmtree(leftover)
+        for place in (".", TRAINING, f"{ROUNDS}/[0-9]*"):
+            for leftover in self.folder.glob(f"{place}/.*.[0-9]*-[0-9]*.tmp"):
+                leftover.unlink()
 
 
 def read_contract(folder: Path) -> Contract:
-    """Return the contract of a state folder, without holding its lock. Raises InputError if it never joined."""
+    """Return the contract of a state folder, without holding its lock. Raises InputError if it never joined, or is damaged."""
+    path = folder / CONTRACT
     try:
-        return Contract.from_bytes((folder / CONTRACT).read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"{folder} holds no agent's state ({error.strerror}); name the --state folder of an agent"
         ) from error
-
-
-def read_local_adapter(folder: Path, before_round: int = 1 << 30) -> dict[str, np.ndarray] | None:
-    """Return the private tensors of a state folder as of the last round finished before `before_round`."""
-    numbers = sorted(int(p.name) for p in (folder / "rounds").glob("[0-9]*") if int(p.name) < before_round)
-    if not numbers:
-        return None
-    path = folder / "rounds" / f"{numbers[-1]:04d}" / "local.safetensors"
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove its folder to go back one round") from error
+        return Contract.from_bytes(data)
+    except InputError as error:
+        raise InputError(
+            f"{path} is damaged ({error}): it says what this site agreed to, so it is not made anew silently; if the site "
+            "still takes part in the same federation, remove the file and start the agent, else use another --state folder"
+        ) from error
 
 
-def _read_json(path: Path, advice: str) -> dict[str, Any]:
-    """Return the object in a file of ours. Raises InputError with `advice` if it is damaged."""
+def read_local_adapter(folder: Path) -> round_files.Tensors | None:
+    """Return the private tensors that go with a state folder's newest global adapter, without holding its lock.
+
+    None if the site had none yet at that version. Raises InputError if they cannot be read.
+    """
+    adapter, rounds = Adapter.read(folder / GLOBAL), folder / ROUNDS
     try:
-        value = _parse(path.read_text(encoding="utf-8", errors="replace"), path, advice)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: expected an object; {advice}")
-    return value
-
-
-def _parse(text: str, path: Path, advice: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); {advice}") from error
+        folders = {number: round_files.folder_of(rounds, number) for number in round_files.numbers(rounds)}
+        records = {number: round_files.read_record(folder) for number, folder in folders.items()}
+        finished = [record.finished for record in records.values()]
+        number = lineage.start(finished, adapter.version, adapter.parent_digest, adapter.digest).local
+        if number not in records:
+            return round_files.read_first_local(rounds)
+        return round_files.read_tensors(folders[number], records[number], round_files.LOCAL)
+    except Damaged as damage:
+        raise InputError(
+            f"{damage.path} is damaged ({damage.reason}); start the agent, which sets it aside and falls back to what is good"
+        ) from damage

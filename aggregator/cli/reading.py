@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from aggregator.store.engine import Store
     from aggregator.store.rounds import RoundRecord
 
-StorePath = Annotated[str, typer.Option("--store", help="The store: a path, or sqlite:///path.")]
+StorePath = Annotated[
+    str, typer.Option("--store", help="The store: a path, sqlite:///path or postgresql://user@host/database.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -61,6 +63,7 @@ def status(store: StorePath, json_: Json = False) -> None:
         "accepted": len(core.counted(state)),
         "quorum": core.quorum(state),
         "invited": len(state.round.invited),
+        "sampling": _sampling(state),
         "missing": list(core.missing(state)) if state.round.phase == "open" else [],
         "deadline_at": state.round.deadline_at,
         "version": state.version,
@@ -77,9 +80,24 @@ def status(store: StorePath, json_: Json = False) -> None:
         f"of {state.policy.rounds} {state.round.phase}, {facts['accepted']} of {facts['invited']} in (quorum "
         f"{facts['quorum']}), version {state.version} {state.digest[:12]}"
     )
+    if core.is_sampled(state):
+        asked = state.round.invited
+        typer.echo(
+            f"a round asks {state.policy.invited} of {len(state.sites)} sites, drawn with seed {state.sampling_seed}; "
+            f"this one: {', '.join(asked[:8])}{' and others' if len(asked) > 8 else ''}"
+        )
     if waiting := core.waiting_for(state, now):
         typer.echo(waiting)
     _print_sites(state)
+
+
+def _sampling(state: "FederationState") -> dict[str, int] | None:
+    """How rounds draw their sites; None where every site is invited to every round."""
+    from aggregator import rounds as core
+
+    if not core.is_sampled(state):
+        return None
+    return {"invited": state.policy.invited, "sites": len(state.sites), "seed": state.sampling_seed}
 
 
 def sites(store: StorePath, json_: Json = False) -> None:
@@ -115,6 +133,7 @@ def _site_facts(state: "FederationState", site: "SiteState") -> dict[str, Any]:
         "authenticated": site.authenticated if site.last_seen else None,
         "last_round": site.last_round,
         "progress": round(site.progress, 3),
+        "invited": site.name in state.round.invited,
         "accepted": site.name in state.round.accepted,
     }
 
@@ -129,11 +148,19 @@ def _print_sites(state: "FederationState") -> None:
                 site.training_patients,
                 moment(site.last_seen),
                 site.last_round or None,
-                "in" if site.name in state.round.accepted else f"{site.progress:.0%} trained" if site.progress else "",
+                _update(state, site),
             ]
             for site in state.sites.values()
         ],
     )
+
+
+def _update(state: "FederationState", site: "SiteState") -> str:
+    if site.name in state.round.accepted:
+        return "in"
+    if site.name not in state.round.invited:
+        return "not invited"
+    return f"{site.progress:.0%} trained" if site.progress else ""
 
 
 def rounds(store: StorePath, json_: Json = False) -> None:
@@ -141,32 +168,41 @@ def rounds(store: StorePath, json_: Json = False) -> None:
 
     Example: aggregator rounds --store fed.db
     """
+    from aggregator import rounds as core
+    from aggregator.store import federations
     from aggregator.store import rounds as round_rows
 
     with _opened(store) as (opened, name):
         records = opened.read(round_rows.records, name)
+        sampled = core.is_sampled(opened.read(federations.state, name))
     if json_:
         print_json([_round_facts(record) for record in records])
         return
-    rows = []
-    for record in records:
-        facts = _round_facts(record)
-        manifest = facts["manifest"] or {"entries": [], "left_out": {}, "result_digest": ""}
-        rows.append(
-            [
-                record.state.number,
-                record.state.phase,
-                f"{record.state.base_version} -> {record.version}"
-                if record.version
-                else str(record.state.base_version),
-                len(record.state.accepted),
-                "; ".join(f"{site}: {why}" for site, why in manifest["left_out"].items()),
-                record.diagnostics.get("aggregation_error"),
-                manifest["result_digest"][:12],
-                moment(record.state.closed_at),
-            ]
-        )
-    print_table(["round", "phase", "version", "updates", "left out", "aggregation error", "digest", "closed"], rows)
+    columns = ["round", "phase", "version", "updates", "left out", "aggregation error", "digest", "closed"]
+    rows = [_round_row(record, sampled) for record in records]
+    if sampled:
+        columns.insert(3, "invited")
+        for row, record in zip(rows, records, strict=True):
+            row.insert(3, len(record.state.invited))
+    print_table(columns, rows)
+
+
+def _round_row(record: "RoundRecord", sampled: bool) -> list[Any]:
+    """One line of the table. Where sites are sampled, those that were not drawn go without saying."""
+    facts = _round_facts(record)
+    manifest = facts["manifest"] or {"entries": [], "left_out": {}, "result_digest": ""}
+    left_out = {site: why for site, why in manifest["left_out"].items() if not (sampled and why == "not invited")}
+    base = record.state.base_version
+    return [
+        record.state.number,
+        record.state.phase,
+        f"{base} -> {record.version}" if record.version else str(base),
+        len(record.state.accepted),
+        "; ".join(f"{site}: {why}" for site, why in left_out.items()),
+        record.diagnostics.get("aggregation_error"),
+        manifest["result_digest"][:12],
+        moment(record.state.closed_at),
+    ]
 
 
 def _round_facts(record: "RoundRecord") -> dict[str, Any]:
@@ -183,6 +219,7 @@ def _round_facts(record: "RoundRecord") -> dict[str, Any]:
         "opened_at": state.opened_at,
         "deadline_at": state.deadline_at,
         "closed_at": state.closed_at,
+        "purged_at": record.purged_at,
         "input_digest": record.input_digest or None,
         "manifest": json.loads(record.manifest) if record.manifest else None,
         "diagnostics": record.diagnostics,
@@ -216,6 +253,8 @@ def verify(
 ) -> None:
     """Recompute closed rounds from the stored updates; exit code 1 and the first difference if something does not agree.
 
+    Of rounds whose update bytes the retention setting dropped, manifests and adapters are compared, and that is said.
+
     Example: aggregator verify --store fed.db --all
     """
     from dataclasses import asdict
@@ -229,14 +268,19 @@ def verify(
     with _opened(store) as (opened, name):
         opened.read(federations.last_version, name)  # with no version at all there is nothing to recompute from
         checks = verification.verify(opened, name, None if round_ is None else [round_])
-    closed = [check for check in checks if check.phase == "closed"]
-    bad = [check for check in closed if check.difference]
+    shown = [check for check in checks if check.phase == "closed" or check.difference]
+    bad = [check for check in shown if check.difference]
+    purged = sum(check.purged and not check.difference for check in shown)
     if json_:
-        print_json({"federation": name, "ok": not bad, "rounds": [asdict(check) for check in closed]})
+        facts = [asdict(check) | {"finding": check.finding} for check in shown]
+        print_json({"federation": name, "ok": not bad, "purged": purged, "rounds": facts})
     else:
-        for check in closed:
-            found = f"DIFFERS: {check.difference}" if check.difference else f"ok, {check.digest[:16]}"
-            typer.echo(f"round {check.round}: {check.updates} updates, {found}")
-        typer.echo(f"{len(closed) - len(bad)} of {len(closed)} closed rounds recompute to the same bytes")
+        for check in shown:
+            typer.echo(f"round {check.round}: {check.updates} updates, {check.finding}")
+        typer.echo(f"{len(shown) - len(bad) - purged} of {len(shown)} closed rounds recompute to the same bytes")
+        if purged:
+            typer.echo(
+                f"{purged} cannot be recomputed, their update bytes are purged: only the manifest chain was checked"
+            )
     if bad:
         raise typer.Exit(1)

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: Annotated[str, typer.Option(help="The store: a path, or sqlite:///path.")],
+    store: Annotated[
+        str, typer.Option(help="The store: a path, or postgresql://user@host/database for any number of replicas.")
+    ],
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:50051",
     tls_ca: Annotated[Path | None, typer.Option(help="CA that signed the sites' certificates.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="This server's certificate.")] = None,
@@ -26,8 +28,15 @@ def serve(
     identity_s: Annotated[
         float, typer.Option(help="Seconds of silence after which another agent may use a site's certificate.")
     ] = 60.0,
+    uploads: Annotated[
+        int, typer.Option(min=1, help="Uploads taken in at the same time, and as many downloads; others wait.")
+    ] = 64,
+    keep_rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Rounds whose updates keep their bytes, so that verify can recompute them. 0: all."),
+    ] = 0,
 ) -> None:
-    """Serve a federation until SIGTERM or Ctrl-C.
+    """Serve a federation until SIGTERM or Ctrl-C. With a PostgreSQL store start as many as you like.
 
     Example: aggregator serve --store fed.db --listen 0.0.0.0:50051 --tls-ca certs/ca.pem --tls-cert certs/aggregator.pem
     --tls-key certs/aggregator.key --log aggregator.jsonl
@@ -35,7 +44,7 @@ def serve(
     import asyncio
     import sys
 
-    from aggregator import server
+    from aggregator import memory, server
     from aggregator.cli.endpoint import tls_files
     from aggregator.federation import ServiceLimits
     from aggregator.store import engine, federations
@@ -46,7 +55,7 @@ def serve(
         listen=listen,
         tls=tls_files(tls_ca, tls_cert, tls_key, plain),
         grace_s=grace_s,
-        limits=ServiceLimits(identity_s=identity_s),
+        limits=ServiceLimits(identity_s=identity_s, concurrent_uploads=uploads, keep_rounds=keep_rounds),
     )
     opened = engine.open_store(store)
     screen = sys.stderr.isatty() or log is not None  # otherwise stderr is a log of JSON lines
@@ -59,6 +68,7 @@ def serve(
             logs.configure(log)
         except OSError as error:
             raise InputError(f"cannot append events to {log}: {error.strerror}; choose another --log") from error
+        memory.give_back_what_is_freed()
         asyncio.run(server.run(opened, config, lambda address, state: _announce(address, state, screen)))
     finally:
         opened.close()

@@ -15,14 +15,20 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    store: Annotated[str, typer.Option(help="Where to make the store: a path, or sqlite:///path.")],
+    store: Annotated[
+        str, typer.Option(help="Where to make the store: a path, sqlite:///path or postgresql://user@host/database.")
+    ],
     federation: Annotated[str, typer.Option(help="Name of the federation.")],
     adapter: Annotated[Path, typer.Option(help="Version 0, made by site-agent init-adapter.")],
     site: Annotated[list[str], typer.Option(help="A site, or site=training_patients. Repeat for each.")],
     recipe: Annotated[str, typer.Option(help="Installed recipe.")] = "med-duallora",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe parameter, key=value. Repeat.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds until the federation is finished.")] = 8,
-    quorum: Annotated[int | None, typer.Option(help="Updates a round needs. Default: every site.")] = None,
+    invited: Annotated[
+        int | None, typer.Option(help="Sites asked in a round, drawn anew each time. Default: every site.")
+    ] = None,
+    sampling_seed: Annotated[int | None, typer.Option(help="What the draws are made from. Default: random.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="Updates a round needs. Default: as many as are invited.")] = None,
     deadline_s: Annotated[float, typer.Option(help="Seconds until a round closes with whoever is in.")] = 3600.0,
     grace_s: Annotated[float, typer.Option(help="More seconds for an upload begun before the deadline.")] = 300.0,
     json_: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
@@ -43,11 +49,14 @@ def init(
         parameters=setup.parse_parameters(set_ or []),
         sites=setup.parse_sites(site),
         rounds=rounds,
+        invited=invited,
+        sampling_seed=setup.random_seed() if sampling_seed is None else sampling_seed,
         quorum=quorum,
         deadline_s=deadline_s,
         grace_s=grace_s,
     )
     contract = setup.create(store, plan, time.time())
+    sampled = contract.policy.invited < len(plan.sites)
     if warning := setup.warning(contract.policy.quorum):
         typer.echo(f"warning: {warning}", err=True)
     if json_:
@@ -61,13 +70,16 @@ def init(
                 "payload_bytes": contract.manifest.layout.size,
                 "sites": dict(plan.sites),
                 "rounds": contract.policy.rounds,
+                "invited": contract.policy.invited,
+                "sampling_seed": plan.sampling_seed if sampled else None,
                 "quorum": contract.policy.quorum,
             }
         )
         return
     layout = contract.manifest.layout
+    drawn = f" of {contract.policy.invited} sites each, drawn with seed {plan.sampling_seed}" if sampled else ""
     typer.echo(
-        f"federation {contract.federation}: {len(plan.sites)} sites, {contract.policy.rounds} rounds, quorum "
+        f"federation {contract.federation}: {len(plan.sites)} sites, {contract.policy.rounds} rounds{drawn}, quorum "
         f"{contract.policy.quorum}, recipe {contract.recipe.name}, {layout.parameters:,} parameters "
         f"({layout.size:,} bytes an update)\nnext: aggregator serve --store {store} --help"
     )

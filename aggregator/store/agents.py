@@ -16,8 +16,8 @@ MAX_AGENT_ID = 64
 
 def check(connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, quiet_s: float) -> None:
     """Raise IdentityInUse if another agent used the site's certificate less than `quiet_s` ago, saying when."""
-    if not 0 < len(agent_id) <= MAX_AGENT_ID:
-        raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} characters, got {len(agent_id)}")
+    if not 0 < len(agent_id) <= MAX_AGENT_ID or not agent_id.isprintable():
+        raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} printable characters, got {agent_id[:80]!r}")
     last = connection.execute(
         sa.select(TABLE.c.agent_id, TABLE.c.last_seen)
         .where(TABLE.c.federation == federation, TABLE.c.site == site)

@@ -1,92 +1,116 @@
-"""Opening a store and running transactions in it.
+"""Opening a store and running transactions in it, whatever database is behind it: SQLite in a file, or PostgreSQL.
 
-SQLite: one connection under one lock, write-ahead log, `synchronous=FULL`: a commit that returned survives a power cut.
 Functions of the other modules here take a connection and values; `Store.write` makes one transaction of one of them.
 """
 
-import fcntl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TextIO, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.pool import StaticPool
+import structlog
 
-from aggregator.store import schema
-from shared.errors import InputError, NewerStore
+from aggregator.store import migrations, schema
+from aggregator.store.database import Database, Heard, Watch
+from aggregator.store.postgres import Postgres
+from aggregator.store.sqlite import Sqlite
+from shared.errors import InputError, NewerStore, StoreUnavailable
 
+log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BUSY_TIMEOUT_S = 10
-SQLITE_FLOOR = (3, 38)
-MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {}
-"""From version n to n + 1, by n."""
-
 
 class Store:
-    """Runs functions of a connection as transactions. Safe to use from several threads."""
+    """Runs functions of a connection as transactions. Safe to use from several threads.
 
-    def __init__(self, engine: sa.Engine, place: str) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
-        self.place = place
-        self._reservation: TextIO | None = None
+    Each of them raises StoreUnavailable while the database is away, locked, or out of disk. If its connection broke during a
+    commit nobody can know whether it took place: what is written must be such that writing it again is harmless.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.place = database.place
+        """Where the store is, for its operator; without a password."""
 
     def read(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work(connection, ...)` on one consistent state of the store."""
-        return self._run(False, work, *args, **kwargs)
+        with self._translated(), self._database.transaction(write=False) as connection:
+            return work(connection, *args, **kwargs)
 
     def write(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work(connection, ...)` and commit, or roll back if it raises. Durable when this returns."""
-        return self._run(True, work, *args, **kwargs)
+        """Run `work(connection, ...)` alone and commit, or roll back if it raises. Durable when this returns."""
+        with self._translated(), self._database.transaction(write=True) as connection:
+            return work(connection, *args, **kwargs)
 
-    def _run(
-        self, immediate: bool, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    def change(
+        self,
+        federation: str,
+        news: bool,
+        work: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
-        with self._lock, self._engine.connect() as plain:
-            connection = plain.execution_options(immediate=immediate)
-            with connection.begin():
-                return work(connection, *args, **kwargs)
+        """Write something that decisions hang on: the federation's revision goes up and other processes hear of it.
+
+        `news`: the waiting sites are to hear of it at once.
+        """
+        with self._translated(), self._database.transaction(write=True) as connection:
+            result = work(connection, *args, **kwargs)
+            table = schema.federations
+            connection.execute(
+                table.update().where(table.c.name == federation).values(revision=table.c.revision + 1),
+            )
+            self._database.announce(connection, federation, news)
+            return result
+
+    def watch(self, heard: Heard) -> Watch:
+        """Call `heard(federation, news)` from a thread for changes that other processes make, until the watch is closed.
+
+        `heard("", True)` means that anything may have changed: after every connection to the database, the first included.
+        A database that is away is waited for. SQLite has one serving process and nothing to hear.
+        """
+        return self._database.watch(heard)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            cause = self._database.unavailable(error)
+            if not cause:
+                raise
+            log.warning("store_unavailable", cause=cause, error=_cause(error))
+            raise StoreUnavailable(
+                f"the aggregator's store cannot be used now: {cause}. Nothing that was acknowledged is lost; "
+                "a site tries again by itself"
+            ) from error
 
     def reserve(self) -> None:
-        """Make this the one process that serves the store: SQLite cannot tell another one of changes.
+        """Make this the one process that serves the store if it is SQLite, which cannot tell another one of changes.
 
         Raises InputError if there is one already. The reservation ends with the process, however it ends.
         """
-        self._reservation = Path(f"{self.place}.serving").open("a", encoding="ascii")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(self._reservation, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"store {self.place} is served by another process already; a SQLite store has one serving process"
-            ) from None
+        self._database.reserve()
 
     def close(self) -> None:
         """Let go of the database."""
-        if self._reservation is not None:
-            self._reservation.close()
-        with self._lock:
-            self._engine.dispose()
+        self._database.close()
 
 
 def create(url: str) -> Store:
-    """Make a new, empty store. Raises InputError if there is one already."""
-    path = _path_of(url)
-    if path.exists():
-        raise InputError(
-            f"store {path} exists already; choose another path, or serve it: aggregator serve --store {path}"
-        )
-    if not path.parent.is_dir():
-        raise InputError(f"cannot make store {path}: there is no folder {path.parent}")
-    store = Store(_engine(path), str(path))
-    try:
-        store.write(_create_tables)
-    except sa.exc.DatabaseError as error:
-        raise InputError(f"cannot make store {path}: {error.orig}; choose another path") from error
-    return store
+    """Make a new, empty store. Raises InputError if there is one already, or no place for one."""
+    database = _database(url)
+    database.check_free()
+    with _named(database, "made"), database.transaction(write=True) as connection:
+        if migrations.found(connection) is not None or _tables(connection):
+            raise InputError(
+                f"store {database.place} exists already; choose an empty database, or serve it: "
+                f"aggregator serve --store {database.place}"
+            )
+        migrations.create(connection)
+    return Store(database)
 
 
 def open_store(url: str) -> Store:
@@ -94,24 +118,17 @@ def open_store(url: str) -> Store:
 
     Raises InputError if it is missing or not a store, NewerStore if a newer release wrote it.
     """
-    path = _path_of(url)
-    if not path.is_file():
-        raise InputError(f"no store at {path}; make one with: aggregator init --store {path} --help")
-    store = Store(_engine(path), str(path))
-    try:
-        found = store.read(_version)
-    except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a store of this program ({_cause(error)}); check --store") from error
-    if found < min(MIGRATIONS, default=schema.VERSION):
-        raise InputError(f"store {path} has schema version {found}, which no release wrote; check --store")
-    if found > schema.VERSION:
-        raise NewerStore(
-            f"store {path} has schema version {found}, this release reads up to {schema.VERSION}; "
-            "upgrade med-duallora, or use the release that wrote it"
-        )
-    if found < schema.VERSION:
-        store.write(_migrate, found)
-    return store
+    database = _database(url)
+    database.check_there()
+    with _named(database, "opened"):
+        with database.transaction(write=False) as connection:
+            found, tables = migrations.found(connection), sa.inspect(connection).get_table_names()
+        _check_revision(database.place, found, bool(tables))
+        if found != migrations.HEAD:
+            with database.transaction(write=True) as connection:
+                migrations.upgrade(connection)
+            log.info("store_migrated", before=found, after=migrations.HEAD)
+    return Store(database)
 
 
 @contextmanager
@@ -125,61 +142,55 @@ def damage_named(store: Store) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _named(database: Database, step: str) -> Iterator[None]:
+    """For what the operator does to a database as a whole: raises InputError with the place, the cause and the next step."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:
+        database.close()
+        advice = (
+            database.advice(error) if isinstance(error, sa.exc.SQLAlchemyError) else "it is damaged; restore a copy"
+        )
+        raise InputError(f"store {database.place} cannot be {step} ({_cause(error)}): {advice}") from error
+    except InputError:
+        database.close()
+        raise
+
+
+def _check_revision(place: str, found: str | None, has_tables: bool) -> None:
+    if found is None and not has_tables:
+        raise InputError(f"no store at {place}, it is empty; make one with: aggregator init --store {place} --help")
+    if found is None or not migrations.is_ours(found):
+        wrong = f"its schema revision is '{found[:40]}', which no release wrote" if found else "its tables are others"
+        raise InputError(f"{place} is not a store of this program ({wrong}); check --store")
+    if found > migrations.HEAD:
+        raise NewerStore(
+            f"store {place} has schema revision {found}, this release reads up to {migrations.HEAD}; "
+            "upgrade med-duallora, or use the release that wrote it"
+        )
+
+
+def _tables(connection: sa.Connection) -> set[str]:
+    """Our tables that are there."""
+    return set(schema.metadata.tables) & set(sa.inspect(connection).get_table_names())
+
+
 def _cause(error: Exception) -> str:
     """One line: what the database said, or what was wrong with a value."""
     said = str(getattr(error, "orig", None) or error).strip() or "no reason given"
     return f"{type(error).__name__}: {said.splitlines()[0]}" if isinstance(error, KeyError) else said.splitlines()[0]
 
 
-def _path_of(url: str) -> Path:
-    if "://" not in url:
-        return Path(url)
-    scheme, _, rest = url.partition("://")
-    if scheme != "sqlite" or not rest.startswith("/"):
-        raise InputError(
-            f"store '{url}' is not supported here; give a path, or sqlite:///path (sqlite:////absolute/path)"
-        )
-    return Path(rest[1:])
-
-
-def _engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        poolclass=StaticPool,
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+def _database(url: str) -> Database:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Sqlite(Path(url))
+    if scheme == "sqlite" and rest.startswith("/"):
+        return Sqlite(Path(rest[1:]))
+    if scheme == "postgresql":
+        return Postgres(url)
+    raise InputError(
+        f"store '{scheme}://...' is not supported here; give a path, sqlite:///path (sqlite:////absolute/path), "
+        "or postgresql://user@host:5432/database"
     )
-    sa.event.listen(engine, "connect", _prepare_connection)
-    sa.event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _prepare_connection(raw: Any, record: Any) -> None:
-    del record
-    raw.isolation_level = None  # the driver must not begin transactions on its own: we choose deferred or immediate
-    cursor = raw.cursor()
-    (version,) = cursor.execute("SELECT sqlite_version()").fetchone()
-    if tuple(map(int, version.split(".")[:2])) < SQLITE_FLOOR:
-        raise InputError(f"SQLite {version} is too old, 3.38 or newer is needed")
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: sa.Connection) -> None:
-    immediate = connection.get_execution_options().get("immediate")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _create_tables(connection: sa.Connection) -> None:
-    schema.metadata.create_all(connection)
-    connection.execute(schema.schema_version.insert().values(version=schema.VERSION))
-
-
-def _version(connection: sa.Connection) -> int:
-    return int(connection.execute(sa.select(schema.schema_version.c.version)).scalar_one())
-
-
-def _migrate(connection: sa.Connection, found: int) -> None:
-    for version in range(found, schema.VERSION):
-        MIGRATIONS[version](connection)
-    connection.execute(schema.schema_version.update().values(version=schema.VERSION))

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from aggregator import rounds
 from aggregator.rounds import FederationState, SiteState
 from aggregator.store import rounds as round_rows
 from aggregator.store import schema
@@ -18,7 +19,12 @@ from shared.errors import InputError, NotFound
 
 
 def create(
-    connection: sa.Connection, contract: Contract, adapter: Adapter, sites: Mapping[str, int | None], now: float
+    connection: sa.Connection,
+    contract: Contract,
+    adapter: Adapter,
+    sites: Mapping[str, int | None],
+    now: float,
+    sampling_seed: int = 0,
 ) -> None:
     """Write a new federation with version 0 and its first round open. The deadline starts with the first Join."""
     connection.execute(
@@ -33,6 +39,7 @@ def create(
             reason="",
             version=0,
             created_at=now,
+            sampling_seed=sampling_seed,
         )
     )
     for name, patients in sites.items():
@@ -42,7 +49,8 @@ def create(
             )
         )
     add_adapter(connection, contract.federation, adapter, now)
-    round_rows.open_round(connection, contract.federation, 1, 0, sorted(sites), now, None)
+    invited = rounds.invite(sites, contract.policy.invited, sampling_seed, 1)
+    round_rows.open_round(connection, contract.federation, 1, 0, invited, now, None)
 
 
 def names(connection: sa.Connection) -> list[str]:
@@ -80,9 +88,17 @@ def state(connection: sa.Connection, federation: str) -> FederationState:
         reason=row["reason"],
         version=row["version"],
         digest=adapter_digest(connection, federation, row["version"]),
+        sampling_seed=row["sampling_seed"],
         sites=_sites(connection, federation),
         round=round_rows.last(connection, federation),
     )
+
+
+def revision(connection: sa.Connection, federation: str) -> int:
+    """Return how often the federation was changed: a copy of its state is good while this stands. Raises NotFound."""
+    table = schema.federations
+    found = connection.execute(sa.select(table.c.revision).where(table.c.name == federation)).scalar()
+    return int(_row(connection, federation)["revision"] if found is None else found)
 
 
 def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
@@ -93,20 +109,26 @@ def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
     return dict(row)
 
 
-def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
+def enrolled(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
+    """Return what is fixed about every site, by name, and nothing of what was heard from its agents."""
     table = schema.sites
     rows = connection.execute(sa.select(table).where(table.c.federation == federation).order_by(table.c.name))
-    found = {
+    return {
         row["name"]: SiteState(
             name=row["name"], phase=row["phase"], reason=row["reason"], training_patients=row["training_patients"]
         )
         for row in rows.mappings()
     }
+
+
+def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
+    found = enrolled(connection, federation)
     agents = schema.agents
     heard = connection.execute(
         sa.select(agents).where(agents.c.federation == federation).order_by(agents.c.last_seen, agents.c.agent_id)
     )
-    for row in heard.mappings():  # oldest first: what the agent heard from last said is what stands
+    # oldest first: what the agent heard from last said is what stands. A row of no site of ours is `verify`'s business
+    for row in (row for row in heard.mappings() if row["site"] in found):
         found[row["site"]] = replace(
             found[row["site"]],
             last_seen=row["last_seen"],
@@ -114,7 +136,8 @@ def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
             progress=row["progress"],
             version=row["version"],
         )
-    for site, number in round_rows.last_accepted(connection, federation).items():
+    last = round_rows.last_accepted(connection, federation)
+    for site, number in ((site, number) for site, number in last.items() if site in found):
         found[site] = replace(found[site], last_round=number)
     return found
 
@@ -136,25 +159,27 @@ def set_phase(connection: sa.Connection, federation: str, phase: str, reason: st
 
 
 def join(connection: sa.Connection, federation: str, site: str, patients: int, deadline_at: float) -> None:
-    """Mark a site as joined, fix its number of patients if nobody has, and start the first round's clock."""
-    _set_site(connection, federation, site, phase="joined")
+    """Mark a site as joined, fix its number of patients if nobody has, and start the first round's clock.
+
+    A site that was evicted this moment stays so.
+    """
     table = schema.sites
+    mine = (table.c.federation == federation, table.c.name == site)
+    connection.execute(table.update().where(*mine, table.c.phase == "enrolled").values(phase="joined"))
     connection.execute(
-        table.update()
-        .where(table.c.federation == federation, table.c.name == site, table.c.training_patients.is_(None))
-        .values(training_patients=patients)
+        table.update().where(*mine, table.c.training_patients.is_(None)).values(training_patients=patients)
     )
     round_rows.start_clock(connection, federation, deadline_at)
 
 
 def evict(connection: sa.Connection, federation: str, site: str, reason: str) -> None:
-    """Take a site out for good."""
-    _set_site(connection, federation, site, phase="evicted", reason=reason)
-
-
-def _set_site(connection: sa.Connection, federation: str, site: str, **values: str) -> None:
+    """Take a site out for good. Repeating it changes nothing: manifests hold the first reason."""
     table = schema.sites
-    connection.execute(table.update().where(table.c.federation == federation, table.c.name == site).values(**values))
+    connection.execute(
+        table.update()
+        .where(table.c.federation == federation, table.c.name == site, table.c.phase != "evicted")
+        .values(phase="evicted", reason=reason)
+    )
 
 
 def add_adapter(connection: sa.Connection, federation: str, adapter: Adapter, now: float) -> None:
@@ -173,6 +198,11 @@ def add_adapter(connection: sa.Connection, federation: str, adapter: Adapter, no
 
 def adapter(connection: sa.Connection, federation: str, version: int) -> Adapter:
     """Return one version. Raises NotFound, naming the versions there are."""
+    return Adapter.from_bytes(adapter_file(connection, federation, version))
+
+
+def adapter_file(connection: sa.Connection, federation: str, version: int) -> bytes:
+    """Return the stored file of one version as it is. Raises NotFound."""
     table = schema.adapters
     data = connection.execute(
         sa.select(table.c.data).where(table.c.federation == federation, table.c.version == version)
@@ -180,19 +210,24 @@ def adapter(connection: sa.Connection, federation: str, version: int) -> Adapter
     if data is None:
         last = last_version(connection, federation)
         raise NotFound(f"federation '{federation}' has no adapter version {version}; versions are 0 to {last}")
-    return Adapter.from_bytes(data)
+    return bytes(data)
 
 
 def adapter_digest(connection: sa.Connection, federation: str, version: int) -> str:
-    """Return the digest of one version."""
+    """Return the digest of one version, as it was written beside the file."""
+    return adapter_digests(connection, federation, version)[0]
+
+
+def adapter_digests(connection: sa.Connection, federation: str, version: int) -> tuple[str, str]:
+    """Return the digests of one version and of its parent, as they were written beside the file."""
     table = schema.adapters
-    query = sa.select(table.c.digest).where(table.c.federation == federation, table.c.version == version)
-    digest = connection.execute(query).scalar()
-    if digest is None:
+    query = sa.select(table.c.digest, table.c.parent_digest)
+    row = connection.execute(query.where(table.c.federation == federation, table.c.version == version)).first()
+    if row is None:
         raise InputError(
             f"the store is damaged: federation '{federation}' has no adapter version {version}; restore a copy of it"
         )
-    return str(digest)
+    return str(row[0]), str(row[1])
 
 
 def last_version(connection: sa.Connection, federation: str) -> int:

@@ -1,4 +1,4 @@
-"""Rows of rounds: opening, closing by compare-and-swap, rolling back."""
+"""Rows of rounds: opening, inviting, closing by compare-and-swap, rolling back."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from aggregator import rounds as core
 from aggregator.rounds import AcceptedUpdate, RoundState
 from aggregator.store import schema
 from shared.canonical import canonical_json
@@ -24,6 +25,8 @@ class RoundRecord:
     input_digest: str
     version: int | None
     diagnostics: dict[str, float]
+    purged_at: float | None
+    """Since when the bytes of its updates are gone, by the retention setting."""
 
 
 def open_round(
@@ -62,14 +65,19 @@ def state(connection: sa.Connection, federation: str, number: int) -> RoundState
 
 def record(connection: sa.Connection, federation: str, number: int) -> RoundRecord:
     """Return one round with its manifest and diagnostics. Raises NotFound."""
-    row = (
-        connection.execute(sa.select(TABLE).where(TABLE.c.federation == federation, TABLE.c.number == number))
-        .mappings()
-        .first()
-    )
+    row = connection.execute(sa.select(TABLE).where(*_is(federation, number))).mappings().first()
     if row is None:
         raise NotFound(f"federation '{federation}' has no round {number} yet")
     return _record(connection, row)
+
+
+def state_for(connection: sa.Connection, federation: str, number: int, site: str) -> RoundState:
+    """Return one round with the updates of one site alone: all that is asked of it when that site's update comes in. Raises
+    NotFound."""
+    row = connection.execute(sa.select(TABLE).where(*_is(federation, number))).mappings().first()
+    if row is None:
+        raise NotFound(f"federation '{federation}' has no round {number} yet")
+    return _record(connection, row, schema.updates.c.site == site).state
 
 
 def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
@@ -78,12 +86,12 @@ def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
     return [_record(connection, row) for row in rows.mappings().all()]
 
 
-def _record(connection: sa.Connection, row: Mapping[Any, Any]) -> RoundRecord:
+def _record(connection: sa.Connection, row: Mapping[Any, Any], *only: sa.ColumnElement[bool]) -> RoundRecord:
     updates = schema.updates
     accepted, announced = {}, {}
     for update in connection.execute(
         sa.select(updates)
-        .where(updates.c.federation == row["federation"], updates.c.round == row["number"])
+        .where(updates.c.federation == row["federation"], updates.c.round == row["number"], *only)
         .order_by(updates.c.site)
     ).mappings():
         if update["accepted_at"] is None:
@@ -108,6 +116,7 @@ def _record(connection: sa.Connection, row: Mapping[Any, Any]) -> RoundRecord:
         input_digest=row["input_digest"] or "",
         version=row["version"],
         diagnostics=json.loads(row["diagnostics"] or "{}"),
+        purged_at=row["purged_at"],
     )
 
 
@@ -140,11 +149,33 @@ def extend_deadline(connection: sa.Connection, federation: str, seconds: float) 
     )
 
 
+def invite_more(
+    connection: sa.Connection,
+    federation: str,
+    number: int,
+    before: Sequence[str],
+    more: Sequence[str],
+    deadline_at: float,
+) -> bool:
+    """Ask further sites to take part in the open round and move its deadline, so that they have their time.
+
+    Returns False, changing nothing, if the round is no longer open or its invited sites are not those of `before`: decide
+    again. A clock that has not started stands still.
+    """
+    lock(connection, federation, number)
+    current = state(connection, federation, number)
+    if current.phase != "open" or set(current.invited) != set(before):
+        return False
+    values: dict[str, Any] = {"invited": canonical_json(sorted({*before, *more})).decode()}
+    if current.deadline_at is not None:
+        values["deadline_at"] = max(current.deadline_at, deadline_at)
+    connection.execute(TABLE.update().where(*_is(federation, number)).values(**values))
+    return True
+
+
 def lock(connection: sa.Connection, federation: str, number: int) -> None:
     """Keep every other transaction from changing this round until this one ends (SQLite: a write is alone anyway)."""
-    connection.execute(
-        sa.select(TABLE.c.number).where(TABLE.c.federation == federation, TABLE.c.number == number).with_for_update()
-    )
+    connection.execute(sa.select(TABLE.c.number).where(*_is(federation, number)).with_for_update())
 
 
 def begin_closing(
@@ -155,15 +186,22 @@ def begin_closing(
     manifest: bytes,
     input_digest: str,
 ) -> bool:
-    """Fix what the round is made of. Returns False, changing nothing, if the round is no longer open or an update was
-    accepted that the decision had not `seen`: decide again. So no accepted update is ever lost."""
+    """Fix what the round is made of.
+
+    Returns False, changing nothing, if the round is no longer open, an update was accepted that the decision had not `seen`,
+    or a site in the manifest was evicted meanwhile: decide again. So no accepted update is ever lost, and none counts whose
+    site had left.
+    """
     lock(connection, federation, number)
     current = state(connection, federation, number)
     if current.phase != "open" or dict(current.accepted) != dict(seen):
         return False
+    active = set(_active_sites(connection, federation))
+    if any(entry["site"] not in active for entry in json.loads(manifest).get("entries", ())):
+        return False
     changed = connection.execute(
         TABLE.update()
-        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "open")
+        .where(*_is(federation, number), TABLE.c.phase == "open")
         .values(phase="closing", manifest=manifest.decode(), input_digest=input_digest)
     )
     return bool(changed.rowcount)
@@ -178,10 +216,13 @@ def close(
     diagnostics: Mapping[str, float],
     now: float,
 ) -> bool:
-    """Write the result down. Returns False, changing nothing, if somebody else already has: the first writer wins."""
+    """Write the result down and drop uploads that were never finished.
+
+    Returns False, changing nothing, if somebody else already has: the first writer wins.
+    """
     changed = connection.execute(
         TABLE.update()
-        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "closing")
+        .where(*_is(federation, number), TABLE.c.phase == "closing")
         .values(
             phase="closed",
             manifest=manifest.decode(),
@@ -190,11 +231,13 @@ def close(
             closed_at=now,
         )
     )
+    if changed.rowcount:
+        _drop_unfinished(connection, federation, number)
     return bool(changed.rowcount)
 
 
 def go_on(connection: sa.Connection, federation: str, version: int, rounds: int, deadline_s: float, now: float) -> None:
-    """Make `version` the current one and open the next round for every active site, or finish after the last."""
+    """Make `version` the current one and open the next round for the active sites it draws, or finish after the last."""
     federations = schema.federations
     values: dict[str, Any] = {"version": version}
     closed = connection.execute(
@@ -204,20 +247,48 @@ def go_on(connection: sa.Connection, federation: str, version: int, rounds: int,
         values["phase"] = "finished"
     connection.execute(federations.update().where(federations.c.name == federation).values(**values))
     if closed < rounds:
-        sites = schema.sites
-        invited = connection.execute(
-            sa.select(sites.c.name)
-            .where(sites.c.federation == federation, sites.c.phase != "evicted")
-            .order_by(sites.c.name)
-        ).scalars()
+        policy, seed = connection.execute(
+            sa.select(federations.c.policy, federations.c.sampling_seed).where(federations.c.name == federation)
+        ).one()
         number = last(connection, federation).number + 1
-        open_round(connection, federation, number, version, list(invited), now, now + deadline_s)
+        invited = core.invite(_active_sites(connection, federation), json.loads(policy)["invited"], seed, number)
+        open_round(connection, federation, number, version, invited, now, now + deadline_s)
 
 
 def abandon(connection: sa.Connection, federation: str, number: int, now: float) -> None:
-    """End an open round without a result; its updates stay on record and count for nothing."""
-    connection.execute(
-        TABLE.update()
-        .where(TABLE.c.federation == federation, TABLE.c.number == number, TABLE.c.phase == "open")
-        .values(phase="abandoned", closed_at=now)
+    """End an open round without a result; its updates stay on record and count for nothing, unfinished ones are dropped."""
+    changed = connection.execute(
+        TABLE.update().where(*_is(federation, number), TABLE.c.phase == "open").values(phase="abandoned", closed_at=now)
     )
+    if changed.rowcount:
+        _drop_unfinished(connection, federation, number)
+
+
+def _drop_unfinished(connection: sa.Connection, federation: str, number: int) -> None:
+    """Forget every upload of a round that was not accepted: nobody can finish it any more."""
+    updates, chunks = schema.updates, schema.chunks
+    accepted = sa.exists().where(
+        updates.c.federation == chunks.c.federation,
+        updates.c.round == chunks.c.round,
+        updates.c.site == chunks.c.site,
+        updates.c.digest == chunks.c.digest,
+        updates.c.accepted_at.is_not(None),
+    )
+    connection.execute(
+        chunks.delete().where(chunks.c.federation == federation, chunks.c.round == number, sa.not_(accepted))
+    )
+    connection.execute(
+        updates.delete().where(
+            updates.c.federation == federation, updates.c.round == number, updates.c.accepted_at.is_(None)
+        )
+    )
+
+
+def _active_sites(connection: sa.Connection, federation: str) -> list[str]:
+    sites = schema.sites
+    query = sa.select(sites.c.name).where(sites.c.federation == federation, sites.c.phase != "evicted")
+    return list(connection.execute(query).scalars())
+
+
+def _is(federation: str, number: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return TABLE.c.federation == federation, TABLE.c.number == number

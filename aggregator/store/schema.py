@@ -1,9 +1,10 @@
-"""The tables. One schema for every database; `VERSION` goes up with every change, and a migration comes with it.
+"""The tables. One schema for every database; every change of it comes with a migration (see `migrations`).
 
 Times are seconds since 1970, digests hex SHA-256, structured values canonical JSON.
 """
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -15,19 +16,22 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
     text,
 )
 
-VERSION = 1
-
 metadata = MetaData()
 
-schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+NAME = String().with_variant(String(collation="C"), "postgresql")
+"""Names and ids sort by code point, as in Python and SQLite, whatever language the database was made for."""
+
+CLAIMED = Integer().with_variant(BigInteger(), "postgresql")
+"""A number that a site says and nobody checks: any uint32. SQLite's INTEGER holds it, PostgreSQL's does not."""
 
 federations = Table(
     "federations",
     metadata,
-    Column("name", String, primary_key=True),
+    Column("name", NAME, primary_key=True),
     Column("recipe", String, nullable=False),
     Column("recipe_parameters", Text, nullable=False),
     Column("manifest", LargeBinary, nullable=False),
@@ -38,14 +42,19 @@ federations = Table(
     Column("version", Integer, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("paused_at", Double),
+    Column("sampling_seed", BigInteger, nullable=False, server_default="0"),
+    Column("revision", BigInteger, nullable=False, server_default="0"),
 )
-"""The contract, which never changes, and the few things that do: phase and current version."""
+"""The contract, which never changes, and the few things that do: phase and current version.
+
+`revision` goes up with every change that a decision may hang on: a copy of the state is good as long as it stands.
+"""
 
 sites = Table(
     "sites",
     metadata,
-    Column("federation", String, primary_key=True),
-    Column("name", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
+    Column("name", NAME, primary_key=True),
     Column("phase", String, nullable=False),
     Column("reason", Text, nullable=False),
     Column("training_patients", Integer),
@@ -54,23 +63,23 @@ sites = Table(
 agents = Table(
     "agents",
     metadata,
-    Column("federation", String, primary_key=True),
-    Column("site", String, primary_key=True),
-    Column("agent_id", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
+    Column("site", NAME, primary_key=True),
+    Column("agent_id", NAME, primary_key=True),
     Column("authenticated", Boolean, nullable=False),
     Column("software_version", String, nullable=False),
     Column("protocol_version", String, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
     Column("progress", Double, nullable=False),
-    Column("version", Integer, nullable=False),
+    Column("version", CLAIMED, nullable=False),
 )
 """Every agent that ever used a site's certificate; the one heard from last is the site's agent."""
 
 adapters = Table(
     "adapters",
     metadata,
-    Column("federation", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("parent_digest", String, nullable=False),
     Column("digest", String, nullable=False),
@@ -82,7 +91,7 @@ adapters = Table(
 rounds = Table(
     "rounds",
     metadata,
-    Column("federation", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("phase", String, nullable=False),
     Column("base_version", Integer, nullable=False),
@@ -94,16 +103,18 @@ rounds = Table(
     Column("input_digest", String),
     Column("version", Integer),
     Column("diagnostics", Text),
+    Column("purged_at", Double),
 )
+"""`purged_at`: since when the bytes of this round's updates are gone, by the retention setting; digests and manifest stay."""
 
 updates = Table(
     "updates",
     metadata,
-    Column("federation", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
     Column("round", Integer, primary_key=True),
-    Column("site", String, primary_key=True),
+    Column("site", NAME, primary_key=True),
     Column("digest", String, primary_key=True),
-    Column("agent_id", String, nullable=False),
+    Column("agent_id", NAME, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("codec", String, nullable=False),
     Column("base_version", Integer, nullable=False),
@@ -126,9 +137,9 @@ updates = Table(
 chunks = Table(
     "chunks",
     metadata,
-    Column("federation", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
     Column("round", Integer, primary_key=True),
-    Column("site", String, primary_key=True),
+    Column("site", NAME, primary_key=True),
     Column("digest", String, primary_key=True),
     Column("offset", BigInteger, primary_key=True),
     Column("size", BigInteger, nullable=False),
@@ -138,11 +149,15 @@ chunks = Table(
 evaluations = Table(
     "evaluations",
     metadata,
-    Column("federation", String, primary_key=True),
-    Column("site", String, primary_key=True),
+    Column("federation", NAME, primary_key=True),
+    Column("site", NAME, primary_key=True),
     Column("round", Integer, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("cases", BigInteger, nullable=False),
     Column("metrics", Text, nullable=False),
     Column("reported_at", Double, nullable=False),
 )
+
+for _table in (adapters, chunks):  # float32 weights do not compress: PostgreSQL is not to try
+    _ddl = DDL("ALTER TABLE %(table)s ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
+    event.listen(_table, "after_create", _ddl.execute_if(dialect="postgresql"))

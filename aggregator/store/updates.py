@@ -10,7 +10,7 @@ from aggregator.store import rounds as round_rows
 from aggregator.store import schema
 from aggregator.store.engine import Store
 from shared.canonical import canonical_json
-from shared.errors import BadOffset
+from shared.errors import BadOffset, InputError
 
 TABLE = schema.updates
 CHUNKS = schema.chunks
@@ -31,7 +31,7 @@ def announce(connection: sa.Connection, federation: str, update: rounds.UpdateHe
 
     An unfinished upload of the same site under another digest is dropped. Raises as `rounds.admit` does.
     """
-    state = round_rows.state(connection, federation, update.round)
+    state = round_rows.state_for(connection, federation, update.round, update.site)
     if rounds.is_held(state, update.site, update.digest):
         return None
     rounds.check_open(state, update)
@@ -94,7 +94,7 @@ def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -
         raise BadOffset(
             f"no unfinished upload {key.digest[:12]} of site '{key.site}' in round {key.round}; begin again"
         )
-    rounds.check_open(round_rows.state(connection, key.federation, key.round), found[0])
+    rounds.check_open(round_rows.state_for(connection, key.federation, key.round, key.site), found[0])
     end = committed(connection, key)
     if offset != end:
         raise BadOffset(f"chunk starts at byte {offset}, durable are {end}; begin again")
@@ -117,7 +117,7 @@ def accept(connection: sa.Connection, key: UpdateKey, now: float) -> float:
     Repeating it returns the first time. Raises as `rounds.admit` does, and BadOffset if bytes are missing.
     """
     round_rows.lock(connection, key.federation, key.round)
-    state = round_rows.state(connection, key.federation, key.round)
+    state = round_rows.state_for(connection, key.federation, key.round, key.site)
     held = state.accepted.get(key.site)
     if held is not None and rounds.is_held(state, key.site, key.digest):
         return held.at
@@ -142,6 +142,28 @@ def drop(connection: sa.Connection, key: UpdateKey) -> None:
         return
     connection.execute(CHUNKS.delete().where(*_is(CHUNKS, key)))
     connection.execute(TABLE.delete().where(*_is(TABLE, key)))
+
+
+def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: float) -> list[int]:
+    """Drop the bytes of updates in rounds that ended before the last `keep_rounds` that did. Returns those rounds' numbers.
+
+    Digests, manifests and adapters stay: the chain from manifest to manifest can still be verified, the results cannot be
+    computed again. At least one round is kept, for another replica may be computing its result this moment.
+    """
+    if keep_rounds < 1:
+        raise InputError(f"updates of at least 1 round must be kept, got {keep_rounds}")
+    table = schema.rounds
+    ended = (table.c.federation == federation, table.c.phase.in_(("closed", "abandoned")))
+    query = sa.select(table.c.number).where(*ended).order_by(table.c.number.desc()).offset(keep_rounds).limit(1)
+    newest = connection.execute(query).scalar()
+    if newest is None:
+        return []
+    old = (*ended, table.c.number <= newest, table.c.purged_at.is_(None))
+    numbers = list(connection.execute(sa.select(table.c.number).where(*old).order_by(table.c.number)).scalars())
+    if numbers:
+        connection.execute(CHUNKS.delete().where(CHUNKS.c.federation == federation, CHUNKS.c.round <= newest))
+        connection.execute(table.update().where(*old).values(purged_at=now))
+    return numbers
 
 
 def pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:

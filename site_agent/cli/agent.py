@@ -1,9 +1,16 @@
 """`site-agent --aggregator host:port`: the agent itself, the only command without a name."""
 
+import os
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+LEAVES_WITHIN_S = 20.0
+"""After a signal. A pass over many cases may take longer than that to notice; nothing is lost by not waiting for it, because
+whatever is on disk is whole at any instant."""
+STOPPED = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +37,10 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of this site's local adapter and order of cases.")] = None,
     validation_fold: Annotated[int | None, typer.Option(help="Fold 0-4 kept for validation.")] = None,
     give_up_after_s: Annotated[float | None, typer.Option(help="Longest outage to sit out, seconds.")] = None,
+    call_timeout_s: Annotated[
+        float | None, typer.Option(help="Longest silence in a call before it is made again.")
+    ] = None,
+    checkpoint_s: Annotated[float | None, typer.Option(help="Seconds of training between two checkpoints.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append JSON log lines to this file.")] = None,
     once: Annotated[bool, typer.Option(help="End with the federation instead of waiting for the next.")] = False,
 ) -> None:
@@ -59,6 +70,8 @@ def run(
         "seed": seed,
         "validation_fold": validation_fold,
         "give_up_after_s": give_up_after_s,
+        "call_timeout_s": call_timeout_s,
+        "checkpoint_s": checkpoint_s,
         "log": log,
     }
     _serve(site_config.load(config, overrides), once)
@@ -78,15 +91,21 @@ def _serve(config: Any, once: bool) -> None:
     shown = view.for_stream()
     agent = Agent(config, shown)
 
+    def leave() -> None:
+        agent.stop()
+        last_resort = threading.Timer(LEAVES_WITHIN_S, os._exit, (STOPPED,))
+        last_resort.daemon = True
+        last_resort.start()
+
     async def until_done() -> None:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, agent.stop)
+            loop.add_signal_handler(name, leave)
         await agent.run(once=once)
 
     try:
         asyncio.run(until_done())
     except asyncio.CancelledError:
-        raise typer.Exit(130) from None
+        raise typer.Exit(STOPPED) from None
     finally:
         shown.close()

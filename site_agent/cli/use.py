@@ -104,7 +104,7 @@ def report(state: Folder, as_json: AsJson = False) -> None:
     Example: site-agent report --state state/
     """
     from shared.errors import InputError
-    from site_agent.agent import REPORT
+    from site_agent.report import REPORT
 
     path = state / REPORT
     if not path.exists():

@@ -1,11 +1,11 @@
 """One site's share of one round: both low-rank parts and the head, trained on the cached activations.
 
 The order of cases, the view each step uses and the learning rate are pure functions of (seed, round, epoch, step), so a
-round that is trained again from the same start ends with the same bytes.
+round that is trained again from the same start, or goes on from a checkpoint, ends with the same bytes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from site_agent.data.cases import Case
 from site_agent.models import adapter_tensors
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.lora import HeadPolicy
+from site_agent.training import checkpoint
 from site_agent.training.activations import Activations, View
+from site_agent.training.checkpoint import Keeper, Progress
 
 
 class Stopped(Exception):
-    """Training was asked to stop; the round counts as not trained."""
+    """Training was asked to stop; the round counts as not trained, but goes on from its last checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,12 @@ def train_round(
     *,
     hooks: Hooks = Hooks(),
     micro_batch: int = 0,
+    keeper: Keeper | None = None,
 ) -> float:
     """Train the model in place for one round; return the mean loss of its last epoch. Raises Stopped when asked to stop.
 
-    A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm.
+    A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm. With a
+    keeper, training goes on from the newest checkpoint, and leaves one now and then and when it is stopped.
     """
     device = activations.device
     groups = _parameter_groups(model, recipe, policy)
@@ -106,8 +110,15 @@ def train_round(
     loss_of = nn.CrossEntropyLoss(
         weight=class_weights(np.array([c.label for c in cases]), recipe.class_balanced).to(device), reduction="none"
     )
-    total, losses = steps_of(len(cases), recipe), []
+    total, first, losses = steps_of(len(cases), recipe), 0, list[float]()
+    if keeper is not None and (held := keeper.newest()) is not None:
+        first, losses = held.step, list(held.losses)
+        _restore(model, policy, optimiser, activations.device, held)
     for step, batch in enumerate(batches(cases, activations, recipe, position)):
+        if step < first:
+            continue
+        if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
+            keeper.save(_progress(model, policy, optimiser, activations.device, step, losses))
         if hooks.should_stop():
             raise Stopped
         _set_rates(optimiser, recipe, position, batch)
@@ -120,6 +131,41 @@ def train_round(
             losses.append(loss)
         hooks.on_step(step + 1, total, optimiser)
     return float(np.mean(losses))
+
+
+def _progress(
+    model: CineClassifier,
+    policy: HeadPolicy,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    step: int,
+    losses: Sequence[float],
+) -> Progress:
+    return Progress(
+        step=step,
+        losses=list(losses),
+        global_tensors=_as_torch(adapter_tensors.global_tensors(model, policy)),
+        local_tensors=_as_torch(adapter_tensors.local_tensors(model, policy)),
+        optimiser=optimiser.state_dict(),
+        generators=checkpoint.generators(device),
+    )
+
+
+def _restore(
+    model: CineClassifier,
+    policy: HeadPolicy,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    held: Progress,
+) -> None:
+    adapter_tensors.load_global(model, policy, {name: value.numpy() for name, value in held.global_tensors.items()})
+    adapter_tensors.load_local(model, policy, {name: value.numpy() for name, value in held.local_tensors.items()})
+    optimiser.load_state_dict(held.optimiser)
+    checkpoint.set_generators(held.generators, device)
+
+
+def _as_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in tensors.items()}
 
 
 def _parameter_groups(model: CineClassifier, recipe: Recipe, policy: HeadPolicy) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
@@ -20,6 +21,7 @@ from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
 from site_agent.training import arms, evaluate, local
 from site_agent.training.activations import Activations
+from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.evaluate import Scored
 
 Tensors = dict[str, np.ndarray]
@@ -110,10 +112,17 @@ class SiteTrainer:
         return dict(self._initial_local)
 
     def train(
-        self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray], hooks: local.Hooks
+        self,
+        round_number: int,
+        received: Adapter,
+        local_before: Mapping[str, np.ndarray],
+        hooks: local.Hooks,
+        checkpoints: Checkpoints | None = None,
     ) -> Trained:
-        """Train one round from the received global and the site's own local part. Raises local.Stopped."""
+        """Train one round from the received global and the site's own local part, or go on where a checkpoint of exactly
+        this stands. Raises local.Stopped."""
         self._load(received, local_before)
+        keeper = checkpoints.keeper(self._binding(round_number, received, local_before)) if checkpoints else None
         position = local.Position(round_number, self.contract.policy.rounds, self.seed)
         loss = local.train_round(
             self.model,
@@ -124,11 +133,24 @@ class SiteTrainer:
             position,
             hooks=hooks,
             micro_batch=self._micro_batch,
+            keeper=keeper,
         )
         return Trained(
             adapter_tensors.global_tensors(self.model, self.policy),
             adapter_tensors.local_tensors(self.model, self.policy),
             {"train_loss": loss},
+        )
+
+    def _binding(self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray]) -> Binding:
+        cases = [[case.key, case.label] for case in self.train_cases]
+        return Binding(
+            contract=self.contract.sha256,
+            round=round_number,
+            base_version=received.version,
+            received=received.digest,
+            local=sha256_hex(save(dict(local_before))),
+            cases=sha256_hex(canonical_json(cases)),
+            seed=self.seed,
         )
 
     def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """A whole federation that takes seconds: a random backbone of a few thousand numbers, phantom cohorts of a dozen cases through
-the real `phantom` and `prepare`, a real aggregator, real agents, and a relay between them that sees every byte.
+the real `phantom` and `prepare`, a real aggregator, real agents.
 """
 
 import asyncio
@@ -8,9 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,10 @@ def prepare_phantoms(
 # --- the aggregator's store, which tests.support.serving.serve serves ------------------------------------------------
 
 
-def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, **parameters: str) -> str:
-    """Make a federation of these sites in a new store, quorum = all."""
+def create_store(
+    folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, url: str = "", **parameters: str
+) -> str:
+    """Make a federation of these sites, quorum = all: in a new SQLite file, or in the empty database at `url`."""
     folder.mkdir(exist_ok=True)
     plan = setup.FederationPlan(
         name=NAME,
@@ -103,8 +105,9 @@ def create_store(folder: Path, adapter: Path, sites: Sequence[str] = SITES, roun
         rounds=rounds,
         quorum=len(sites),
     )
-    setup.create(str(folder / "fed.db"), plan, time.time())
-    return str(folder / "fed.db")
+    where = url or str(folder / "fed.db")
+    setup.create(where, plan, time.time())
+    return where
 
 
 def outcome(store: str) -> tuple[str, int, Adapter]:
@@ -255,52 +258,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-# --- what is between them -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Relay:
-    """A TCP relay on loopback that counts what passes and keeps it: one byte string per connection and direction."""
-
-    target: str
-    address: str = ""
-    up: list[bytearray] = field(default_factory=list)
-    """Towards the aggregator."""
-    down: list[bytearray] = field(default_factory=list)
-
-    @property
-    def bytes_up(self) -> int:
-        return sum(map(len, self.up))
-
-    @property
-    def bytes_down(self) -> int:
-        return sum(map(len, self.down))
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Relay"]:
-        """Relay as long as the block lasts; `address` says where to dial."""
-        listener = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        async with listener:
-            yield self
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, _, port = self.target.rpartition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        self.up.append(bytearray())
-        self.down.append(bytearray())
-        await asyncio.gather(
-            _copy(reader, far_writer, self.up[-1]), _copy(far_reader, writer, self.down[-1]), return_exceptions=True
-        )
-
-
-async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray) -> None:
-    try:
-        while data := await source.read(1 << 16):
-            kept += data
-            sink.write(data)
-            await sink.drain()
-    finally:
-        sink.close()

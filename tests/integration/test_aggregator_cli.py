@@ -230,9 +230,9 @@ def test_certificates_that_are_none_are_not_called_a_port_in_use(tmp_path: Path)
 def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     with sqlite3.connect(store) as raw:
-        raw.execute("UPDATE schema_version SET version = 7")
+        raw.execute("UPDATE alembic_version SET version_num = '0007'")
     for command in (["serve", "--plain"], ["status"], ["verify"]):
-        fails(3, "has schema version 7, this release reads up to 1; upgrade", *command, "--store", store)
+        fails(3, "has schema revision 0007, this release reads up to 0002; upgrade", *command, "--store", store)
 
 
 def test_serving_needs_tls_or_plain_on_loopback(tmp_path: Path) -> None:
@@ -467,8 +467,8 @@ def test_a_host_name_that_no_certificate_can_hold_is_refused(tmp_path: Path) -> 
         "DROP TABLE updates",
         "UPDATE rounds SET invited = 'x'",
         "UPDATE federations SET policy = '{}x'",
-        "UPDATE schema_version SET version = 0",
-        "DELETE FROM schema_version",
+        "UPDATE alembic_version SET version_num = '0000'",
+        "DELETE FROM alembic_version",
     ],
 )
 def test_a_damaged_store_is_one_line(

@@ -282,7 +282,7 @@ class Spoiling(Agent):
         self, joined: Joined, trainer: SiteTrainer, task: Task, received: Adapter, local_before: dict[str, np.ndarray]
     ) -> bool:
         await super()._train(joined, trainer, task, received, local_before)
-        finished = self._state.finished_round(task.round)
+        finished = self._state.rounds.find(task.round)
         assert finished is not None
         await self._client.upload(self._spoil(finished.update))
         return True

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from site_agent.models.config import ConvViTConfig
+from tests.chaos.relay import Relay
 from tests.integration import federation
-from tests.integration.federation import Materials, Relay
+from tests.integration.federation import Materials
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +58,7 @@ async def test_both_sides_account_for_the_same_bytes_and_a_relay_counts_little_m
     ours = certificates["aggregator"]
     options = ("--tls-ca", ours.ca, "--tls-cert", ours.certificate, "--tls-key", ours.key) if secure else ("--plain",)
     with federation.aggregator_process(store, "--log", log, *options) as address:
-        async with Relay(address).running() as relay:
+        async with Relay([address]) as relay:
             configs = [
                 federation.site_config(
                     Materials(backbone, adapter, materials.cohorts),
@@ -103,8 +104,8 @@ def check_accounts(log: Path, agent_logs: list[Path], secure: bool) -> None:
 
 def check_against_relay(log: Path, agent_logs: list[Path], relay: Relay) -> None:
     """Fail unless the relay's count is within 1 % + 8 KB a connection of either side's log, each way."""
-    allowance = PER_CONNECTION * len(relay.up)
-    assert len(relay.up) >= len(agent_logs)
+    allowance = PER_CONNECTION * len(relay.links)
+    assert len(relay.links) >= len(agent_logs)
     for total in (comm_cost(log)["total"], comm_cost(*agent_logs)["total"]):
         for counted, said in ((relay.bytes_up, total["bytes_up"]), (relay.bytes_down, total["bytes_down"])):
             assert said > 40 * PER_CONNECTION

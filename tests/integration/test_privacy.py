@@ -22,8 +22,9 @@ from site_agent.client import Joined, Task
 from site_agent.egress import Update, UpdateFacts
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
+from tests.chaos.relay import Relay
 from tests.integration import federation
-from tests.integration.federation import Materials, Relay
+from tests.integration.federation import Materials
 from tests.support.serving import serve
 
 pytestmark = pytest.mark.integration
@@ -83,7 +84,7 @@ class Watched(Agent):
         for name, value in trainer.initial_local().items():
             self.secrets.add(f"initial {name}", value)
         await super()._do_round(joined, trainer, task)
-        finished = self._state.finished_round(task.round)
+        finished = self._state.rounds.find(task.round)
         assert finished is not None
         self.sent = finished.update.payload
         self.sent_count += 1
@@ -121,14 +122,14 @@ class Leaking(Watched):
         local_before: Mapping[str, np.ndarray],
     ) -> bool:
         assert await super()._train(joined, trainer, task, received, dict(local_before))
-        finished, private = self._state.finished_round(task.round), self._state.local_adapter(task.round + 1)
+        finished, private = self._state.rounds.find(task.round), self._state.rounds.local(task.round)
         assert finished is not None
         assert private is not None
         update = finished.update
         tensors = {name: value.copy() for name, value in update.layout.split(update.payload).items()}
         count = self.numbers or private[LOCAL_Q].size
         tensors[GLOBAL_Q].reshape(-1)[:count] = private[LOCAL_Q].reshape(-1)[:count]
-        self._state.commit(Update(update.facts, update.layout, update.layout.join(tensors)), private)
+        self._state.rounds.commit(Update(update.facts, update.layout, update.layout.join(tensors)), private)
         return True
 
 
@@ -164,7 +165,7 @@ async def run_through_relay(
 ) -> tuple[list[Watched], Relay]:
     """Run a plain federation of two sites with every connection through one relay; return the agents and what passed."""
     store = federation.create_store(folder, materials.adapter, SITES, rounds=3, **parameters)
-    async with serve(store) as running, Relay(running.address).running() as relay:
+    async with serve(store) as running, Relay([running.address], keep=True) as relay:
         agents = [kind(federation.site_config(materials, folder, relay.address, site), Silent()) for site in SITES]
         await federation.finish(*agents)
     federation.assert_finished(store, rounds=3)
@@ -176,12 +177,12 @@ def leaked(agents: list[Watched], relay: Relay) -> set[str]:
     secrets = Secrets()
     for agent in agents:
         secrets.names |= agent.secrets.names
-    return {name for capture in (*relay.up, *relay.down) for name in secrets.found_in(bytes(capture))}
+    return {name for capture in relay.captures for name in secrets.found_in(bytes(capture))}
 
 
 def assert_updates_passed(agents: list[Watched], relay: Relay) -> None:
     """Fail if the relay was bypassed: then it would prove nothing that a secret was not seen."""
-    captured = [bytes(capture) for capture in relay.up]
+    captured = [bytes(link.up.kept) for link in relay.links]
     for agent in agents:
         assert agent.sent_count == 3
         assert any(agent.sent in capture for capture in captured)

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -60,6 +61,25 @@ def test_the_order_of_arrival_never_changes_a_bit(order: list[str], seed: int) -
         return Layout.of(tensors).join(tensors)
 
     assert result(order) == result(list("abcd"))
+
+
+@given(st.integers(2, 9), st.integers(0, 2**31))
+def test_many_sites_are_summed_to_the_same_bytes_as_few(sites: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = adapters.tensors()
+    names = [f"s{k}" for k in range(sites)]
+    updates = {s: {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in base.items()} for s in names}
+    weight = aggregation.weights(dict(zip(names, rng.integers(1, 300, sites).tolist(), strict=True)), "patients")
+
+    def result(diagnosed: int) -> tuple[bytes, dict[str, float]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(aggregation, "MAX_DIAGNOSED_SITES", diagnosed)
+            tensors, figures = aggregation.aggregate(base, {s: iter(stream(updates[s])) for s in names}, weight, 0.5)
+        return Layout.of(tensors).join(tensors), {k: v for k, v in figures.items() if k.startswith("update_norm/")}
+
+    (together, norms), (one_by_one, same_norms) = result(sites), result(sites - 1)
+    assert together == one_by_one
+    assert norms == pytest.approx(same_norms, rel=1e-12)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 4))

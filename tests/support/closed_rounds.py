@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aggregator import closing, manifest, rounds, setup
 from aggregator.store import engine, federations, updates
@@ -15,21 +16,23 @@ PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
 
 
 def make(
-    folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, quorum: int | None = None
+    folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, url: str = "", **plan: Any
 ) -> Store:
-    """Return a new store with round 1 open; every site has joined in name only."""
+    """Return a new store, a SQLite file in the folder or the database at `url`, with round 1 open.
+
+    Every site has joined in name only.
+    """
     adapters.adapter().write(folder / "v0.safetensors")
-    plan = setup.FederationPlan(
-        name="demo", adapter=folder / "v0.safetensors", sites=dict(patients), rounds=rounds_count, quorum=quorum
+    made = setup.FederationPlan(
+        name="demo", adapter=folder / "v0.safetensors", sites=dict(patients), rounds=rounds_count, **plan
     )
-    setup.create(str(folder / "fed.db"), plan, 1000.0)
-    return engine.open_store(str(folder / "fed.db"))
+    where = url or str(folder / "fed.db")
+    setup.create(where, made, 1000.0)
+    return engine.open_store(where)
 
 
-def send(
-    store: Store, site: str, payload: bytes, chunk: int = 100, patients: Mapping[str, int] = PATIENTS
-) -> UpdateKey:
-    """Put one accepted update into the open round, in several chunks."""
+def announce(store: Store, site: str, payload: bytes) -> UpdateKey:
+    """Begin an upload into the open round."""
     state = store.read(federations.state, "demo")
     digest = hashlib.sha256(payload).hexdigest()
     header = rounds.UpdateHeader(
@@ -40,10 +43,16 @@ def send(
         size=len(payload),
         codec="f32",
         base_version=state.round.base_version,
-        training_patients=patients[site],
+        training_patients=state.sites[site].training_patients or 0,
     )
     key = UpdateKey("demo", state.round.number, site, digest)
     store.write(updates.announce, "demo", header, 1001.0)
+    return key
+
+
+def send(store: Store, site: str, payload: bytes, chunk: int = 100) -> UpdateKey:
+    """Put one accepted update into the open round, in several chunks."""
+    key = announce(store, site, payload)
     for start in range(0, len(payload), chunk):
         store.write(updates.stage, key, start, payload[start : start + chunk])
     store.write(updates.accept, key, 1002.0)
@@ -71,11 +80,12 @@ def close(store: Store) -> str:
 
 
 def run(store: Store, order: Sequence[str] = tuple(PATIENTS), rounds_count: int = 2) -> list[str]:
-    """Run every round with sites reporting in this order; return the digests of the results."""
+    """Run rounds, from round 1, with the invited sites reporting in this order; return the digests of the results."""
     layout = store.read(federations.contract, "demo").manifest.layout
     digests = []
     for number in range(1, rounds_count + 1):
-        for site in order:
+        invited = store.read(federations.state, "demo").round.invited
+        for site in (name for name in order if name in invited):
             send(store, site, adapters.delta(layout, seed=100 * number + sorted(order).index(site)))
         digests.append(close(store))
     return digests

@@ -17,8 +17,8 @@ from tests.support import adapters
 SITES = ("ge", "philips", "siemens")
 
 
-def make_store(folder: Path, sites: Any = SITES, adapter: Adapter | None = None, **plan: Any) -> str:
-    """Write a store with one federation and return its path."""
+def make_store(folder: Path, sites: Any = SITES, adapter: Adapter | None = None, url: str = "", **plan: Any) -> str:
+    """Write a store with one federation and return where it is: a SQLite file in the folder, or the database at `url`."""
     folder.mkdir(exist_ok=True)
     (adapter or adapters.adapter()).write(folder / "v0.safetensors")
     values = {
@@ -27,8 +27,9 @@ def make_store(folder: Path, sites: Any = SITES, adapter: Adapter | None = None,
         "sites": dict.fromkeys(sites, None) if not isinstance(sites, dict) else sites,
     }
     made = setup.FederationPlan(adapter=folder / "v0.safetensors", **{**values, **plan})
-    setup.create(str(folder / "fed.db"), made, time.time())
-    return str(folder / "fed.db")
+    where = url or str(folder / "fed.db")
+    setup.create(where, made, time.time())
+    return where
 
 
 @asynccontextmanager

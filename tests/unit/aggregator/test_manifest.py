@@ -70,6 +70,17 @@ def test_the_state_decides_who_is_in() -> None:
     assert rounds.quorum(state) == 2
 
 
+def test_an_accepted_update_of_an_evicted_site_is_set_aside_by_its_digest() -> None:
+    """Without one the manifest says nothing of it: it then has the digest it had before it could."""
+    state = federation()
+    gone = replace(state.sites["ge"], phase="evicted", reason="asked to leave")
+    found = manifest.of_round(replace(state, sites={**state.sites, "ge": gone}), "patients", 1.0, "00" * 32, 1)
+    assert found.set_aside == {"ge": "11" * 32}
+    assert manifest.RoundManifest.from_bytes(found.to_bytes()) == found
+    assert replace(found, set_aside={"ge": "33" * 32}).input_digest != found.input_digest
+    assert b"set_aside" not in made().to_bytes()
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"entries": 3}', b'{"entries": [], "surprise": 1}'])
 def test_a_broken_manifest_is_named_as_such(data: bytes) -> None:
     with pytest.raises(InputError, match="manifest that cannot be read"):

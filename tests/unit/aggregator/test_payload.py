@@ -49,3 +49,22 @@ def test_a_value_that_could_overflow_a_sum_is_refused() -> None:
     tensors[LAYOUT.tensors[0].name].flat[0] = 3e38
     with pytest.raises(InvalidUpdate, match=r"value of size 3e\+38"):
         payload.check_delta(LAYOUT, [LAYOUT.join(tensors)])
+
+
+def test_what_a_codec_wrote_comes_out_as_float32_however_it_is_cut() -> None:
+    layout = LAYOUT.written_as("BF16")
+    payload_bytes = layout.join(LAYOUT.split(BYTES))
+    expected = layout.split(payload_bytes)
+    found = {spec.name: array for spec, array in payload.tensors(layout, cut(payload_bytes, 7))}
+    for name, array in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize(("bits", "message"), [(0x7FC0, "non-finite values"), (0x7F7F, "value of size 3.39e")])
+def test_codes_that_mean_no_number_or_an_absurd_one_are_refused(bits: int, message: str) -> None:
+    layout = LAYOUT.written_as("BF16")
+    payload_bytes = bytearray(layout.join(LAYOUT.split(BYTES)))
+    payload_bytes[:2] = bits.to_bytes(2, "little")
+    with pytest.raises(InvalidUpdate, match=message):
+        payload.check_delta(layout, [bytes(payload_bytes)])

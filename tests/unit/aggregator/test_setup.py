@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import setup
+from aggregator import rounds, setup
 from aggregator.setup import FederationPlan
+from aggregator.store import engine, federations
 from shared.errors import InputError, InvalidAdapter
 from tests.support import adapters
 
@@ -36,9 +37,48 @@ def test_a_quorum_below_three_must_be_said_and_warns(plan: FederationPlan) -> No
     assert setup.warning(3) == ""
 
 
+def test_with_sampling_a_quorum_is_of_those_invited(plan: FederationPlan) -> None:
+    many = replace(plan, sites=dict.fromkeys(("a", "b", "c", "d", "e"), 10))
+    policy = setup.make_contract(replace(many, invited=4))[0].policy
+    assert (policy.invited, policy.quorum) == (4, 4)
+    policy = setup.make_contract(replace(many, invited=4, quorum=3))[0].policy
+    assert (policy.invited, policy.quorum) == (4, 3)
+
+
+def test_two_invited_sites_need_an_explicit_quorum_however_many_there_are(plan: FederationPlan) -> None:
+    many = replace(plan, sites=dict.fromkeys(("a", "b", "c", "d", "e"), 10), invited=2)
+    with pytest.raises(
+        InputError, match=r"5 sites, 2 of them in a round: with a quorum of 2 each .* say so with --quorum 2"
+    ):
+        setup.make_contract(many)
+    assert setup.make_contract(replace(many, quorum=2))[0].policy.quorum == 2
+    with pytest.raises(
+        InputError, match=r"3 sites, 1 of them in a round: with a quorum of 1 .* say so with --quorum 1"
+    ):
+        setup.make_contract(replace(plan, invited=1))
+
+
+def test_everybody_may_be_invited_by_number(plan: FederationPlan) -> None:
+    assert setup.make_contract(replace(plan, invited=3))[0] == setup.make_contract(plan)[0]
+
+
+def test_the_seed_is_stored_and_a_random_one_is_another_every_time(plan: FederationPlan, tmp_path: Path) -> None:
+    setup.create(str(tmp_path / "fed.db"), replace(plan, invited=2, quorum=2, sampling_seed=42), 0.0)
+    store = engine.open_store(str(tmp_path / "fed.db"))
+    state = store.read(federations.state, "demo")
+    store.close()
+    assert (state.sampling_seed, state.round.invited) == (42, rounds.invite(plan.sites, 2, 42, 1))
+    assert len({setup.random_seed() for _ in range(20)}) == 20
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"invited": 4}, r"invited must be 1 to 3, the number of sites, got 4; leave it out to invite every site"),
+        ({"invited": 0}, r"invited must be 1 to 3, .* got 0"),
+        ({"invited": 2, "quorum": 3}, r"quorum must be between 1 and invited \(2\), got 3"),
+        ({"sampling_seed": -1}, r"sampling seed must be 0 to 9007199254740991, got -1"),
+        ({"sampling_seed": 2**53}, r"sampling seed must be 0 to 9007199254740991, got 9007199254740992"),
         ({"adapter": Path("nowhere.safetensors")}, "cannot read adapter file nowhere.safetensors"),
         ({"name": "My Federation"}, "name 'My Federation' is not usable"),
         ({"recipe": "magic"}, "recipe 'magic' is not installed here"),

@@ -206,6 +206,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "entry is a number": (lambda: file_of({**header(), A: 7}), rf"entry of tensor '{A}' needs dtype, shape"),
     "wrong dtype": (lambda: file_of(changed(A, dtype="F64")), rf"tensor '{A}' has type F64, allowed are F32"),
     "half precision": (lambda: file_of(changed(B, dtype="BF16")), rf"tensor '{B}' has type BF16, allowed are F32"),
+    "half precision of the right size": (
+        lambda: file_of({**header(), B: {"dtype": "BF16", "shape": [2, 1], "data_offsets": [12, 16]}})[:-4],
+        rf"tensor '{B}' has type BF16, allowed are F32",
+    ),
     "dtype of a megabyte": (lambda: file_of(changed(A, dtype="F" * 900_000)), r"has type F{40}, allowed"),
     "exabyte": (lambda: file_of(changed(A, shape=[2**60])), r"has a dimension of 1152921504606846976: sizes must be"),
     "exabyte in steps": (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.canonical import canonical_json, sha256_hex, write_atomically
+from shared.canonical import canonical_json, make_folder, sha256_hex, write_atomically
 
 
 def test_json_has_one_encoding() -> None:
@@ -34,6 +34,12 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_made_with_those_above_it_and_its_own_rights(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b", 0o700)
+    make_folder(tmp_path / "a" / "b", 0o755)  # there already: left as it is
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
 def test_a_secret_is_readable_by_its_owner_only(tmp_path: Path) -> None:

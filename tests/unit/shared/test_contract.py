@@ -43,8 +43,15 @@ def other(value: Any) -> Any:
             return value / 2 + 0.01
         case tuple():
             return (*value, value[-1])
-        case "joint" | "patients" | "local" | "stacked":
-            return {"joint": "alternating", "patients": "uniform", "local": "global", "stacked": "siamese"}[value]
+        case "joint" | "patients" | "local" | "stacked" | "f32":
+            others = {
+                "joint": "alternating",
+                "patients": "uniform",
+                "local": "global",
+                "stacked": "siamese",
+                "f32": "bf16",
+            }
+            return others[value]
         case str():
             return value + "x"
     raise AssertionError(f"no other value of {value!r}")
@@ -63,9 +70,8 @@ def variants() -> dict[str, Contract]:
             changes = {"quorum": 2}  # more than are invited cannot be
         result[f"policy.{field.name}"] = replace(CONTRACT, policy=replace(CONTRACT.policy, **changes))
     for field in fields(Recipe):
-        if field.name != "codec":  # there is only one yet
-            changed = replace(CONTRACT.recipe, **{field.name: other(getattr(CONTRACT.recipe, field.name))})
-            result[f"recipe.{field.name}"] = replace(CONTRACT, recipe=changed)
+        changed = replace(CONTRACT.recipe, **{field.name: other(getattr(CONTRACT.recipe, field.name))})
+        result[f"recipe.{field.name}"] = replace(CONTRACT, recipe=changed)
     for field in fields(AdapterMetadata):
         metadata = replace(MANIFEST.metadata, **{field.name: other(getattr(MANIFEST.metadata, field.name))})
         result[f"metadata.{field.name}"] = replace(CONTRACT, manifest=replace(MANIFEST, metadata=metadata))

@@ -90,3 +90,40 @@ def test_a_traceback_is_one_field_of_one_line(tmp_path: Path) -> None:
         structlog.get_logger().exception("round_failed")
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert "ValueError: bad" in json.loads(line)["exception"]
+
+
+def test_a_full_disk_costs_events_and_not_the_process(tmp_path: Path) -> None:
+    """/dev/full is Linux's own full disk."""
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    logs.configure(path, terminal=io.StringIO())
+    log = structlog.get_logger()
+    for number in range(3):
+        log.info("round_opened", round=number)
+
+
+class Reader(Screen):
+    """A screen that goes away for a while."""
+
+    away = False
+
+    def write(self, text: str) -> int:
+        if self.away:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_lost_events_are_counted_when_there_is_room_again() -> None:
+    reader = Reader()
+    reader.isatty = lambda: False  # type: ignore[method-assign]
+    logs.configure(terminal=reader)
+    log = structlog.get_logger()
+    log.info("first")
+    reader.away = True
+    log.info("second")
+    log.info("third")
+    reader.away = False
+    log.info("fourth")
+    events = [json.loads(line) for line in reader.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["first", "log_events_lost", "fourth"]
+    assert events[1]["count"] == 2

@@ -59,7 +59,7 @@ def test_an_unknown_parameter_says_which_there_are() -> None:
         ("class_balanced", [], r"recipe parameter class_balanced must be true or false, got '\[\]'"),
         ("mode", "both", "recipe parameter mode must be one of joint, alternating, got 'both'"),
         ("weighting", "steps", "recipe parameter weighting must be one of patients, uniform, got 'steps'"),
-        ("codec", "zip", "recipe parameter codec must be one of f32, got 'zip'"),
+        ("codec", "zip", "recipe parameter codec must be one of f32, bf16, got 'zip'"),
         ("rank_local", 0, "recipe parameter rank_local must be at least 1, got 0"),
         ("batch_size", 0, "recipe parameter batch_size must be at least 1, got 0"),
         ("local_epochs", -1, "recipe parameter local_epochs must be at least 1, got -1"),

@@ -1,8 +1,11 @@
 """The agent's side of the protocol against a scripted aggregator: retries, resumed transfers, and what is refused."""
 
+import asyncio
 import itertools
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +27,8 @@ from shared.errors import (
     StaleRound,
 )
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, SITE_KEY, VERSION
-from shared.recipe import Recipe
+from shared.recipe import CODECS, INSTALLED, Recipe
+from shared.status import INTERNAL_TEXT
 from site_agent import client
 from site_agent.client import FederationClient, Task
 from site_agent.egress import Update, UpdateFacts
@@ -53,10 +57,12 @@ class Aggregator:
     script: list[Any]
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
+    timeouts: list[float] = field(default_factory=list)
 
     def _next(self, request: Any, options: dict[str, Any]) -> Any:
         self.requests.append(request)
         self.metadata.append(dict(options["metadata"]))
+        self.timeouts.append(options["timeout"])
         return self.script.pop(0)
 
     async def _answer(self, request: Any, **options: Any) -> Any:
@@ -77,16 +83,35 @@ class Aggregator:
         return await self._answer([request async for request in requests], **options)
 
 
+@dataclass
+class ScriptedConnection:
+    """Plays the connection: every call is made on the same scripted aggregator."""
+
+    aggregator: Aggregator
+
+    @asynccontextmanager
+    async def stub(self) -> AsyncIterator[Any]:
+        yield self.aggregator
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 class ScriptedClient(FederationClient):
     """A client whose connection is a scripted aggregator."""
 
-    def __init__(self, *script: Any, give_up_after_s: float = 60.0) -> None:
-        super().__init__("fed.test:1", None, "agent-1", plain_site="ge", give_up_after_s=give_up_after_s)
+    def __init__(self, *script: Any, give_up_after_s: float = 60.0, call_timeout_s: float = 30.0) -> None:
+        super().__init__(
+            "fed.test:1",
+            None,
+            "agent-1",
+            plain_site="ge",
+            give_up_after_s=give_up_after_s,
+            call_timeout_s=call_timeout_s,
+        )
         self.aggregator = Aggregator(list(script))
+        self._connection: Any = ScriptedConnection(self.aggregator)
         self.federation = "hearts"
-
-    def _stub(self) -> Any:
-        return self.aggregator
 
 
 def answer(instruction: str = "WAIT", **values: Any) -> pb.AwaitRoundResponse:
@@ -132,9 +157,22 @@ async def test_an_error_that_trying_again_cannot_help_is_raised_at_once_as_the_c
 
 
 async def test_an_error_without_a_class_keeps_its_status_and_text():
-    used = ScriptedClient(failure(grpc.StatusCode.INTERNAL, "internal error"))
+    used = ScriptedClient(failure(grpc.StatusCode.INTERNAL, INTERNAL_TEXT))
     with pytest.raises(AggregatorUnreachable, match="AwaitRound failed with INTERNAL: internal error"):
         await ask(used)
+
+
+async def test_a_connection_that_broke_in_a_message_is_not_taken_for_the_aggregators_refusal():
+    broke = failure(grpc.StatusCode.INTERNAL, "Internal error from Core")
+    used = ScriptedClient(broke, answer(round=4))
+    assert (await ask(used)).round == 4
+
+
+async def test_a_call_may_take_its_time_and_what_the_aggregator_was_asked_to_hold_it():
+    used = ScriptedClient(answer(), pb.ReportEvaluationResponse(), call_timeout_s=7.0)
+    await ask(used)
+    await used.report_evaluation(2, 2, 11, {"auc": 0.75})
+    assert used.aggregator.timeouts == [7.0 + 30.0, 7.0]
 
 
 async def test_after_the_longest_outage_it_gives_up_with_address_reason_and_advice():
@@ -190,8 +228,8 @@ async def test_joining_tells_the_contract_and_says_what_lies_here():
     assert await join(used) == client.Joined("ge", CONTRACT, 40, 5)
     (request,) = used.aggregator.requests
     assert (request.protocol_version, request.base_model_sha256, request.training_patients) == (VERSION, "cd" * 32, 40)
-    assert list(request.recipes) == ["med-duallora"]
-    assert list(request.codecs) == ["f32"]
+    assert list(request.recipes) == list(INSTALLED)
+    assert list(request.codecs) == list(CODECS)
 
 
 async def test_a_contract_that_hashes_differently_here_is_not_entered():
@@ -294,6 +332,38 @@ async def test_a_cut_upload_begins_again_and_sends_only_what_is_not_durable():
     assert first == second
     assert stream[1].chunk.offset == 40
     assert b"".join(request.chunk.data for request in stream[1:]) == PAYLOAD[40:]
+
+
+class StandingStill(Aggregator):
+    """Takes one chunk of the first two streams, and then nothing more."""
+
+    streams = 0
+
+    async def UploadDelta(self, requests: AsyncIterator[Any], **options: Any) -> Any:
+        self.streams += 1
+        if self.streams > 2:
+            return await super().UploadDelta(requests, **options)
+        self._next([await anext(requests), await anext(requests)], options)
+        await asyncio.Event().wait()
+        return None
+
+
+async def test_a_transfer_that_stands_still_begins_again_and_with_nothing_durable_in_smaller_chunks():
+    layout = adapters.adapter(rank=8, width=800).manifest.layout
+    update = Update(FACTS, layout, adapters.delta(layout, seed=1))
+    used = ScriptedClient(begun(), None, begun(), None, begun(1), pb.UploadDeltaResponse(), call_timeout_s=0.2)
+    used.aggregator = StandingStill(used.aggregator.script)
+    used._connection = ScriptedConnection(used.aggregator)
+    began = time.monotonic()
+    with capture_logs() as events:
+        await used.upload(update)
+    assert time.monotonic() - began < 2.0
+    first, second, third = [request for request in used.aggregator.requests if isinstance(request, list)]
+    assert len(first[1].chunk.data) == len(update.payload)
+    assert len(second[1].chunk.data) == client.SMALLEST_CHUNK_BYTES
+    assert b"".join(request.chunk.data for request in third[1:]) == update.payload[1:]
+    codes = [event["code"] for event in events if event.get("rpc") == "UploadDelta" and "code" in event]
+    assert codes.count("DEADLINE_EXCEEDED") >= 2
 
 
 async def test_an_update_already_accepted_is_not_sent_again():

@@ -112,6 +112,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         ({"threads": 0}, "threads must be at least 1"),
         ({"cache_mb": -1}, "cache_mb"),
         ({"give_up_after_s": 0.0}, "give_up_after_s"),
+        ({"call_timeout_s": 0.0}, "call_timeout_s must be positive and checkpoint_s not negative, got 0.0 and 5.0"),
+        ({"call_timeout_s": float("inf")}, "call_timeout_s"),
+        ({"checkpoint_s": -1.0}, "checkpoint_s not negative, got 30.0 and -1.0"),
+        ({"checkpoint_s": float("nan")}, "checkpoint_s"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_they_are_made(changes, message):

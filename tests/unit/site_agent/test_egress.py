@@ -29,7 +29,7 @@ def trained(seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def seal(tensors, facts=FACTS) -> Update:
-    return egress.seal(RECEIVED, tensors, Recipe(), facts, sites=3)
+    return egress.seal(RECEIVED, tensors, Recipe(), facts, sites=3)[0]
 
 
 def test_an_update_is_trained_minus_received_and_its_digest_that_of_the_bytes_as_sent():
@@ -94,3 +94,40 @@ def test_the_layout_both_sides_derive_travels_as_its_digest_and_another_one_spel
     assert update.layout_field() == {"layout_digest": update.layout.digest}
     other = Update(FACTS, update.layout, update.payload, derived_layout=False)
     assert Layout.from_jsonable(json.loads(other.layout_field()["layout_json"])) == update.layout
+
+
+# --- what a lossy codec keeps back ----------------------------------------------------------------------------------
+
+
+def seal_as(codec, tensors, residual=None):
+    return egress.seal(RECEIVED, tensors, Recipe(codec=codec), FACTS, 3, residual)
+
+
+def test_a_lossless_update_leaves_no_residual():
+    assert seal_as("f32", trained())[1] == {}
+
+
+def test_what_is_sent_and_what_is_kept_back_are_the_delta_and_what_was_kept_back_before():
+    update, first = seal_as("bf16", trained())
+    assert update.facts.codec == "bf16"
+    assert 2 * len(update.payload) == RECEIVED.manifest.layout.size
+    again, second = seal_as("bf16", trained(2), first)
+    for name in NAMES:
+        delta = trained()[name] - RECEIVED.tensors[name]
+        sent = update.layout.split(update.payload)[name]
+        assert first[name].dtype == np.float64
+        np.testing.assert_array_equal(sent.astype(np.float64) + first[name], delta.astype(np.float64))
+        later = (trained(2)[name] - RECEIVED.tensors[name]).astype(np.float64)
+        np.testing.assert_array_equal(
+            again.layout.split(again.payload)[name].astype(np.float64) + second[name], later + first[name]
+        )
+    assert any(value.any() for value in first.values())
+
+
+def test_a_lossy_update_fails_closed_as_well():
+    with pytest.raises(InvalidAdapter, match=f"extra tensor '{LOCAL}'"):
+        seal_as("bf16", {**trained(), LOCAL: np.ones((2, 6), np.float32)})
+    after = trained()
+    after[NAMES[1]][0, 0] = np.nan
+    with pytest.raises(InvalidAdapter, match=f"tensor '{NAMES[1]}' has 1 non-finite values"):
+        seal_as("bf16", after)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from shared.recipe import Recipe
+from site_agent.damage import Infirmary
 from site_agent.models import adapter_tensors
 from site_agent.training import local
+from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.local import Hooks, Position
 from tests.support import tiny_site
 
@@ -178,3 +180,70 @@ def test_training_stops_at_the_next_step_when_asked_to(cases):
     with pytest.raises(local.Stopped):
         train(cases, hooks=lambda model: hooks)
     assert steps == [1, 2]
+
+
+# --- going on from a checkpoint -------------------------------------------------------------------------------------
+
+
+def resumed(cases, folder, kill_after, recipe, policy, **options):
+    """Train one round whose process is killed after each of these steps; return the last process's model and loss."""
+    binding = Binding(contract="c", round=1, base_version=0, received="r", local="l", cases="k", seed=7)
+    checkpoints = Checkpoints(folder / "training", 0.0, Infirmary(folder, print))
+    for step in (*kill_after, 0):
+
+        def die(done, steps, optimiser, at=step):
+            if done == at:
+                raise KeyboardInterrupt  # nothing in between catches it
+
+        torch.manual_seed(step)  # a new process has another state of torch's generator
+        model = tiny_site.classifier(head=policy)
+        try:
+            loss = local.train_round(
+                model,
+                tiny_site.activations(model),
+                cases,
+                recipe,
+                policy,
+                FIRST,
+                hooks=Hooks(on_step=die),
+                keeper=checkpoints.keeper(binding),
+                **options,
+            )
+        except KeyboardInterrupt:
+            assert checkpoints.paths()  # of the step before the one after which it was killed
+    return model, loss
+
+
+@pytest.mark.parametrize("mode", ["joint", "alternating"])
+@pytest.mark.parametrize("policy", ["global", "local", "global+local-bias"])
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_a_round_killed_again_and_again_ends_with_the_same_bytes(cases, tmp_path, mode, policy, micro_batch):
+    """Killed in the first epoch, at its end, and before the last step."""
+    recipe = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, mode=mode, weight_decay=0.01)
+    whole = tiny_site.classifier(head=policy)
+    loss = local.train_round(whole, tiny_site.activations(whole), cases, recipe, policy, FIRST, micro_batch=micro_batch)
+    model, same_loss = resumed(cases, tmp_path, (2, 3, 5), recipe, policy, micro_batch=micro_batch)
+    assert same_loss == loss
+    for part in (adapter_tensors.global_tensors, adapter_tensors.local_tensors):
+        for name, value in part(whole, policy).items():
+            assert value.tobytes() == part(model, policy)[name].tobytes(), name
+
+
+def test_training_that_is_asked_to_stop_leaves_a_checkpoint_of_where_it_stood(cases, tmp_path):
+    binding = Binding(contract="c", round=1, base_version=0, received="r", local="l", cases="k", seed=7)
+    checkpoints = Checkpoints(tmp_path / "training", 3600.0, Infirmary(tmp_path, print))
+    steps = []
+    hooks = Hooks(on_step=lambda step, *_: steps.append(step), should_stop=lambda: len(steps) == 4)
+    with pytest.raises(local.Stopped):
+        train(cases, hooks=lambda model: hooks, keeper=checkpoints.keeper(binding))
+    held = checkpoints.keeper(binding).newest()
+    assert held is not None
+    assert (held.step, len(held.losses)) == (4, 1)
+
+
+def test_asked_to_stop_before_its_first_step_there_is_nothing_to_keep(cases, tmp_path):
+    binding = Binding(contract="c", round=1, base_version=0, received="r", local="l", cases="k", seed=7)
+    checkpoints = Checkpoints(tmp_path / "training", 0.0, Infirmary(tmp_path, print))
+    with pytest.raises(local.Stopped):
+        train(cases, hooks=lambda model: Hooks(should_stop=lambda: True), keeper=checkpoints.keeper(binding))
+    assert checkpoints.paths() == []

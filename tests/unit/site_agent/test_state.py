@@ -1,17 +1,23 @@
-"""The state folder: whole rounds or none, one agent at a time, and nothing of another federation."""
+"""The state folder: whole rounds or none, one agent at a time, nothing of another federation, and damage that is survived."""
 
 import shutil
 import stat
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent import egress, state
+from site_agent.damage import PREFIX
 from site_agent.egress import Update, UpdateFacts
+from site_agent.lineage import Start
 from site_agent.state import State
 from tests.support import adapters
 
@@ -31,102 +37,136 @@ def update_of(round_number: int, seed: int = 0) -> Update:
     facts = UpdateFacts(
         round=round_number, base_version=round_number - 1, training_patients=9, metrics={"train_loss": 0.5}
     )
-    return egress.seal(RECEIVED, trained, Recipe(), facts, 3)
+    return egress.seal(RECEIVED, trained, Recipe(), facts, 3)[0]
 
 
 def local_of(value: float) -> dict[str, np.ndarray]:
     return {"local.encoder.blocks.0.attn.q.lora_A.weight": np.full((2, 6), value, np.float32)}
 
 
+def version(number: int, parent: str = "", seed: int = 0) -> Adapter:
+    return replace(adapters.adapter(seed), version=number, parent_digest=parent)
+
+
 @pytest.fixture
-def held(tmp_path):
-    made = State(tmp_path / "state")
+def told() -> list[str]:
+    """What a person was told."""
+    return []
+
+
+@pytest.fixture
+def held(tmp_path, told):
+    made = State(tmp_path / "state", told.append)
     yield made
     made.close()
 
 
-def again(held: State) -> State:
+def again(held: State, told: list[str] | None = None) -> State:
     """The folder as the next start of the agent finds it."""
     held.close()
-    return State(held.folder)
+    return State(held.folder, (told if told is not None else []).append)
+
+
+def start_of(held: State, before_round: int, received: Adapter) -> Start:
+    return held.rounds.start(before_round, received)
+
+
+def put(held: State, number: int, accepted: bool = True, residual: float | None = None, **start: int) -> None:
+    """Store a round that started from version number - 1."""
+    owed = None if residual is None else {"t": np.full(2, residual)}
+    began = Start(**{"local": number - 1, "residual": number - 1, "received": version(number - 1).digest, **start})
+    held.rounds.commit(update_of(number), local_of(float(number)), began, owed)
+    if accepted:
+        held.rounds.mark(number, "accepted")
+
+
+def flip(path: Path) -> None:
+    """Change one byte in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
 
 
 # --- rounds ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_committed_round_is_there_after_a_restart_with_the_same_bytes(held):
-    update = update_of(1)
-    held.commit(update, local_of(1.0))
-    found = again(held).finished_round(1)
+    update, began = update_of(1), Start(local=0, residual=0, received="ab")
+    held.rounds.commit(update, local_of(1.0), began, {"t": np.array([0.25])})
+    rounds = again(held).rounds
+    found = rounds.find(1)
     assert found is not None
-    assert (found.number, found.accepted) == (1, False)
+    assert (found.number, found.accepted, found.start) == (1, False, began)
     assert found.update == update
     assert found.update.digest == update.digest
+    np.testing.assert_equal(rounds.local(1), local_of(1.0))
+    np.testing.assert_equal(rounds.residual(1), {"t": np.array([0.25])})
 
 
-def test_a_receipt_is_remembered(held):
-    held.commit(update_of(1), local_of(1.0))
-    held.mark_accepted(update_of(1))
-    found = again(held).finished_round(1)
+def test_a_round_without_a_residual_has_no_file_for_it(held):
+    put(held, 1)
+    assert held.rounds.residual(1) == {}
+    assert sorted(p.name for p in (held.folder / "rounds/0001").iterdir()) == [
+        "delta.bin",
+        "local.safetensors",
+        "round.json",
+    ]
+
+
+@pytest.mark.parametrize("fate", ["accepted", "refused"])
+def test_what_became_of_an_update_is_remembered(held, fate):
+    held.rounds.commit(update_of(1), local_of(1.0))
+    assert [found.number for found in held.rounds.unsettled(2)] == [1]
+    held.rounds.mark(1, fate)
+    rounds = again(held).rounds
+    found = rounds.find(1)
     assert found is not None
-    assert found.accepted
+    assert found.fate == fate
+    assert rounds.unsettled(2) == []
 
 
 def test_a_round_that_was_not_finished_is_not_there(held):
-    assert held.finished_round(1) is None
-    assert held.local_adapter(5) is None
+    assert held.rounds.find(1) is None
+    assert held.rounds.local(0) is None
+    assert start_of(held, 5, version(4)) == Start(received=version(4).digest)
 
 
 def test_a_crash_while_a_round_is_written_leaves_no_trace_of_it(held):
-    held.commit(update_of(1), local_of(1.0))
+    put(held, 1)
     half = held.folder / "rounds/.0002"
     shutil.copytree(held.folder / "rounds/0001", half)
     (half / "round.json").unlink()
-    restarted = again(held)
+    stray = held.folder / "rounds/0001/.round.json.123-456.tmp"
+    stray.write_bytes(b"half")
+    rounds = again(held).rounds
     assert not half.exists()
-    assert restarted.finished_round(2) is None
-    np.testing.assert_equal(restarted.local_adapter(9), local_of(1.0))
-
-
-def test_the_local_adapter_is_that_of_the_last_round_before_the_one_asked_for(held):
-    for number in (1, 2, 12):
-        held.commit(update_of(number), local_of(float(number)))
-    for before, expected in ((2, 1.0), (3, 2.0), (12, 2.0), (13, 12.0)):
-        np.testing.assert_equal(held.local_adapter(before), local_of(expected))
-    assert held.local_adapter(1) is None
+    assert not stray.exists()
+    assert rounds.find(2) is None
+    assert start_of(held, 2, version(1)).local == 1
 
 
 def test_a_round_trained_again_from_another_version_replaces_the_old_one(held):
-    held.commit(update_of(2), local_of(1.0))
-    held.mark_accepted(update_of(2))
-    held.commit(update_of(2, seed=1), local_of(7.0))
-    found = held.finished_round(2)
+    held.rounds.commit(update_of(2), local_of(1.0))
+    held.rounds.mark(2, "accepted")
+    held.rounds.commit(update_of(2, seed=1), local_of(7.0))
+    found = held.rounds.find(2)
     assert found is not None
     assert (found.update, found.accepted) == (update_of(2, seed=1), False)
-    np.testing.assert_equal(held.local_adapter(3), local_of(7.0))
+    np.testing.assert_equal(held.rounds.local(2), local_of(7.0))
+    assert [p.name for p in (held.folder / "rounds").iterdir()] == ["0002"]
 
 
-def test_a_damaged_outbox_is_not_sent(held):
-    held.commit(update_of(1), local_of(1.0))
-    outbox = held.folder / "rounds/0001/delta.bin"
-    outbox.write_bytes(outbox.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(InputError, match=r"rounds/0001/delta\.bin is damaged .* remove the folder"):
-        held.finished_round(1)
-
-
-def test_a_damaged_local_adapter_is_named_with_what_to_do(held):
-    held.commit(update_of(1), local_of(1.0))
-    (held.folder / "rounds/0001/local.safetensors").write_bytes(b"\x08")
-    with pytest.raises(
-        InputError, match=r"local\.safetensors cannot be read .* remove its folder to go back one round"
-    ):
-        held.local_adapter(2)
+def test_a_version_rolled_back_to_has_the_local_adapter_and_the_residual_it_had(held):
+    for number in (1, 2, 3):
+        put(held, number, residual=number)
+    assert start_of(held, 4, version(3)).local == 3
+    assert start_of(held, 5, version(1)) == Start(local=1, residual=1, received=version(1).digest)
 
 
 def test_private_files_can_be_read_by_their_owner_only(held):
-    held.commit(update_of(1), local_of(1.0))
+    put(held, 1, residual=1.0)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (held.folder / "rounds/0001").iterdir()}
-    assert modes["local.safetensors"] == modes["delta.bin"] == 0o600
+    assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(held.folder.stat().st_mode) == 0o700
 
 
@@ -205,3 +245,132 @@ def test_a_version_evaluated_again_replaces_its_line(held):
     for entry in ({"version": 1, "auc": 0.5}, {"version": 2, "auc": 0.6}, {"version": 2, "auc": 0.7}):
         held.append_history(entry)
     assert again(held).history() == [{"version": 1, "auc": 0.5}, {"version": 2, "auc": 0.7}]
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def damage_events(events) -> list[tuple[str, str]]:
+    return [(e["path"], e["kept_as"]) for e in events if e["event"] == "damage_set_aside"]
+
+
+@pytest.mark.parametrize("name", ["delta.bin", "local.safetensors", "residual.safetensors", "round.json"])
+def test_an_unsent_round_that_is_damaged_is_set_aside_and_trained_again(held, told, name):
+    put(held, 1, accepted=False, residual=1.0)
+    flip(held.folder / "rounds/0001" / name)
+    restarted = again(held, told)
+    with capture_logs() as events:
+        assert restarted.rounds.find(1) is None
+        assert restarted.rounds.find(1) is None
+    assert damage_events(events) == [(f"rounds/0001/{name}", "rounds/damaged-0001")]
+    assert (held.folder / "rounds/damaged-0001" / name).exists()
+    assert len(told) == 1
+    assert f"rounds/0001/{name} is damaged" in told[0]
+    assert "round 1 is trained again" in told[0]
+    put(restarted, 1)
+    assert restarted.rounds.find(1) is not None
+
+
+def test_a_second_damaged_round_of_the_same_number_is_kept_too(held):
+    for _ in range(2):
+        put(held, 1)
+        (held.folder / "rounds/0001/delta.bin").unlink()
+        assert held.rounds.find(1) is None
+    assert sorted(p.name for p in (held.folder / "rounds").iterdir()) == ["damaged-0001", "damaged-0001-2"]
+
+
+def test_a_damaged_local_adapter_falls_back_to_the_round_before(held, told):
+    for number in (1, 2, 3):
+        put(held, number, residual=number)
+    flip(held.folder / "rounds/0003/local.safetensors")
+    with capture_logs() as events:
+        first, second = start_of(held, 4, version(3)), start_of(held, 4, version(3))
+    assert first == second == Start(local=2, residual=3, received=version(3).digest)
+    kept = "rounds/0003/damaged-local.safetensors"
+    assert damage_events(events) == [("rounds/0003/local.safetensors", kept)]
+    assert len(told) == 1
+    assert "the local adapter of round 2 is taken" in told[0]
+    assert (held.folder / kept).exists()
+
+
+def test_with_every_local_adapter_damaged_the_site_begins_with_its_first(held, told):
+    for number in (1, 2):
+        put(held, number)
+        (held.folder / f"rounds/000{number}/local.safetensors").write_bytes(b"\x08")
+    assert start_of(held, 3, version(2)).local == 0
+    assert ["before the first round" in text for text in told] == [False, True]
+
+
+def test_a_damaged_residual_is_not_made_up_for(held, told):
+    put(held, 1, residual=1.0)
+    flip(held.folder / "rounds/0001/residual.safetensors")
+    assert start_of(held, 2, version(1)) == Start(local=1, residual=0, received=version(1).digest)
+    assert "what the codec had kept back is not made up for" in told[0]
+
+
+def test_a_round_whose_record_is_damaged_counts_as_never_finished(held):
+    put(held, 1)
+    put(held, 2)
+    (held.folder / "rounds/0002/round.json").write_text("{}")
+    assert start_of(held, 3, version(2)).local == 1
+    assert (held.folder / "rounds/damaged-0002/local.safetensors").exists()
+    held.rounds.mark(2, "accepted")  # nothing to note, and nothing breaks
+
+
+@pytest.mark.parametrize("name", ["global.safetensors", "initial.safetensors"])
+def test_a_damaged_global_adapter_is_set_aside_to_be_fetched_again(held, told, name):
+    held.store_global(RECEIVED)
+    (held.folder / name).write_bytes(b"nonsense")
+    with capture_logs() as events:
+        found = held.global_adapter() if name.startswith("global") else held.initial_adapter()
+    assert found is None
+    assert damage_events(events) == [(name, PREFIX + name)]
+    assert "it is fetched again" in told[0]
+    assert str(held.folder) not in told[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]\n", '{"auc":1}\n', "\xff"])
+def test_a_damaged_history_is_set_aside_and_begins_anew(held, text):
+    (held.folder / "history.jsonl").write_text(text)
+    held.append_history({"version": 3})
+    assert held.history() == [{"version": 3}]
+    assert (held.folder / "damaged-history.jsonl").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"agent_id": 7}', "{" * 100_000])
+def test_a_damaged_identity_is_replaced_and_may_wait_for_the_aggregator(held, told, text):
+    before = held.agent_id
+    assert held.takeover_s == 0
+    (held.folder / "agent.json").write_text(text)
+    restarted = again(held, told)
+    assert restarted.agent_id != before
+    assert 0 < restarted.takeover_s <= state.TAKEOVER_S
+    assert "a new id" in told[0]
+    last = again(restarted)
+    assert last.agent_id == restarted.agent_id
+    assert 0 < last.takeover_s <= state.TAKEOVER_S  # a restart while it waits does not forget why
+    (held.folder / "agent.json").write_text(f'{{"agent_id": "x", "replaced_at": {time.time() - 121}}}')
+    assert again(last).takeover_s == 0
+
+
+def test_a_damaged_contract_is_the_one_thing_that_stops_the_agent(held):
+    held.bind(CONTRACT)
+    flip(held.folder / "contract.json")
+    with pytest.raises(InputError, match=r"contract\.json is damaged .* what this site agreed to.* remove the file"):
+        held.bind(CONTRACT)
+
+
+def test_a_local_adapter_is_read_beside_a_running_agent_as_of_the_newest_global_one(held):
+    chain = [version(0)]
+    for number in (1, 2, 3):
+        put(held, number, received=chain[-1].digest)
+        chain.append(chain[-1].successor(RECEIVED.tensors, number))
+    for one, expected in ((chain[3], 3.0), (chain[2], 2.0), (chain[1], 1.0)):
+        held.store_global(one)
+        np.testing.assert_equal(state.read_local_adapter(held.folder), local_of(expected))
+    held.store_global(chain[0])
+    assert state.read_local_adapter(held.folder) is None
+    held.store_global(chain[3])
+    flip(held.folder / "rounds/0003/local.safetensors")
+    with pytest.raises(InputError, match="start the agent, which sets it aside"):
+        state.read_local_adapter(held.folder)

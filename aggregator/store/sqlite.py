@@ -1,0 +1,132 @@
+"""The store in a file: one connection under one lock, write-ahead log, `synchronous=FULL`.
+
+A commit that returned survives a power cut. A write begins with BEGIN IMMEDIATE, so it is alone among all processes.
+"""
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import sqlalchemy as sa
+from sqlalchemy.pool import StaticPool
+
+from aggregator.store.database import Heard, Watch
+from shared.errors import InputError
+
+BUSY_TIMEOUT_S = 10
+FLOOR = (3, 38)
+UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "another process keeps it locked",
+    sqlite3.SQLITE_LOCKED: "another process keeps it locked",
+    sqlite3.SQLITE_FULL: "its disk is full",
+    sqlite3.SQLITE_IOERR: "its disk fails or is full",
+    sqlite3.SQLITE_CANTOPEN: "its file cannot be opened",
+    sqlite3.SQLITE_READONLY: "its file cannot be written",
+}
+"""By primary result code: https://www.sqlite.org/rescode.html"""
+
+
+class Sqlite:
+    """A database that is a file on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._reservation: TextIO | None = None
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(path)),
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+            hide_parameters=True,
+        )
+        sa.event.listen(self._engine, "connect", _prepare)
+        sa.event.listen(self._engine, "begin", _begin)
+
+    @property
+    def place(self) -> str:
+        return str(self._path)
+
+    def check_free(self) -> None:
+        if self._path.exists():
+            raise InputError(
+                f"store {self.place} exists already; choose another path, or serve it: "
+                f"aggregator serve --store {self.place}"
+            )
+        if not self._path.parent.is_dir():
+            raise InputError(f"cannot make store {self.place}: there is no folder {self._path.parent}")
+
+    def check_there(self) -> None:
+        if not self._path.is_file():
+            raise InputError(f"no store at {self.place}; make one with: aggregator init --store {self.place} --help")
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+        with self._lock, self._engine.connect() as plain:
+            connection = plain.execution_options(immediate=write)
+            with connection.begin():
+                yield connection
+
+    def unavailable(self, error: sa.exc.SQLAlchemyError) -> str:
+        return UNAVAILABLE.get(_code(error), "")
+
+    def advice(self, error: sa.exc.SQLAlchemyError) -> str:
+        if _code(error) in UNAVAILABLE:
+            return "check that this user may read and write it and its folder, and that its disk has space"
+        return "it is not a store of this program, or it is damaged; check --store"
+
+    def announce(self, connection: sa.Connection, federation: str, news: bool) -> None:
+        del connection, federation, news  # one process serves a file, and it knows what it writes
+
+    def watch(self, heard: Heard) -> Watch:
+        del heard
+        return Silence()
+
+    def reserve(self) -> None:
+        """The reservation ends with the process, however it ends."""
+        self._reservation = Path(f"{self.place}.serving").open("a", encoding="ascii")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(self._reservation, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"store {self.place} is served by another process already; a SQLite store has one serving process, "
+                "a PostgreSQL store as many as you like"
+            ) from None
+
+    def close(self) -> None:
+        if self._reservation is not None:
+            self._reservation.close()
+        with self._lock:
+            self._engine.dispose()
+
+
+class Silence:
+    """The watch of a database that no other process serves: there is nothing to hear."""
+
+    def close(self) -> None:
+        return
+
+
+def _code(error: sa.exc.SQLAlchemyError) -> int:
+    extended: int = getattr(getattr(error, "orig", None), "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return extended & 0xFF  # the primary result code
+
+
+def _prepare(raw: Any, record: Any) -> None:
+    del record
+    raw.isolation_level = None  # the driver must not begin transactions on its own: we choose deferred or immediate
+    cursor = raw.cursor()
+    (version,) = cursor.execute("SELECT sqlite_version()").fetchone()
+    if tuple(map(int, version.split(".")[:2])) < FLOOR:
+        raise InputError(f"SQLite {version} is too old, 3.38 or newer is needed")
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,0 +1,63 @@
+"""The site's own report on a finished federation, and the times it names."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shared.adapter import Adapter
+from site_agent.client import Joined
+from site_agent.training.site import SiteTrainer
+
+REPORT = "report.json"
+
+
+@dataclass
+class Phases:
+    """Seconds spent in each phase, for the breakdown that the demo prints."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, began: float) -> None:
+        """Add the time since `began` (monotonic) to a phase."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def rounded(self, suffix: str = "") -> dict[str, float]:
+        """Return seconds by phase, the name with a suffix, in name order."""
+        return {f"{name}{suffix}": round(value, 3) for name, value in sorted(self.seconds.items())}
+
+
+def make(
+    joined: Joined,
+    trainer: SiteTrainer,
+    final: Adapter,
+    arms: dict[str, Any],
+    history: list[dict[str, Any]],
+    phases: Phases,
+) -> dict[str, Any]:
+    """Return what `site-agent report` shows; it stays at the site."""
+    return {
+        "site": joined.site,
+        "federation": joined.contract.federation,
+        "rounds": joined.contract.policy.rounds,
+        **trainer.facts(),
+        "adapter": {
+            "version": final.version,
+            "digest": final.digest,
+            "parameters": final.manifest.layout.parameters,
+            "bytes": final.manifest.layout.size,
+        },
+        "arms": arms,
+        "history": history,
+        "phases_s": phases.rounded(),
+    }
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN (an AUC without both classes) by None: reports are strict JSON."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

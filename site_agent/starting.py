@@ -1,0 +1,79 @@
+"""What an agent does before its first round: look at what lies here, join, get model and data ready."""
+
+import asyncio
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from shared.errors import IdentityInUse, InputError
+from site_agent.client import FederationClient, Joined
+from site_agent.config import SiteConfig
+from site_agent.data.cohort import CLASS_NAMES, Cohort
+from site_agent.models import weights
+from site_agent.state import State
+from site_agent.training.site import SiteTrainer, load_base
+from site_agent.view import View
+
+log = structlog.get_logger()
+TAKEOVER_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What Join must say: which base model lies here and how many patients there are to train on."""
+
+    base_model_sha256: str
+    cohort: Cohort
+    training_patients: int
+
+
+def first_look(config: SiteConfig) -> FirstLook:
+    """Read cohort and base model. Raises InputError for what cannot be trained on."""
+    torch.set_num_threads(config.threads)
+    cohort = Cohort.load(config.cohort)
+    training = cohort.train(without_fold=config.validation_fold)
+    for label, name in enumerate(CLASS_NAMES):
+        if all(case.label != label for case in training):
+            raise InputError(
+                f"empty class: no {name} case (label {label}) is left in {config.cohort} outside validation fold "
+                f"{config.validation_fold}; set another validation_fold, or prepare more cases"
+            )
+    loaded = load_base(config.weights, config.weights_size, "stacked", warn=False)
+    return FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
+
+
+async def join(client: FederationClient, state: State, config: SiteConfig, first: FirstLook, view: View) -> Joined:
+    """Join, and say what was agreed to. Raises what the aggregator refused with.
+
+    If this agent has a new id because the old one was damaged, the aggregator still keeps the site's certificate for the old
+    one: that is waited for. Any other IdentityInUse means a second agent and is raised.
+    """
+    while True:
+        try:
+            return await client.join(
+                federation=config.federation,
+                base_model_sha256=first.base_model_sha256,
+                training_patients=first.training_patients,
+                software_version=importlib.metadata.version("med-duallora"),
+            )
+        except IdentityInUse as error:
+            left = state.takeover_s
+            if left <= 0:
+                raise
+            pause = min(TAKEOVER_PAUSE_S, left)
+            log.warning("takeover_awaited", error=str(error), retry_in_s=pause, gives_up_in_s=round(left))
+            view.warned(
+                "this agent has a new id since its agent.json was damaged; the aggregator takes it a minute after the old "
+                f"one's last call. Waiting, for at most {left:.0f} s more"
+            )
+            await asyncio.sleep(pause)
+
+
+def trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
+    """Return model and data, ready for the federation's adapter."""
+    frames: Any = joined.contract.manifest.metadata.frames
+    loaded = load_base(config.weights, config.weights_size, frames)
+    return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
