@@ -143,8 +143,8 @@ def check_open(state: RoundState, update: UpdateHeader) -> None:
     number = state.number
     if state.phase != "open":
         raise StaleRound(
-            f"round {number} is {state.phase} with {len(state.accepted)} updates and takes no more; this update of site "
-            f"'{update.site}' came too late: throw it away and ask for the current round"
+            f"round {number} is {state.phase} and takes no more updates; this one of site '{update.site}' came too late: "
+            "throw it away and ask for the current round"
         )
     if update.round != number:
         raise StaleRound(f"round {number} is open, the update is for round {update.round}; ask for the current round")

@@ -126,8 +126,9 @@ def open_store(url: str) -> Store:
         _check_revision(database.place, found, bool(tables))
         if found != migrations.HEAD:
             with database.transaction(write=True) as connection:
-                migrations.upgrade(connection)
-            log.info("store_migrated", before=found, after=migrations.HEAD)
+                migrated = migrations.upgrade(connection)
+            if migrated:
+                log.info("store_migrated", before=found, after=migrations.HEAD)
     return Store(database)
 
 

@@ -6,6 +6,7 @@ A commit that returned survives a power cut. A write begins with BEGIN IMMEDIATE
 import fcntl
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,9 +123,25 @@ def _prepare(raw: Any, record: Any) -> None:
     (version,) = cursor.execute("SELECT sqlite_version()").fetchone()
     if tuple(map(int, version.split(".")[:2])) < FLOOR:
         raise InputError(f"SQLite {version} is too old, 3.38 or newer is needed")
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
+    _choose_log(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _choose_log(cursor: sqlite3.Cursor) -> None:
+    """Switch to the write-ahead log. Where two connections switch a file at once SQLite answers busy without having waited:
+    https://www.sqlite.org/c3ref/busy_handler.html."""
+    give_up = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _begin(connection: sa.Connection) -> None:

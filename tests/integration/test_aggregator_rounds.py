@@ -151,7 +151,7 @@ async def test_a_round_closes_at_its_deadline_with_whoever_is_in(tmp_path: Path)
         late = adapters.delta(sites[2].layout, 9)
         code, kind, text = await refusal(sites[2].upload(late))
         assert (code, kind) == ("FAILED_PRECONDITION", "StaleRound")
-        assert "round 1 is closed with 2 updates and takes no more" in text
+        assert "round 1 is closed and takes no more updates; this one of site 'siemens' came too late" in text
         assert name_of(await sites[2].wait("TRAIN", 1)) == "ABANDON"
         assert name_of(await sites[2].wait("ABANDON", 1)) == "TRAIN"
         record = await running.federation.read(round_rows.record, "demo", 1)

@@ -41,8 +41,8 @@ def create(connection: sa.Connection) -> None:
     _stamp(connection, HEAD)
 
 
-def upgrade(connection: sa.Connection, revision: str = HEAD) -> None:
-    """Bring the tables up to a revision; changes nothing if they are there, as when another process was faster."""
+def upgrade(connection: sa.Connection, revision: str = HEAD) -> bool:
+    """Bring the tables up to a revision. Returns False, changing nothing, if they are there: another process was faster."""
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -54,6 +54,7 @@ def upgrade(connection: sa.Connection, revision: str = HEAD) -> None:
             script.module.upgrade()
     if newest_first:
         _stamp(connection, revision)
+    return bool(newest_first)
 
 
 def _stamp(connection: sa.Connection, revision: str) -> None:

@@ -65,7 +65,7 @@ def test_another_digest_for_an_accepted_update_is_a_conflict_naming_both() -> No
 
 @pytest.mark.parametrize("phase", ["closing", "closed", "abandoned"])
 def test_a_late_update_is_stale_with_an_explanation(phase: str) -> None:
-    with pytest.raises(StaleRound, match=rf"round 3 is {phase} with 0 updates .* came too late"):
+    with pytest.raises(StaleRound, match=rf"round 3 is {phase} and takes no more updates; .* came too late"):
         rounds.admit(replace(federation().round, phase=phase), header())
 
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from structlog.testing import capture_logs
 
 from aggregator.store import engine, federations, migrations, schema, updates
 from aggregator.store.engine import Store
@@ -153,11 +154,13 @@ def test_replicas_that_open_an_old_store_at_once_migrate_it_once(old: str) -> No
         store.close()
 
     threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with capture_logs() as logs:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert outcome == [migrations.HEAD] * 4
+    assert [entry["event"] for entry in logs] == ["store_migrated"]
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(old: str, tmp_path: Path) -> None:
