@@ -18,10 +18,12 @@ from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
 from shared.adapter import Adapter
 from shared.contract import Contract
-from shared.errors import StoreUnavailable
+from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
 
 log = structlog.get_logger()
 LONGEST_PAUSE_S = 10.0
+LONGEST_WAIT_S = 30.0
+"""A round is looked at so often even if nothing is heard: what another replica changed may never have been announced."""
 
 
 class Closer:
@@ -32,25 +34,33 @@ class Closer:
         self._warned = 0
 
     async def run(self) -> None:
-        """Go on until the server drains. While the store is away nothing closes, and nothing is lost."""
+        """Go on until the server drains.
+
+        While the store is away nothing closes, and nothing is lost. A round that cannot be computed is said again and again, and
+        stays as it is: sites and coordinators are still answered.
+        """
         federation, failures = self._federation, 0
         while not federation.draining:
             change = federation.next_change
             try:
                 wait_s = await self._step()
                 failures = 0
-            except StoreUnavailable as error:
+            except MedDualLoRAError as error:
                 failures += 1
                 wait_s = min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(failures, 10))
-                log.error("closing_postponed", error=str(error), retry_in_s=wait_s)
-            if wait_s != 0:
+                event = "closing_postponed" if isinstance(error, StoreUnavailable) else "closing_failed"
+                log.error(event, error=str(error), retry_in_s=wait_s)
+            if wait_s > 0:
                 await passed(change, wait_s)
 
-    async def _step(self) -> float | None:
-        """Do what is to be done about the round. Returns seconds until there is more to do: 0 at once, None who knows."""
+    async def _step(self) -> float:
+        """Do what is to be done about the round. Returns seconds until there may be more to do, 0 for at once.
+
+        A round whose manifest is fixed is finished in a paused federation too.
+        """
         federation = self._federation
         state, now = await federation.state(), federation.clock()
-        if state.phase == "running" and state.round.phase == "closing":
+        if state.round.phase == "closing":
             await self._finish(state.round.number)
         elif more := rounds.replacements(state, now):
             await self._invite_more(state, more)
@@ -59,8 +69,8 @@ class Closer:
         else:
             self._warn_overdue(state, now)
             moment = rounds.next_moment(state, now)
-            return None if moment is None else max(moment - now, 0.001)
-        return 0
+            return LONGEST_WAIT_S if moment is None else min(max(moment - now, 0.001), LONGEST_WAIT_S)
+        return 0.0
 
     def _warn_overdue(self, state: rounds.FederationState, now: float) -> None:
         if rounds.is_overdue(state, now) and self._warned != state.round.number:
@@ -71,9 +81,7 @@ class Closer:
         """Ask further sites in place of those that were evicted or did not answer; the round gets a new deadline."""
         federation, number = self._federation, state.round.number
         deadline_at = federation.clock() + federation.contract.policy.deadline_s
-        if await federation.decide(
-            round_rows.invite_more, federation.name, number, state.round.invited, more, deadline_at
-        ):
+        if await federation.decide(invite_more, state, more, deadline_at):
             log.warning("round_invited_more", round=number, sites=more, missing=rounds.missing(state))
 
     async def _begin(self, state: rounds.FederationState) -> None:
@@ -81,15 +89,7 @@ class Closer:
         parent = await federation.adapter(state.round.base_version)
         version = await federation.read(federations.last_version, federation.name) + 1
         decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
-        swapped = await federation.decide(
-            round_rows.begin_closing,
-            federation.name,
-            decided.round,
-            state.round.accepted,
-            decided.to_bytes(),
-            decided.input_digest,
-        )
-        if swapped:
+        if await federation.decide(begin_closing, state, decided):
             log.info(
                 "round_closing",
                 round=decided.round,
@@ -103,7 +103,13 @@ class Closer:
         record = await federation.read(round_rows.record, federation.name, number)
         decided = RoundManifest.from_bytes(record.manifest)
         parent = await federation.adapter(decided.parent_version)
-        result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+        try:
+            result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+        except InputError:
+            record = await federation.read(round_rows.record, federation.name, number)
+            if record.state.phase != "closing":
+                return  # another replica was faster by so much that what it was made of is purged
+            raise
         closed = await federation.decide(
             write_result, federation.contract, decided, result, figures, federation.clock()
         )
@@ -130,11 +136,15 @@ class Closer:
 def compute(
     store: Store, contract: Contract, decided: RoundManifest, parent: Adapter
 ) -> tuple[Adapter, dict[str, float]]:
-    """Return the round's result and diagnostics: a pure function of the manifest and the immutable rows it names."""
+    """Return the round's result and diagnostics: a pure function of the manifest and the immutable rows it names.
+
+    Raises InputError naming the update whose stored bytes are not those its digest was given for.
+    """
     layout = contract.recipe.upload_layout(contract.manifest, decided.round, contract.policy.invited)
     deltas = {
         entry.site: payload.tensors(
-            layout, updates.pieces(store, UpdateKey(decided.federation, decided.round, entry.site, entry.digest))
+            layout,
+            updates.checked_pieces(store, UpdateKey(decided.federation, decided.round, entry.site, entry.digest)),
         )
         for entry in decided.entries
     }
@@ -142,6 +152,39 @@ def compute(
     weight = {entry.site: entry.weight for entry in decided.entries}
     tensors, figures = aggregation.aggregate(base, deltas, weight, decided.server_lr)
     return parent.successor({**base, **tensors}, decided.version), figures
+
+
+def invite_more(
+    connection: sa.Connection, seen: rounds.FederationState, more: tuple[str, ...], deadline_at: float
+) -> bool:
+    """Ask further sites to take part in the open round and move its deadline, so that they have their time.
+
+    Returns False, changing nothing, if anything that was `seen` has changed: decide again. A clock that has not started stands
+    still.
+    """
+    if not _is_as(connection, seen):
+        return False
+    state = seen.round
+    until = None if state.deadline_at is None else max(state.deadline_at, deadline_at)
+    round_rows.invite(connection, seen.name, state.number, sorted({*state.invited, *more}), until)
+    return True
+
+
+def begin_closing(connection: sa.Connection, seen: rounds.FederationState, decided: RoundManifest) -> bool:
+    """Fix what the round is made of.
+
+    Returns False, changing nothing, if anything that was `seen` has changed: decide again. So no accepted update is ever lost,
+    none counts whose site had left, and a manifest says of every site what is true of it.
+    """
+    return _is_as(connection, seen) and round_rows.begin_closing(
+        connection, seen.name, decided.round, decided.to_bytes(), decided.input_digest
+    )
+
+
+def _is_as(connection: sa.Connection, seen: rounds.FederationState) -> bool:
+    """Return whether the federation is still the one that was seen; until this transaction ends it stays so."""
+    round_rows.lock(connection, seen.name, seen.round.number)
+    return federations.state(connection, seen.name).basis == seen.basis
 
 
 def write_result(
@@ -163,7 +206,9 @@ def write_result(
 
 
 def _compare(record: round_rows.RoundRecord, result: Adapter) -> None:
-    """Log an error if whoever closed the round computed something else."""
+    """Log an error if whoever closed the round computed something else. A round may have been given up meanwhile."""
+    if record.state.phase != "closed":
+        return
     theirs = RoundManifest.from_bytes(record.manifest).result_digest
     if theirs != result.digest:
         log.error("result_differs", round=record.state.number, stored=theirs, computed=result.digest)

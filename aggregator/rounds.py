@@ -90,6 +90,12 @@ class FederationState:
     round: RoundState
     """The open or closing round; the last one when the federation is finished."""
 
+    @property
+    def basis(self) -> tuple[object, ...]:
+        """What a decision about the open round hangs on: all but what was heard from agents, which never stands still."""
+        sites = {name: (site.phase, site.reason, site.training_patients) for name, site in self.sites.items()}
+        return self.policy, self.phase, self.version, self.sampling_seed, self.round, sites
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteReport:

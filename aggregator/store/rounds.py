@@ -140,37 +140,25 @@ def start_clock(connection: sa.Connection, federation: str, deadline_at: float) 
     )
 
 
-def extend_deadline(connection: sa.Connection, federation: str, seconds: float) -> None:
-    """Move the open round's deadline."""
+def give_back(connection: sa.Connection, federation: str, since: float, now: float) -> None:
+    """Move the open round's deadline by as much of the time from `since` to `now` as the round was there for."""
+    began = sa.case((TABLE.c.opened_at > since, TABLE.c.opened_at), else_=since)
     connection.execute(
         TABLE.update()
-        .where(TABLE.c.federation == federation, TABLE.c.phase == "open")
-        .values(deadline_at=TABLE.c.deadline_at + seconds)
+        .where(TABLE.c.federation == federation, TABLE.c.phase == "open", began < now)
+        .values(deadline_at=TABLE.c.deadline_at + (now - began))
     )
 
 
-def invite_more(
-    connection: sa.Connection,
-    federation: str,
-    number: int,
-    before: Sequence[str],
-    more: Sequence[str],
-    deadline_at: float,
-) -> bool:
-    """Ask further sites to take part in the open round and move its deadline, so that they have their time.
-
-    Returns False, changing nothing, if the round is no longer open or its invited sites are not those of `before`: decide
-    again. A clock that has not started stands still.
-    """
-    lock(connection, federation, number)
-    current = state(connection, federation, number)
-    if current.phase != "open" or set(current.invited) != set(before):
-        return False
-    values: dict[str, Any] = {"invited": canonical_json(sorted({*before, *more})).decode()}
-    if current.deadline_at is not None:
-        values["deadline_at"] = max(current.deadline_at, deadline_at)
-    connection.execute(TABLE.update().where(*_is(federation, number)).values(**values))
-    return True
+def invite(
+    connection: sa.Connection, federation: str, number: int, invited: Sequence[str], deadline_at: float | None
+) -> None:
+    """Write down whom the open round asks now, and until when."""
+    connection.execute(
+        TABLE.update()
+        .where(*_is(federation, number), TABLE.c.phase == "open")
+        .values(invited=canonical_json(list(invited)).decode(), deadline_at=deadline_at)
+    )
 
 
 def lock(connection: sa.Connection, federation: str, number: int) -> None:
@@ -178,27 +166,8 @@ def lock(connection: sa.Connection, federation: str, number: int) -> None:
     connection.execute(sa.select(TABLE.c.number).where(*_is(federation, number)).with_for_update())
 
 
-def begin_closing(
-    connection: sa.Connection,
-    federation: str,
-    number: int,
-    seen: Mapping[str, AcceptedUpdate],
-    manifest: bytes,
-    input_digest: str,
-) -> bool:
-    """Fix what the round is made of.
-
-    Returns False, changing nothing, if the round is no longer open, an update was accepted that the decision had not `seen`,
-    or a site in the manifest was evicted meanwhile: decide again. So no accepted update is ever lost, and none counts whose
-    site had left.
-    """
-    lock(connection, federation, number)
-    current = state(connection, federation, number)
-    if current.phase != "open" or dict(current.accepted) != dict(seen):
-        return False
-    active = set(_active_sites(connection, federation))
-    if any(entry["site"] not in active for entry in json.loads(manifest).get("entries", ())):
-        return False
+def begin_closing(connection: sa.Connection, federation: str, number: int, manifest: bytes, input_digest: str) -> bool:
+    """Fix what the round is made of. Returns False, changing nothing, if the round is no longer open."""
     changed = connection.execute(
         TABLE.update()
         .where(*_is(federation, number), TABLE.c.phase == "open")

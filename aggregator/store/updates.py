@@ -1,5 +1,6 @@
 """Rows of updates and their bytes: announced, staged chunk by chunk, accepted, and from then on immutable."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -148,7 +149,7 @@ def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: flo
     """Drop the bytes of updates in rounds that ended before the last `keep_rounds` that did. Returns those rounds' numbers.
 
     Digests, manifests and adapters stay: the chain from manifest to manifest can still be verified, the results cannot be
-    computed again. At least one round is kept, for another replica may be computing its result this moment.
+    computed again. At least one round is kept, so that a result can still be compared where two replicas computed it.
     """
     if keep_rounds < 1:
         raise InputError(f"updates of at least 1 round must be kept, got {keep_rounds}")
@@ -172,6 +173,20 @@ def pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
     while (data := store.read(_chunk_at, key, offset)) is not None:
         yield data
         offset += len(data)
+
+
+def checked_pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
+    """Yield an accepted update's bytes as `pieces` does. Raises InputError after the last one if they are not the update's."""
+    hashed = hashlib.sha256()
+    for data in pieces(store, key):
+        hashed.update(data)
+        yield data
+    if hashed.hexdigest() != key.digest:
+        raise InputError(
+            f"the store is damaged: the bytes of round {key.round}'s update of site '{key.site}' have SHA-256 "
+            f"{hashed.hexdigest()[:12]}, accepted was {key.digest[:12]}; restore a copy of the store, or give the round up: "
+            "aggregator rollback"
+        )
 
 
 def _chunk_at(connection: sa.Connection, key: UpdateKey, offset: int) -> bytes | None:

@@ -192,9 +192,7 @@ async def test_a_round_left_closing_is_finished_at_the_next_start(tmp_path: Path
     opened = engine.open_store(store)  # what a process killed right after the swap leaves behind
     state = opened.read(federations.state, "demo")
     decided = manifest.of_round(state, "patients", 1.0, state.digest, 1)
-    assert opened.write(
-        round_rows.begin_closing, "demo", 1, state.round.accepted, decided.to_bytes(), decided.input_digest
-    )
+    assert opened.write(closing.begin_closing, state, decided)
     contract = opened.read(federations.contract, "demo")
     expected, _ = closing.compute(opened, contract, decided, opened.read(federations.adapter, "demo", 0))
     opened.close()

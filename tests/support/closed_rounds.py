@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aggregator import closing, manifest, rounds, setup
+from aggregator.manifest import RoundManifest
 from aggregator.store import engine, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
+from shared.adapter import Adapter
 from tests.support import adapters
 
 PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
@@ -66,17 +68,18 @@ def close(store: Store) -> str:
     parent = store.read(federations.adapter, "demo", state.round.base_version)
     version = store.read(federations.last_version, "demo") + 1
     decided = manifest.of_round(state, contract.recipe.weighting, contract.recipe.server_lr, parent.digest, version)
-    assert store.write(
-        round_rows.begin_closing,
-        "demo",
-        decided.round,
-        state.round.accepted,
-        decided.to_bytes(),
-        decided.input_digest,
-    )
-    result, figures = closing.compute(store, contract, decided, parent)
+    assert store.write(closing.begin_closing, state, decided)
+    result, figures = compute(store)
     assert store.write(closing.write_result, contract, decided, result, figures, 1003.0)
     return result.digest
+
+
+def compute(store: Store) -> tuple[Adapter, dict[str, float]]:
+    """Return the result of the round that is closing."""
+    number = store.read(round_rows.last, "demo").number
+    decided = RoundManifest.from_bytes(store.read(round_rows.record, "demo", number).manifest)
+    parent = store.read(federations.adapter, "demo", decided.parent_version)
+    return closing.compute(store, store.read(federations.contract, "demo"), decided, parent)
 
 
 def run(store: Store, order: Sequence[str] = tuple(PATIENTS), rounds_count: int = 2) -> list[str]:

@@ -1,13 +1,13 @@
 """What rounds leave in a store, on every database: draws, further invitations, no half uploads, retention."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aggregator import manifest, rounds, verify
+from aggregator import closing, manifest, rounds, verify
 from aggregator.manifest import RoundManifest
 from aggregator.store import federations, schema, updates
 from aggregator.store import rounds as round_rows
@@ -79,37 +79,44 @@ def test_an_evicted_site_is_drawn_no_more(sampled: Store) -> None:
 
 
 def test_further_sites_join_the_round_with_a_new_deadline(sampled: Store) -> None:
-    before = state_of(sampled).round.invited
     sampled.write(federations.join, "demo", "a", 10, 1100.0)
-    more = tuple(rounds.draw(set("abcdef") - set(before), SEED, 1)[:1])
-    assert sampled.write(round_rows.invite_more, "demo", 1, before, more, 5000.0)
+    seen = state_of(sampled)
+    more = tuple(rounds.draw(set("abcdef") - set(seen.round.invited), SEED, 1)[:1])
+    assert sampled.write(closing.invite_more, seen, more, 5000.0)
     found = state_of(sampled).round
-    assert (found.invited, found.deadline_at) == (tuple(sorted((*before, *more))), 5000.0)
-    assert not sampled.write(round_rows.invite_more, "demo", 1, before, ("a",), 9000.0)  # decided on an older state
+    assert (found.invited, found.deadline_at) == (tuple(sorted((*seen.round.invited, *more))), 5000.0)
+    assert not sampled.write(closing.invite_more, seen, ("a",), 9000.0)  # decided on an older state
     assert state_of(sampled).round == found
 
 
 def test_a_clock_that_stands_still_is_not_started_by_an_invitation(sampled: Store) -> None:
-    before = state_of(sampled).round.invited
-    assert sampled.write(round_rows.invite_more, "demo", 1, before, ("a", "e"), 5000.0)
+    assert sampled.write(closing.invite_more, state_of(sampled), ("a", "e"), 5000.0)
     assert state_of(sampled).round.deadline_at is None
 
 
 def test_nobody_is_invited_to_a_round_that_is_over(sampled: Store) -> None:
-    before = state_of(sampled).round.invited
+    seen = state_of(sampled)
     sampled.write(round_rows.abandon, "demo", 1, 9.0)
-    assert not sampled.write(round_rows.invite_more, "demo", 1, before, ("a",), 5000.0)
-    assert sampled.read(round_rows.state, "demo", 1).invited == before
+    assert not sampled.write(closing.invite_more, seen, ("a",), 5000.0)
+    assert sampled.read(round_rows.state, "demo", 1).invited == seen.round.invited
+
+
+def test_nobody_is_invited_beside_an_update_that_came_in_meanwhile(sampled: Store) -> None:
+    """It may have been the one the quorum lacked."""
+    seen = state_of(sampled)
+    closed_rounds.send(sampled, seen.round.invited[0], payload(sampled))
+    assert not sampled.write(closing.invite_more, seen, ("a",), 5000.0)
+    assert state_of(sampled).round.invited == seen.round.invited
 
 
 def test_racing_invitations_leave_one(sampled: Store) -> None:
-    before, wins = state_of(sampled).round.invited, []
-    others = sorted(set("abcdef") - set(before))
+    seen, wins = state_of(sampled), []
+    others = sorted(set("abcdef") - set(seen.round.invited))
     barrier = threading.Barrier(len(others))
 
     def invite(name: str) -> None:
         barrier.wait()
-        if sampled.write(round_rows.invite_more, "demo", 1, before, [name], 5000.0):
+        if sampled.write(closing.invite_more, seen, (name,), 5000.0):
             wins.append(name)
 
     threads = [threading.Thread(target=invite, args=(name,)) for name in others]
@@ -118,7 +125,59 @@ def test_racing_invitations_leave_one(sampled: Store) -> None:
     for thread in threads:
         thread.join()
     assert len(wins) == 1
-    assert state_of(sampled).round.invited == tuple(sorted((*before, *wins)))
+    assert state_of(sampled).round.invited == tuple(sorted((*seen.round.invited, *wins)))
+
+
+# closing
+
+
+def test_no_manifest_is_fixed_on_what_is_no_longer_so(sampled: Store) -> None:
+    """Its list of who was left out, and why, would not be true."""
+    asked = state_of(sampled).round.invited
+    closed_rounds.send(sampled, asked[0], payload(sampled))
+    other = min(set(SIX) - set(asked))
+    changes: list[Callable[[], object]] = [
+        lambda: sampled.write(closing.invite_more, state_of(sampled), (other,), 5000.0),
+        lambda: closed_rounds.announce(sampled, asked[1], payload(sampled)),
+        lambda: closed_rounds.send(sampled, asked[1], payload(sampled)),
+        lambda: sampled.write(federations.evict, "demo", asked[2], "left the study"),
+        lambda: sampled.write(federations.set_phase, "demo", "paused", "holiday", 9.0),
+    ]
+    for change in changes:
+        seen = state_of(sampled)
+        decided = manifest.of_round(seen, "patients", 1.0, "00" * 32, 1)
+        change()
+        assert not sampled.write(closing.begin_closing, seen, decided)
+        assert state_of(sampled).round.phase == "open"
+    seen = state_of(sampled)
+    assert sampled.write(closing.begin_closing, seen, manifest.of_round(seen, "patients", 1.0, "00" * 32, 1))
+
+
+def test_bytes_that_are_no_longer_those_accepted_never_reach_a_version(store: Store) -> None:
+    for site in closed_rounds.PATIENTS:
+        closed_rounds.send(store, site, payload(store))
+    zeroed = schema.chunks.update().where(schema.chunks.c.site == "ge", schema.chunks.c.offset == 100)
+    store.write(lambda connection: connection.execute(zeroed.values(data=bytes(100))))
+    with pytest.raises(InputError, match=r"round 1's update of site 'ge' have SHA-256 .*, accepted was .*rollback"):
+        closed_rounds.close(store)
+    store.write(lambda connection: connection.execute(schema.chunks.delete().where(schema.chunks.c.site == "ge")))
+    with pytest.raises(InputError, match="round 1's update of site 'ge'"):  # a lost chunk
+        closed_rounds.compute(store)
+
+
+# pauses
+
+
+def test_a_round_gets_back_the_part_of_a_pause_it_was_there_for(store: Store) -> None:
+    store.write(federations.join, "demo", "ge", 10, 1100.0)
+    store.write(federations.set_phase, "demo", "paused", "", 1010.0)
+    store.write(federations.set_phase, "demo", "running", "", 1040.0)
+    assert state_of(store).round.deadline_at == 1130.0
+    store.write(federations.set_phase, "demo", "paused", "", 1050.0)
+    store.write(round_rows.abandon, "demo", 1, 1060.0)
+    store.write(round_rows.go_on, "demo", 0, 4, 100.0, 1060.0)
+    store.write(federations.set_phase, "demo", "running", "", 1070.0)
+    assert state_of(store).round.deadline_at == 1170.0
 
 
 # evictions
@@ -130,8 +189,7 @@ def test_no_update_counts_whose_site_was_evicted_before_the_manifest_was_fixed(s
     seen = state_of(store)
     decided = manifest.of_round(seen, "patients", 1.0, "00" * 32, 1)
     store.write(federations.evict, "demo", "ge", "left the study")
-    arguments = ("demo", 1, seen.round.accepted, decided.to_bytes(), decided.input_digest)
-    assert not store.write(round_rows.begin_closing, *arguments)
+    assert not store.write(closing.begin_closing, seen, decided)
     assert state_of(store).round.phase == "open"
     closed_rounds.close(store)
     final = RoundManifest.from_bytes(store.read(round_rows.record, "demo", 1).manifest)

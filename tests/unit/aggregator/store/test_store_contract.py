@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator import rounds
+from aggregator import closing, rounds
+from aggregator.manifest import of_round
 from aggregator.rounds import UpdateHeader
 from aggregator.store import agents, engine, federations, updates
 from aggregator.store import rounds as round_rows
@@ -63,8 +64,7 @@ def put(store: Store, site: str, data: bytes = DATA) -> UpdateHeader:
 
 
 def begin_closing(store: Store, manifest: bytes = b"{}") -> bool:
-    state = store.read(federations.state, "demo")
-    return store.write(round_rows.begin_closing, "demo", 1, state.round.accepted, manifest, "input")
+    return store.write(round_rows.begin_closing, "demo", 1, manifest, "input")
 
 
 # the federation
@@ -246,11 +246,12 @@ def test_nothing_goes_into_a_round_that_is_no_longer_open(store: Store) -> None:
 
 def test_closing_refuses_a_decision_that_has_not_seen_every_accepted_update(store: Store) -> None:
     put(store, "ge")
-    seen = store.read(federations.state, "demo").round.accepted
+    seen = store.read(federations.state, "demo")
     put(store, "siemens")
-    assert not store.write(round_rows.begin_closing, "demo", 1, seen, b"{}", "x")
-    assert store.read(federations.state, "demo").round.phase == "open"
-    assert begin_closing(store)
+    assert not store.write(closing.begin_closing, seen, of_round(seen, "patients", 1.0, "00" * 32, 1))
+    seen = store.read(federations.state, "demo")
+    assert seen.round.phase == "open"
+    assert store.write(closing.begin_closing, seen, of_round(seen, "patients", 1.0, "00" * 32, 1))
 
 
 def test_the_first_to_fix_the_manifest_wins(store: Store) -> None:
@@ -294,7 +295,7 @@ def test_after_the_last_round_the_federation_is_finished(store: Store) -> None:
     for number in (1, 2):
         state = store.read(federations.state, "demo")
         assert (state.round.number, state.phase) == (number, "running")
-        store.write(round_rows.begin_closing, "demo", number, {}, b"{}", "x")
+        store.write(round_rows.begin_closing, "demo", number, b"{}", "x")
         store.write(round_rows.close, "demo", number, b"{}", number, {}, 9.0)
         store.write(federations.add_adapter, "demo", replace(ADAPTER, version=number), 9.0)
         store.write(round_rows.go_on, "demo", number, 2, 100.0, 9.0)
