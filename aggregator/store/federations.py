@@ -150,7 +150,7 @@ def set_phase(connection: sa.Connection, federation: str, phase: str, reason: st
     if phase == row["phase"]:
         return
     if phase == "running" and row["paused_at"] is not None:
-        round_rows.extend_deadline(connection, federation, max(0.0, now - row["paused_at"]))
+        round_rows.give_back(connection, federation, row["paused_at"], now)
     connection.execute(
         schema.federations.update()
         .where(schema.federations.c.name == federation)
