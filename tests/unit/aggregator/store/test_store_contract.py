@@ -235,6 +235,7 @@ def test_nothing_goes_into_a_round_that_is_no_longer_open(store: Store) -> None:
     assert begin_closing(store)
     for work in (
         lambda: store.write(updates.announce, "demo", header("philips"), 6.0),
+        lambda: store.write(updates.stage, key(late), 0, DATA[:10]),
         lambda: store.write(updates.stage_and_accept, key(late), DATA, 6.0),
     ):
         with pytest.raises(StaleRound, match="round 1 is closing"):
