@@ -54,11 +54,13 @@ async def close_until(store: Store, enough: Callable[[Logs], bool], keep_rounds:
     federation = Federation(store, "demo", ServiceLimits(keep_rounds=keep_rounds))
     with capture_logs() as logs:
         task = asyncio.create_task(Closer(federation).run())
-        async with asyncio.timeout(20):
-            while not enough(logs) and not task.done():
-                await asyncio.sleep(0.02)
+        for _ in range(1000):
+            if enough(logs) or task.done():
+                break
+            await asyncio.sleep(0.02)
         federation.drain()
         await task
+        assert enough(logs), logs
     return list(logs)
 
 
