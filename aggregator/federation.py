@@ -210,7 +210,8 @@ class Federation:
             software_version=claim.software_version[:32],
             training_patients=claim.training_patients,
         )
-        return await self.state(), site.training_patients or claim.training_patients
+        state = await self.state()
+        return state, state.sites[caller.site].training_patients or claim.training_patients
 
     async def await_round(
         self, caller: Caller, federation: str, agent_id: str, report: rounds.SiteReport, wait_s: float

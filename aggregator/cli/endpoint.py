@@ -72,8 +72,10 @@ async def _call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Aw
             if known is not None:
                 raise known from error
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                advice = "check the address, and that aggregator serve runs there"
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    advice += " with these TLS files" if tls else " with --plain: most take TLS only"
                 raise AggregatorUnreachable(
-                    f"no answer from {address} within {TIMEOUT_S:.0f} s ({error.details()}); "
-                    "check the address, the TLS files, and that aggregator serve runs there"
+                    f"no answer from {address} ({error.code().name}: {error.details()}); {advice}"
                 ) from error
             raise MedDualLoRAError(f"{address} answered {error.code().name}: {error.details()}") from error
