@@ -5,9 +5,11 @@ outbox until its receipt has come, an unfinished one goes on from its last check
 """
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,14 +18,16 @@ import structlog
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
 from shared.contract import ALLOWED_METRICS
-from shared.errors import ConflictingUpdate, MedDualLoRAError, NotFound, StaleRound
+from shared.errors import AggregatorUnreachable, ConflictingUpdate, MedDualLoRAError, NotFound, StaleRound
 from shared.protocol import MAX_WAIT_S
 from site_agent import disk, egress, report, starting
-from site_agent.client import FederationClient, Joined, Task
+from site_agent.client import FederationClient, Joined, Task, retry_delay_s
 from site_agent.config import SiteConfig
 from site_agent.egress import Update, UpdateFacts
+from site_agent.local_rounds import LocalRound
 from site_agent.report import REPORT, Phases
-from site_agent.state import TRAINING, State
+from site_agent.starting import Beginning
+from site_agent.state import PRIVATE, TRAINING, State
 from site_agent.training import local
 from site_agent.training.checkpoint import Checkpoints
 from site_agent.training.site import SiteTrainer
@@ -36,6 +40,24 @@ HEARTBEAT_S = 20.0
 
 class Evicted(MedDualLoRAError):
     """The coordinator took this site out of the federation."""
+
+
+@dataclass(slots=True)
+class Repeats:
+    """How often in a row one round was asked for again, and since when (time.monotonic)."""
+
+    digest: str = ""
+    round: int = 0
+    count: int = 0
+    since: float = 0.0
+
+    def note(self, task: Task, now: float) -> int:
+        """Note that a round is asked for; return how many times it was before, without another one in between."""
+        if (task.round, task.digest) == (self.round, self.digest):
+            self.count += 1
+        else:
+            self.round, self.digest, self.count, self.since = task.round, task.digest, 0, now
+        return self.count
 
 
 class Agent:
@@ -61,6 +83,8 @@ class Agent:
         self._phases = Phases()
         self._progress = 0.0
         self._busy_with: Task | None = None
+        self._repeats = Repeats()
+        self._rng = random.Random(self._state.agent_id)
 
     def stop(self) -> None:
         """Ask the agent to leave: training ends at the next step, with a checkpoint."""
@@ -105,6 +129,7 @@ class Agent:
             following, round_number = task.instruction, task.round
             if task.instruction == "TRAIN":
                 version = task.version
+                await self._hesitate(task)
                 await self._do_round(joined, trainer, task)
                 following = "WAIT"
             elif task.instruction == "FINISHED":
@@ -135,14 +160,28 @@ class Agent:
         log.info("activations_ready", bytes=held, duration_s=round(time.monotonic() - began, 3))
         return joined, trainer
 
+    async def _hesitate(self, task: Task) -> None:
+        """Pause before a round that was dealt with just now, longer every time: an aggregator gone wrong is not flooded."""
+        now = time.monotonic()
+        if repeats := self._repeats.note(task, now):
+            delay = retry_delay_s(repeats, now - self._repeats.since, self._rng)
+            log.warning(
+                "round_asked_again",
+                round=task.round,
+                version=task.version,
+                attempt=repeats,
+                retry_in_s=round(delay, 2),
+            )
+            await asyncio.sleep(delay)
+
     async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Bring one round to its receipt, from wherever it stands."""
         rounds = self._state.rounds
         finished = rounds.find(task.round)
-        if finished is None or finished.update.facts.base_version != task.version:
+        if finished is None or not _is_what_is_asked(finished, task):
             await self._settle(before_round=task.round)
             received = await self._fetch(joined, task)
-            local_before = self._local_of(trainer, rounds.start(task.round, received).local)
+            local_before = self._begin(trainer, task.round, received).local
             await self._evaluate(trainer, received, local_before, task.round - 1)
             if not await self._train(joined, trainer, task, received, local_before):
                 return
@@ -170,9 +209,8 @@ class Agent:
         log.info("update_accepted", round=number, bytes=len(update.payload), digest=update.digest)
         self._view.uploaded(number, len(update.payload))
 
-    def _local_of(self, trainer: SiteTrainer, number: int) -> dict[str, np.ndarray]:
-        """Return the local adapter as of a round; 0 is the one before the first."""
-        return self._state.rounds.local(number) or trainer.initial_local()
+    def _begin(self, trainer: SiteTrainer, number: int, received: Adapter) -> Beginning:
+        return starting.beginning(self._state.rounds, trainer, number, received)
 
     async def _write(self, write: Callable[[], T]) -> T:
         """Write to the state folder, however long its disk is full."""
@@ -208,7 +246,7 @@ class Agent:
         began = time.monotonic()
         self._progress = 0.0
         self._abandoned.clear()
-        rounds, start = self._state.rounds, self._state.rounds.start(task.round, received)
+        beginning = self._begin(trainer, task.round, received)
         hooks = local.Hooks(on_step=self._on_step, should_stop=self._should_stop)
         try:
             trained = await self._to_its_end(
@@ -225,9 +263,9 @@ class Agent:
             training_patients=trainer.training_patients,
             metrics=trained.metrics,
         )
-        invited, residual = joined.contract.policy.invited, rounds.residual(start.residual)
-        update, owed = egress.seal(received, trained.global_tensors, trainer.recipe, facts, invited, residual)
-        await self._write(lambda: rounds.commit(update, trained.local_tensors, start, owed))
+        invited = joined.contract.policy.invited
+        update, owed = egress.seal(received, trained.global_tensors, trainer.recipe, facts, invited, beginning.residual)
+        await self._write(lambda: self._state.rounds.commit(update, trained.local_tensors, beginning.start, owed))
         self._checkpoints.clear()
         self._phases.add("training", began)
         log.info("round_trained", round=task.round, duration_s=round(time.monotonic() - began, 3), **trained.metrics)
@@ -242,6 +280,7 @@ class Agent:
         except asyncio.CancelledError:
             self._stopping.set()
             await asyncio.wait([running])
+            running.exception()  # Stopped, most likely: looked at, so that nobody reports it as forgotten
             raise
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
@@ -253,19 +292,27 @@ class Agent:
         return self._stopping.is_set() or self._abandoned.is_set()
 
     async def _heartbeat(self) -> None:
-        """Tell the aggregator every 20 s that the agent is alive, whatever it is busy with; hear if its round is over."""
+        """Tell the aggregator every 20 s that the agent is alive, whatever it is busy with; hear if its round is over.
+
+        In an outage the next heartbeat says more than this one repeated; whether to give up is for the loop's own calls.
+        """
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if (task := self._busy_with) is None:
                 continue  # the loop itself is asking
-            answer = await self._client.await_round(
-                round_number=task.round,
-                following=task.instruction,
-                version=task.version,
-                wait_s=0,
-                progress=self._progress,
-            )
-            if answer.instruction in ("ABANDON", "EVICTED", "FINISHED"):
+            try:
+                answer = await self._client.await_round(
+                    round_number=task.round,
+                    following=task.instruction,
+                    version=task.version,
+                    wait_s=0,
+                    progress=self._progress,
+                    give_up_after_s=HEARTBEAT_S,
+                )
+            except AggregatorUnreachable:
+                continue
+            # an answer may take its time, and the round after is not over because the one it is about is
+            if answer.instruction in ("ABANDON", "EVICTED", "FINISHED") and self._busy_with is task:
                 self._abandoned.set()
 
     async def _evaluate(
@@ -291,7 +338,7 @@ class Agent:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""
         await self._settle(before_round=task.round + 1)
         final = await self._fetch(joined, task)
-        local_now = self._local_of(trainer, self._state.rounds.start(task.round + 1, final).local)
+        local_now = self._begin(trainer, task.round + 1, final).local
         await self._evaluate(trainer, final, local_now, task.round)
         began = time.monotonic()
         self._view.comparing()
@@ -300,6 +347,25 @@ class Agent:
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
         made = report.finite(report.make(joined, trainer, final, compared, self._state.history(), self._phases))
-        await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made)))
+        await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made), PRIVATE))
         log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
         self._view.finished(made)
+
+
+def _is_what_is_asked(finished: LocalRound, task: Task) -> bool:
+    """Return whether a finished round was trained from the version that the task names; if not, say what differs.
+
+    A number alone does not name a version: an aggregator whose store was restored from a backup gives it again.
+    """
+    held = finished.update.facts.base_version, finished.start.received
+    if held == (task.version, task.digest):
+        return True
+    log.warning(
+        "finished_round_replaced",
+        round=task.round,
+        held_version=held[0],
+        asked_version=task.version,
+        held_digest=held[1],
+        asked_digest=task.digest,
+    )
+    return False

@@ -5,6 +5,7 @@ Protobuf stops here: callers see frozen dataclasses. A retry repeats the same id
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -59,8 +60,8 @@ class Task:
 
 
 def retry_delay_s(attempt: int, elapsed_s: float, rng: random.Random) -> float:
-    """Return the wait before attempt `attempt` + 1: doubling with full jitter, at most 5 s in the first ten minutes of an
-    outage, then at most 60 s."""
+    """Return the wait after failure number `attempt` (from 0) of an outage that has lasted `elapsed_s`: doubling with full
+    jitter, at most 5 s in the first ten minutes, then at most 60 s."""
     cap = 5.0 if elapsed_s < FIRST_RETRIES_S else 60.0
     return rng.uniform(0.1, min(cap, 0.2 * 2.0 ** min(attempt, 12)))
 
@@ -68,6 +69,7 @@ def retry_delay_s(attempt: int, elapsed_s: float, rng: random.Random) -> float:
 class FederationClient:
     """One site's calls. Each is repeated until it succeeds, is refused, or nothing was heard for `give_up_after_s`.
 
+    A transfer that is cut has been heard of if more of it is durable than before: then pauses begin short again.
     `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes.
     """
 
@@ -117,9 +119,19 @@ class FederationClient:
         return Joined(reply.site, contract, reply.training_patients, reply.version)
 
     async def await_round(
-        self, *, round_number: int, following: str, version: int, wait_s: float, progress: float = 0.0
+        self,
+        *,
+        round_number: int,
+        following: str,
+        version: int,
+        wait_s: float,
+        progress: float = 0.0,
+        give_up_after_s: float = math.inf,
     ) -> Task:
-        """Ask what to do; holds until something differs or `wait_s` is over."""
+        """Ask what to do; holds until something differs or `wait_s` is over.
+
+        `give_up_after_s` shortens the client's own for a question that grows old.
+        """
         wait_s = min(wait_s, MAX_WAIT_S)
         request = pb.AwaitRoundRequest(
             federation=self.federation,
@@ -130,7 +142,9 @@ class FederationClient:
             wait_s=wait_s,
             progress=progress,
         )
-        reply: pb.AwaitRoundResponse = await self._unary("AwaitRound", request, holds_s=wait_s)
+        reply: pb.AwaitRoundResponse = await self._unary(
+            "AwaitRound", request, holds_s=wait_s, give_up_after_s=give_up_after_s
+        )
         return Task(
             _instruction(reply.instruction), reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason
         )
@@ -169,7 +183,9 @@ class FederationClient:
 
         timeout_s = self._transfer_s(manifest.layout.size)
         modified = await self._retrying(
-            "FetchAdapter", lambda attempt: self._logged("FetchAdapter", attempt, timeout_s, once)
+            "FetchAdapter",
+            lambda attempt: self._logged("FetchAdapter", attempt, timeout_s, once),
+            durable=lambda: len(received),
         )
         if not modified and held is not None:
             return held
@@ -208,7 +224,7 @@ class FederationClient:
 
             await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), send)
 
-        await self._retrying("UploadDelta", once)
+        await self._retrying("UploadDelta", once, durable=lambda: durable)
 
     async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
         """Report aggregate metrics of a version on the validation cases."""
@@ -255,7 +271,7 @@ class FederationClient:
             yield request
         moves.on()
 
-    async def _unary(self, method: str, request: Any, holds_s: float = 0.0) -> Any:
+    async def _unary(self, method: str, request: Any, holds_s: float = 0.0, give_up_after_s: float = math.inf) -> Any:
         """Make a call that the aggregator may hold for so long before it answers."""
 
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
@@ -265,11 +281,23 @@ class FederationClient:
             return reply
 
         timeout_s = self._call_timeout_s + holds_s
-        return await self._retrying(method, lambda attempt: self._logged(method, attempt, timeout_s, once))
+        return await self._retrying(
+            method, lambda attempt: self._logged(method, attempt, timeout_s, once), give_up_after_s
+        )
 
-    async def _retrying(self, method: str, once: Callable[[int], Awaitable[T]]) -> T:
-        """Try until it succeeds, an error says that trying again is useless, or the outage lasts too long."""
-        began = time.monotonic()
+    async def _retrying(
+        self,
+        method: str,
+        once: Callable[[int], Awaitable[T]],
+        give_up_after_s: float = math.inf,
+        durable: Callable[[], int] = lambda: 0,
+    ) -> T:
+        """Try until it succeeds, an error says that trying again is useless, or the outage lasts too long.
+
+        An attempt that found or left more bytes `durable` than the one before was no part of the outage.
+        """
+        give_up_after_s = min(give_up_after_s, self._give_up_after_s)
+        heard_at, failures, held = time.monotonic(), 0, durable()
         attempt = 0
         while True:
             try:
@@ -277,8 +305,11 @@ class FederationClient:
             except grpc.aio.AioRpcError as error:
                 if not is_transient(error):
                     raise (status.error_of(error) or _unexpected(method, error)) from error
-                await self._wait(method, error, attempt, time.monotonic() - began)
+                if durable() > held:
+                    heard_at, failures, held = time.monotonic(), 0, durable()
+                await self._wait(method, error, failures, time.monotonic() - heard_at, give_up_after_s)
             attempt += 1
+            failures += 1
 
     async def _logged(
         self,
@@ -305,14 +336,16 @@ class FederationClient:
         record.finish("OK")
         return result
 
-    async def _wait(self, method: str, error: grpc.aio.AioRpcError, attempt: int, elapsed_s: float) -> None:
-        left = self._give_up_after_s - elapsed_s
+    async def _wait(
+        self, method: str, error: grpc.aio.AioRpcError, failures: int, elapsed_s: float, give_up_after_s: float
+    ) -> None:
+        left = give_up_after_s - elapsed_s
         if left <= 0:
             raise AggregatorUnreachable(
                 f"no answer from {self._address} for {elapsed_s:.0f} s ({error.code().name}: {error.details()}); "
                 "check the address and the network, then start the agent again: nothing is lost"
             ) from error
-        delay = min(retry_delay_s(attempt, elapsed_s, self._rng), left)
+        delay = min(retry_delay_s(failures, elapsed_s, self._rng), left)
         log.warning(
             "call_to_repeat" if status.error_of(error) else "aggregator_unreachable",
             address=self._address,

@@ -35,13 +35,14 @@ class Finished:
 def start(finished: Sequence[Finished], version: int, parent_digest: str, digest: str) -> Start:
     """Return what the next round begins with when it is given `version`, whose file has this digest and names this parent.
 
-    A version that a round began from before has its snapshot: what that first round began with. A new version goes with the
-    round that made it, or with the snapshot of its parent if the site took no part in that round. Where neither is known
-    (the site missed the parent too), it goes with the last round that began from an earlier version.
+    A version that a round began from before has its snapshot: what that first round began with. Its number alone does not say
+    so: an aggregator whose store was restored from a backup gives it again. A new version goes with the round that made it, or
+    with the snapshot of its parent if the site took no part in that round. Where neither is known (the site missed the parent
+    too), it goes with the last round that began from an earlier version.
     """
     rounds = sorted(finished, key=lambda one: one.number)
     for one in rounds:
-        if one.base_version == version:
+        if (one.base_version, one.start.received) == (version, digest):
             return replace(one.start, received=digest)
     siblings = [one for one in rounds if parent_digest and one.start.received == parent_digest]
     taken = {one.start.local for one in rounds}  # a round whose outcome went with another version did not make this one

@@ -3,7 +3,7 @@
 local.safetensors       the local adapter (and private head) after the round - never leaves the state folder
 delta.bin               the sealed update (the outbox)
 residual.safetensors    what the codec has kept back so far, float64; absent where nothing is ever lost
-round.json              facts of the update, what the round began with, digests of the files, what became of the update
+round.json              facts of the update, what the round began with, digests of the files and of itself, the update's fate
 """
 
 import json
@@ -30,6 +30,10 @@ Fate = Literal["unsent", "accepted", "refused"]
 """unsent: no answer has come, the aggregator may have it. accepted: its receipt came. refused: it will never count."""
 Tensors = dict[str, np.ndarray]
 
+RECORD_TYPES = {"facts": dict, "layout": list, "files": dict, "start": dict, "fate": str, "sha256": str}
+FACTS_TYPES = {"round": int, "base_version": int, "training_patients": int, "metrics": dict, "codec": str}
+START_TYPES = {"local": int, "residual": int, "received": str}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -52,7 +56,7 @@ class Record:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the canonical JSON."""
+        """Return the canonical JSON, with the SHA-256 of the canonical JSON of all the rest in it."""
         value = {
             "facts": asdict(self.facts),
             "layout": self.layout.to_jsonable(),
@@ -60,21 +64,40 @@ class Record:
             "start": asdict(self.start),
             "fate": self.fate,
         }
-        return canonical_json(value)
+        return canonical_json({**value, "sha256": sha256_hex(canonical_json(value))})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Record":
-        """Read what `to_bytes` made. Raises ValueError, KeyError, TypeError or InvalidAdapter for anything else."""
-        value: dict[str, Any] = json.loads(data)
+        """Read what `to_bytes` made. Raises ValueError, InvalidAdapter or RecursionError for anything else."""
+        value = _exactly(json.loads(data), RECORD_TYPES)
+        facts = _exactly(value["facts"], FACTS_TYPES)
+        if any(type(metric) not in (int, float) for metric in facts["metrics"].values()):
+            raise ValueError("a metric is no number")
+        _exactly(value["files"], dict.fromkeys({LOCAL, DELTA} | (value["files"].keys() & {RESIDUAL}), str))
         if value["fate"] not in get_args(Fate):
             raise ValueError(f"unknown fate {value['fate']!r}")
-        return cls(
-            facts=UpdateFacts(**value["facts"]),
+        record = cls(
+            facts=UpdateFacts(**facts),
             layout=Layout.from_jsonable(value["layout"]),
-            files={str(name): str(digest) for name, digest in value["files"].items()},
-            start=Start(**value["start"]),
+            files=value["files"],
+            start=Start(**_exactly(value["start"], START_TYPES)),
             fate=value["fate"],
         )
+        if record.to_bytes() != data:
+            raise ValueError("its digest differs from the one it was written with")
+        return record
+
+
+def _exactly(value: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """Return a JSON object with just these names, and values of just these types. Raises ValueError naming what differs."""
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} stands where an object should")
+    for name in sorted(value.keys() ^ types.keys()):
+        raise ValueError(f"'{name[:80]}' is missing" if name in types else f"'{name[:80]}' does not belong there")
+    for name, expected in types.items():
+        if type(value[name]) is not expected:  # a bool is an int to isinstance
+            raise ValueError(f"'{name}' is a {type(value[name]).__name__}, expected {expected.__name__}")
+    return value
 
 
 def folder_of(rounds: Path, number: int) -> Path:
@@ -84,7 +107,12 @@ def folder_of(rounds: Path, number: int) -> Path:
 
 def numbers(rounds: Path) -> list[int]:
     """Return the rounds there are, ascending. 0 is none: it may hold a local adapter to begin with."""
-    return sorted(int(path.name) for path in rounds.glob("[0-9]*") if path.name.isdecimal() and int(path.name) > 0)
+    named = (
+        int(path.name)
+        for path in rounds.glob("[0-9]*")
+        if path.name.isdecimal() and path == folder_of(rounds, int(path.name))
+    )
+    return sorted(number for number in named if number)
 
 
 def write(rounds: Path, update: Update, local: Mapping[str, np.ndarray], start: Start, residual: Tensors) -> None:
@@ -112,11 +140,14 @@ def write(rounds: Path, update: Update, local: Mapping[str, np.ndarray], start: 
 
 
 def read_record(folder: Path) -> Record:
-    """Return a round's record. Raises Damaged."""
+    """Return a round's record. Raises Damaged, also if it is the record of another round than its folder's name says."""
     try:
-        return Record.from_bytes(_bytes(folder / RECORD))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidAdapter) as error:
-        raise Damaged(folder / RECORD, f"it does not hold a round's facts ({type(error).__name__})") from error
+        record = Record.from_bytes(_bytes(folder / RECORD))
+    except (ValueError, RecursionError, InvalidAdapter) as error:
+        raise Damaged(folder / RECORD, f"it is not a round's record: {error}") from error
+    if folder != folder_of(folder.parent, record.facts.round):
+        raise Damaged(folder / RECORD, f"it is the record of round {record.facts.round}")
+    return record
 
 
 def mark(folder: Path, fate: Fate) -> None:

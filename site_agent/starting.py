@@ -1,4 +1,5 @@
-"""What an agent does before its first round: look at what lies here, join, get model and data ready."""
+"""What an agent does before its first round: look at what lies here, join, get model and data ready. And before each round:
+read what that begins with."""
 
 import asyncio
 import importlib.metadata
@@ -8,11 +9,16 @@ from typing import Any
 import structlog
 import torch
 
+from shared.adapter import Adapter
 from shared.errors import IdentityInUse, InputError
 from site_agent.client import FederationClient, Joined
 from site_agent.config import SiteConfig
+from site_agent.damage import Damaged
 from site_agent.data.cohort import CLASS_NAMES, Cohort
+from site_agent.lineage import Start
+from site_agent.local_rounds import LocalRounds
 from site_agent.models import weights
+from site_agent.round_files import Tensors
 from site_agent.state import State
 from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import View
@@ -48,8 +54,8 @@ def first_look(config: SiteConfig) -> FirstLook:
 async def join(client: FederationClient, state: State, config: SiteConfig, first: FirstLook, view: View) -> Joined:
     """Join, and say what was agreed to. Raises what the aggregator refused with.
 
-    If this agent has a new id because the old one was damaged, the aggregator still keeps the site's certificate for the old
-    one: that is waited for. Any other IdentityInUse means a second agent and is raised.
+    If this agent's id is new, the aggregator may still keep the site's certificate for the one before: that is waited for. If
+    it keeps it for longer, a second agent runs, and IdentityInUse is raised.
     """
     while True:
         try:
@@ -66,8 +72,7 @@ async def join(client: FederationClient, state: State, config: SiteConfig, first
             pause = min(TAKEOVER_PAUSE_S, left)
             log.warning("takeover_awaited", error=str(error), retry_in_s=pause, gives_up_in_s=round(left))
             view.warned(
-                "this agent has a new id since its agent.json was damaged; the aggregator takes it a minute after the old "
-                f"one's last call. Waiting, for at most {left:.0f} s more"
+                f"{error}. This agent is new here and waits for at most {left:.0f} s more, in case the other one has ended"
             )
             await asyncio.sleep(pause)
 
@@ -77,3 +82,26 @@ def trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
     frames: Any = joined.contract.manifest.metadata.frames
     loaded = load_base(config.weights, config.weights_size, frames)
     return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a round begins with, and the local adapter and the residual that are meant by it."""
+
+    start: Start
+    local: Tensors
+    residual: Tensors
+
+
+def beginning(rounds: LocalRounds, trainer: SiteTrainer, number: int, received: Adapter) -> Beginning:
+    """Return what round `number` begins with when it is given this version.
+
+    A file that goes bad after it was found sound is set aside when all is looked through again.
+    """
+    while True:
+        start = rounds.start(number, received)
+        try:
+            local = rounds.local(start.local) or trainer.initial_local()
+            return Beginning(start, local, rounds.residual(start.residual))
+        except Damaged as damage:
+            log.warning("round_begun_again", round=number, path=damage.path.name, reason=damage.reason)

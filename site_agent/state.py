@@ -11,16 +11,23 @@ history.jsonl           one line per evaluated version
 damaged-*               what could not be read, wherever it lay: set aside, never deleted
 
 contract.json is the site's consent: damaged, it stops the agent with advice. Everything else falls back to the last good thing.
+Every file is readable by its owner only.
 """
 
 import fcntl
 import json
+import math
+import os
+import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
@@ -30,6 +37,7 @@ from site_agent import lineage, round_files
 from site_agent.damage import Damaged, Infirmary
 from site_agent.local_rounds import LocalRounds
 
+log = structlog.get_logger()
 CONTRACT = "contract.json"
 GLOBAL = "global.safetensors"
 INITIAL = "initial.safetensors"
@@ -39,18 +47,20 @@ ROUNDS = "rounds"
 TRAINING = "training"
 TAKEOVER_S = 120.0
 """How long a new id may wait for the aggregator to let go of the damaged one; it does a minute after that one's last call."""
+PRIVATE = 0o600
+FETCHED_AGAIN = "it is fetched again"
 
 
 class State:
     """One agent's folder. Only one process may hold it; the second gets an InputError.
 
-    `warn` takes one sentence for a person about anything damaged.
+    `warn` takes one sentence for a person about anything damaged, and about a folder that other users can look into.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda text: None) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (folder / "lock").open("w")
+            self._lock = os.fdopen(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, PRIVATE), "w")
         except OSError as error:
             raise InputError(f"cannot keep state in {folder}: {error.strerror}; give another --state folder") from error
         self.folder = folder
@@ -61,10 +71,11 @@ class State:
             raise InputError(
                 f"another agent runs on state folder {folder}; stop it, or give this one its own --state"
             ) from None
+        _warn_of_onlookers(folder, warn)
         self._clear_half_written()
         self.infirmary = Infirmary(folder, warn)
         self.rounds = LocalRounds(folder / ROUNDS, self.infirmary)
-        self.agent_id, self._replaced_at = self._identity()
+        self.agent_id, self._made_at = self._identity()
 
     def close(self) -> None:
         """Let another agent have the folder."""
@@ -72,14 +83,15 @@ class State:
 
     @property
     def takeover_s(self) -> float:
-        """Seconds for which the aggregator may still hold this site's certificate for the id that was damaged here."""
-        return max(0.0, min(TAKEOVER_S, self._replaced_at + TAKEOVER_S - time.time()))
+        """Seconds for which the aggregator may still hold this site's certificate for another id: that of a state folder that was
+        lost or replaced, or of an agent.json that was damaged."""
+        return max(0.0, min(TAKEOVER_S, self._made_at + TAKEOVER_S - time.time()))
 
     def bind(self, contract: Contract) -> None:
         """Tie the folder to one contract. Raises InputError if it belongs to another: local adapters do not mix."""
         path = self.folder / CONTRACT
         if not path.exists():
-            write_atomically(path, contract.to_bytes())
+            write_atomically(path, contract.to_bytes(), PRIVATE)
         elif (held := read_contract(self.folder)) != contract:
             raise InputError(
                 f"state folder {self.folder} belongs to contract {held.sha256[:12]} of federation '{held.federation}', the "
@@ -88,27 +100,34 @@ class State:
 
     def store_global(self, adapter: Adapter) -> None:
         """Keep the newest global adapter."""
-        adapter.write(self.folder / GLOBAL)
+        write_atomically(self.folder / GLOBAL, adapter.to_bytes(), PRIVATE)
         if adapter.version == 0:
             self.store_initial(adapter)
 
     def store_initial(self, adapter: Adapter) -> None:
         """Keep version 0, from which the arms that were never federated start."""
-        adapter.write(self.folder / INITIAL)
+        write_atomically(self.folder / INITIAL, adapter.to_bytes(), PRIVATE)
 
     def global_adapter(self) -> Adapter | None:
         """Return the newest global adapter the site has, if any."""
         return self._adapter(GLOBAL)
 
     def initial_adapter(self) -> Adapter | None:
-        """Return version 0; None at a site that joined when there were later ones."""
-        return self._adapter(INITIAL)
+        """Return version 0 as the contract names it; None at a site that joined when there were later ones."""
+        held = self._adapter(INITIAL)
+        if held is None or not (self.folder / CONTRACT).exists():
+            return held
+        if held.digest == read_contract(self.folder).adapter_digest:
+            return held
+        damage = Damaged(self.folder / INITIAL, "its digest differs from the one in the contract")
+        self.infirmary.set_aside(damage, FETCHED_AGAIN)
+        return None
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Add one line; a version evaluated again after a restart replaces its line."""
         entries = [e for e in self.history() if e["version"] != entry["version"]]
         lines = [canonical_json(e) for e in [*entries, entry]]
-        write_atomically(self.folder / HISTORY, b"\n".join(lines) + b"\n")
+        write_atomically(self.folder / HISTORY, b"\n".join(lines) + b"\n", PRIVATE)
 
     def history(self) -> list[dict[str, Any]]:
         """Return what `append_history` stored, oldest first."""
@@ -133,25 +152,23 @@ class State:
             return Adapter.read(path)
         except (InputError, InvalidAdapter) as error:
             reason = f"{type(error).__name__}" if str(path) in str(error) else str(error)
-            self.infirmary.set_aside(Damaged(path, reason), "it is fetched again")
+            self.infirmary.set_aside(Damaged(path, reason), FETCHED_AGAIN)
             return None
 
     def _identity(self) -> tuple[str, float]:
-        """Return the agent's id, and when it replaced a damaged one (seconds since 1970; 0 if it never did)."""
-        path, replaced_at = self.folder / AGENT, 0.0
+        """Return the agent's id, and when it was made (seconds since 1970)."""
+        path = self.folder / AGENT
         if path.exists():
             try:
-                value = json.loads(path.read_bytes())
-                if isinstance(value, dict) and isinstance(value.get("agent_id"), str):
-                    return value["agent_id"], float(value.get("replaced_at", 0.0))
-                reason = "it names no agent_id"
-            except (OSError, ValueError, TypeError, RecursionError) as error:
-                reason = f"{type(error).__name__}"
+                return _read_identity(path.read_bytes())
+            except OSError as error:
+                reason = f"it cannot be read: {error.strerror}"
+            except (ValueError, RecursionError) as error:
+                reason = f"it is no agent's identity: {error}"
             self.infirmary.set_aside(Damaged(path, reason), "this agent has a new id from here on")
-            replaced_at = time.time()
-        agent_id = uuid.uuid4().hex
-        write_atomically(path, canonical_json({"agent_id": agent_id, "replaced_at": replaced_at}))
-        return agent_id, replaced_at
+        agent_id, made_at = uuid.uuid4().hex, time.time()
+        write_atomically(path, canonical_json({"agent_id": agent_id, "made_at": made_at}), PRIVATE)
+        return agent_id, made_at
 
     def _clear_half_written(self) -> None:
         """Remove what a kill left in the middle of being written; nothing of it was ever in force."""
@@ -160,6 +177,34 @@ class State:
         for place in (".", TRAINING, f"{ROUNDS}/[0-9]*"):
             for leftover in self.folder.glob(f"{place}/.*.[0-9]*-[0-9]*.tmp"):
                 leftover.unlink()
+
+
+def _read_identity(data: bytes) -> tuple[str, float]:
+    """Return the agent's id and when it was made. Raises ValueError or RecursionError."""
+    value = json.loads(data)
+    if not isinstance(value, dict) or value.keys() != {"agent_id", "made_at"}:
+        raise ValueError("not an agent_id and made_at")
+    agent_id, made_at = value["agent_id"], value["made_at"]
+    if not isinstance(agent_id, str) or not re.fullmatch("[0-9a-f]{32}", agent_id):
+        raise ValueError("agent_id is not 32 hexadecimal digits")
+    if not isinstance(made_at, float) or not math.isfinite(made_at):
+        raise ValueError("made_at is no time")
+    return agent_id, made_at
+
+
+def _warn_of_onlookers(folder: Path, warn: Callable[[str], None]) -> None:
+    """Say so if the folder is open to other users; the agent's files in it are readable by their owner only all the same.
+
+    It is not closed here: an agent that did not make a folder cannot know what else lies in it and who else needs it (given
+    /tmp or a shared volume by mistake, it would lock everybody out).
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o077:
+        log.warning("state_folder_open_to_others", mode=f"{mode:04o}")
+        warn(
+            f"state folder {folder} is open to other users of this machine (mode {mode:04o}), and it is private: if it is the "
+            f"agent's alone, close it with `chmod -R go= {folder}`, else use another --state folder"
+        )
 
 
 def read_contract(folder: Path) -> Contract:

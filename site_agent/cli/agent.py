@@ -1,7 +1,13 @@
 """`site-agent --aggregator host:port`: the agent itself, the only command without a name."""
 
+import _thread
+import contextlib
 import os
+import signal
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +17,31 @@ LEAVES_WITHIN_S = 20.0
 """After a signal. A pass over many cases may take longer than that to notice; nothing is lost by not waiting for it, because
 whatever is on disk is whole at any instant."""
 STOPPED = 130
+STOPPED_SAFELY = "site-agent: stopped; started again, it goes on from here"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class Leaving:
+    """Hears SIGTERM and SIGINT on a thread of its own: the process ends in time whatever its other threads hang on.
+
+    Those have both signals blocked, for the rest of the process: a thread that waits for a file server that is away would
+    be handed the signal and never act on it. `leave` is called on the listening thread.
+    """
+
+    leave: Callable[[], object] = _thread.interrupt_main
+
+    def listen(self) -> None:
+        """Begin to listen. There must be no other thread yet: it would not have the signals blocked."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=self._wait, name="leaving", daemon=True).start()
+
+    def _wait(self) -> None:
+        signal.sigwait(SIGNALS)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is at its end
+            self.leave()
+        time.sleep(LEAVES_WITHIN_S)
+        os._exit(STOPPED)
 
 
 def register(app: typer.Typer) -> None:
@@ -79,11 +110,16 @@ def run(
 
 def _serve(config: Any, once: bool) -> None:
     """Run the agent until the federation is finished, or a signal asks it to leave."""
+    leaving = Leaving()
+    leaving.listen()
+
     import asyncio
-    import signal
     import sys
 
+    import structlog
+
     from shared import logs
+    from shared.errors import MedDualLoRAError
     from site_agent import view
     from site_agent.agent import Agent
 
@@ -91,21 +127,21 @@ def _serve(config: Any, once: bool) -> None:
     shown = view.for_stream()
     agent = Agent(config, shown)
 
-    def leave() -> None:
-        agent.stop()
-        last_resort = threading.Timer(LEAVES_WITHIN_S, os._exit, (STOPPED,))
-        last_resort.daemon = True
-        last_resort.start()
-
     async def until_done() -> None:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, leave)
+        leaving.leave = lambda: loop.call_soon_threadsafe(agent.stop)
         await agent.run(once=once)
 
+    log = structlog.get_logger()
     try:
         asyncio.run(until_done())
+        return
     except asyncio.CancelledError:
-        raise typer.Exit(STOPPED) from None
+        log.info("agent_stopped", exit_code=STOPPED)
+    except MedDualLoRAError as error:
+        log.error("agent_refused", error=str(error), reason=type(error).__name__)
+        raise
     finally:
         shown.close()
+    typer.echo(STOPPED_SAFELY, err=True)
+    raise typer.Exit(STOPPED)

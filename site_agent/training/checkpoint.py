@@ -9,6 +9,8 @@ A checkpoint that cannot be written is no reason to stop training: it is said, a
 
 import errno
 import io
+import pickle
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +26,7 @@ from site_agent.damage import Damaged, Infirmary
 log = structlog.get_logger()
 FORMAT = 1
 KEPT = 2
+NAME = re.compile(r"checkpoint-[0-9]{8}")
 LONGEST_PAUSE_S = 60.0
 
 
@@ -85,17 +88,23 @@ def write(path: Path, binding: Binding, progress: Progress) -> int:
 
 
 def read(path: Path) -> tuple[Binding, Progress] | None:
-    """Return what a checkpoint holds; None if another release wrote it. Raises Damaged."""
+    """Return what a checkpoint holds; None if its bytes are sound but another release, of ours or of torch, wrote them.
+
+    Raises Damaged.
+    """
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise Damaged(path, f"it cannot be read: {error.strerror}") from error
     if digest != sha256_hex(payload).encode():
         raise Damaged(path, "its digest differs from the one it was written with")
-    value = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    if value["format"] != FORMAT:
+    try:
+        value = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if value["format"] != FORMAT:
+            return None
+        return Binding(**value["binding"]), Progress(**value["progress"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError):
         return None
-    return Binding(**value["binding"]), Progress(**value["progress"])
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,9 @@ class Checkpoints:
             path.unlink()
 
     def paths(self) -> list[Path]:
-        """Return the checkpoints there are, oldest first."""
-        return sorted(self.folder.glob("checkpoint-[0-9]*"), key=_sequence)
+        """Return the checkpoints there are, oldest first; files of any other name are none."""
+        found = (path for path in self.folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_file())
+        return sorted(found, key=_sequence)
 
 
 @dataclass

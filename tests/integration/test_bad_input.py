@@ -200,8 +200,11 @@ async def test_two_agents_with_one_site_s_certificate_are_told_apart(materials, 
         configs = [federation.site_config(materials, tmp_path, running.address, site, tls=tls[site]) for site in SITES]
         first = asyncio.create_task(federation.finish(Agent(configs[0], Silent())))
         await federation.arrived(store, 1, "siemens")
+        second = tmp_path / "second"
+        second.mkdir()
+        (second / "agent.json").write_text(f'{{"agent_id": "{"a" * 32}", "made_at": 0.0}}')  # a new one would wait
         assert_refused(
-            await run_agent(replace(configs[0], state=tmp_path / "second")),
+            await run_agent(replace(configs[0], state=second)),
             EXIT_INPUT,
             "another agent uses the certificate of site 'siemens': agent ",
             "Stop one of the two",

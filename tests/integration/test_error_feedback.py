@@ -2,9 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
 from structlog.testing import capture_logs
 
 from aggregator import steering, verify
@@ -15,8 +18,9 @@ from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
 from site_agent.egress import Update
 from site_agent.local_rounds import LocalRound
+from site_agent.round_files import Tensors
 from site_agent.state import State
-from site_agent.training.site import SiteTrainer
+from site_agent.training.site import SiteTrainer, Trained
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import NAME, Materials
@@ -63,6 +67,63 @@ async def test_a_bf16_federation_finishes_verifies_and_sends_half_the_bytes(mate
     assert not (tmp_path / "f32/state-siemens/rounds/0001/residual.safetensors").exists()
     first, second = rounds_of(tmp_path / "bf16", "siemens", 1, 2)
     assert (first.start.residual, second.start.residual) == (0, 1)
+
+
+class Recorded:
+    """A site's trainer, and for each round the global part that its training was given and the one it returned."""
+
+    def __init__(self, trainer: SiteTrainer) -> None:
+        self._trainer = trainer
+        self.rounds: dict[int, tuple[Adapter, Tensors]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    def train(self, number: int, received: Adapter, *rest: Any) -> Trained:
+        trained = self._trainer.train(number, received, *rest)
+        self.rounds[number] = (received, {name: value.copy() for name, value in trained.global_tensors.items()})
+        return trained
+
+
+class Recording(Agent):
+    """An agent whose training is recorded; all that follows it is its own."""
+
+    recorded: Recorded
+
+    async def _join(self) -> tuple[Joined, SiteTrainer]:
+        joined, trainer = await super()._join()
+        self.recorded = Recorded(trainer)
+        return joined, cast(SiteTrainer, self.recorded)
+
+
+def as_bf16(tensors: Tensors) -> tuple[bytes, Tensors]:
+    """Return a bf16 payload and what it says, rounded by torch: to nearest, ties to even."""
+    rounded = {name: torch.from_numpy(tensors[name].astype(np.float32)).bfloat16() for name in sorted(tensors)}
+    payload = b"".join(value.view(torch.int16).numpy().astype("<i2").tobytes() for value in rounded.values())
+    return payload, {name: value.float().numpy() for name, value in rounded.items()}
+
+
+async def test_the_second_round_sends_what_rounding_the_first_had_lost(materials, tmp_path):
+    """Bit for bit, from the files: delta.bin of round 2 is bf16(delta + residual of round 1), delta being what training did."""
+    store = federation.create_store(tmp_path, materials.adapter, SITES, codec="bf16")
+    async with serve(store) as running:
+        agents = federation.agents_of(materials, tmp_path, running.address, SITES, kind=Recording)
+        await federation.finish(*agents)
+    for agent, site in zip(agents, SITES, strict=True):
+        assert isinstance(agent, Recording)
+        folders = {number: tmp_path / f"state-{site}/rounds/{number:04d}" for number in (1, 2)}
+        kept = {number: load_file(folder / "residual.safetensors") for number, folder in folders.items()}
+        owed: Tensors = {}
+        for number, (received, trained) in agent.recorded.rounds.items():
+            delta = {name: value - received.tensors[name] for name, value in trained.items()}
+            owed = {name: value.astype(np.float64) + owed.get(name, 0.0) for name, value in delta.items()}
+            payload, said = as_bf16(owed)
+            assert (folders[number] / "delta.bin").read_bytes() == payload
+            assert (payload != as_bf16(delta)[0]) == (number == 2)  # else this would show nothing
+            owed = {name: value - said[name] for name, value in owed.items()}
+            assert _bytes(kept[number]) == _bytes(owed)
+            assert all(value.any() for value in owed.values())
+        assert list(agent.recorded.rounds) == [1, 2]
 
 
 class PowerCut(Exception):

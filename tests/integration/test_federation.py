@@ -117,8 +117,9 @@ async def test_private_files_are_readable_by_their_owner_only(materials, tmp_pat
     await undisturbed(materials, tmp_path / "fed")
     folder = tmp_path / "fed/state-siemens"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for name in ("local.safetensors", "delta.bin"):
-        assert stat.S_IMODE((folder / "rounds/0001" / name).stat().st_mode) == 0o600
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert {"local.safetensors", "delta.bin", "report.json", "contract.json"} <= modes.keys()
+    assert {name: mode for name, mode in modes.items() if mode != 0o600} == {}
 
 
 # --- interruptions --------------------------------------------------------------------------------------------------
@@ -268,7 +269,7 @@ async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(mat
         out, *others = federation.agents_of(materials, tmp_path, running.address, ("ge", *TWO))
         leaving = asyncio.create_task(out.run(once=True))
         await federation.arrived(store, 1, "ge")
-        await steering.evict(running.federation, "anna", "ge", "left the study")
+        await steering.evict(running.federation, "anna", "ge", "left the study", allow_quorum=2)
         with pytest.raises(Evicted, match="the coordinator evicted this site: left the study"):
             await leaving
         await federation.finish(*others)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.errors import IdentityInUse
-from site_agent import starting
+from site_agent import starting, state
 from site_agent.agent import Agent
+from site_agent.cli.agent import STOPPED_SAFELY
 from site_agent.config import SiteConfig
 from site_agent.data import cases as case_table
 from site_agent.state import State
@@ -35,18 +36,21 @@ LONG = {"local_epochs": "40", "batch_size": "4", "views": "1"}
 """240 steps: seconds, with a checkpoint after every one."""
 ENDLESS = {"local_epochs": "100000"}
 LEAVES_WITHIN_S = 30.0
+AGENT = (federation.program("site-agent"),)
+HURRIED = "import site_agent.cli.agent as a; a.LEAVES_WITHIN_S = 2.0; from site_agent.cli import main; main()"
+HURRIED_AGENT = (sys.executable, "-c", HURRIED)
 
 
 @asynccontextmanager
-async def agent_process(config: SiteConfig, *options: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def agent_process(
+    config: SiteConfig, *options: object, program: Sequence[str] = AGENT
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run `site-agent` with its log beside its state folder; it is killed if it still runs at the end."""
     arguments = [*federation.agent_arguments(config), "--log", config.state.with_suffix(".jsonl"), *options]
-    process = await asyncio.create_subprocess_exec(
-        federation.program("site-agent"),
-        *map(str, arguments),
-        stderr=asyncio.subprocess.DEVNULL,
-        env=federation.PROCESS_ENVIRONMENT,
-    )
+    with config.state.with_suffix(".err").open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *program, *map(str, arguments), stderr=errors, env=federation.PROCESS_ENVIRONMENT
+        )
     try:
         yield process
     finally:
@@ -77,6 +81,13 @@ def round_files(state: Path) -> tuple[bytes, bytes]:
 def events_of(state: Path, name: str) -> list[dict[str, object]]:
     lines = state.with_suffix(".jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def calls_of(state: Path) -> list[object]:
+    """Return the calls that the agent has had an answer to."""
+    if not state.with_suffix(".jsonl").exists():
+        return []
+    return [event["rpc"] for event in events_of(state, "rpc_finished")]
 
 
 async def trained_undisturbed(materials: Materials, folder: Path) -> tuple[bytes, bytes]:
@@ -122,12 +133,12 @@ async def test_an_agent_killed_in_mid_epoch_again_and_again_ends_with_the_same_b
 # --- asked to leave -------------------------------------------------------------------------------------------------
 
 
-async def assert_leaves(process: asyncio.subprocess.Process) -> None:
+async def assert_leaves(process: asyncio.subprocess.Process, with_signal: signal.Signals = signal.SIGTERM) -> None:
     began = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(with_signal)
     assert await asyncio.wait_for(process.wait(), 2 * LEAVES_WITHIN_S) == 130
     took_s = time.monotonic() - began
-    print(f"left {took_s:.2f} s after SIGTERM")
+    print(f"left {took_s:.2f} s after {with_signal.name}")
     assert took_s < LEAVES_WITHIN_S
 
 
@@ -139,6 +150,8 @@ async def test_sigterm_in_training_leaves_a_checkpoint_and_no_process(materials,
             await federation.until(lambda: newest_checkpoint(config.state) > 0)
             before = steps_done(config.state)
             await assert_leaves(process)
+        assert config.state.with_suffix(".err").read_text().splitlines() == [STOPPED_SAFELY]
+        assert len(events_of(config.state, "agent_stopped")) == 1
         assert steps_done(config.state) > before
         async with agent_process(config, "--checkpoint-s", 1) as process:
             await federation.until(lambda: len(events_of(config.state, "training_resumed")) == 1)
@@ -173,16 +186,11 @@ async def test_sigterm_ends_an_agent_whose_disk_hangs(materials, tmp_path):
     """A pipe that nobody writes to stands for a file server that is away: the thread that reads it never comes back."""
     cohort = Path(await asyncio.to_thread(shutil.copytree, materials.cohorts / "siemens", tmp_path / "cohort"))
     case = next(case for case in case_table.read(cohort) if case.split == "train" and case.fold != 0)
-    hurried = "import site_agent.cli.agent as a; a.LEAVES_WITHIN_S = 2.0; from site_agent.cli import main; main()"
     store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
     address = f"127.0.0.1:{federation.free_port()}"
     config = federation.site_config(materials, tmp_path, address, "siemens", cohort=cohort)
     log = config.state.with_suffix(".jsonl")
-    arguments = [*federation.agent_arguments(config), "--log", log]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", hurried, *map(str, arguments)), env=federation.PROCESS_ENVIRONMENT
-    )
-    try:
+    async with agent_process(config, program=HURRIED_AGENT) as process:
         await federation.until(lambda: log.exists() and len(events_of(config.state, "aggregator_unreachable")) > 0)
         case.ed_path.unlink()  # the table was read and all files were there
         os.mkfifo(case.ed_path)
@@ -190,10 +198,25 @@ async def test_sigterm_ends_an_agent_whose_disk_hangs(materials, tmp_path):
             await federation.until(lambda: (config.state / "contract.json").exists())
             await asyncio.sleep(1)
             await assert_leaves(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("name", "with_signal"), [("global.safetensors", signal.SIGTERM), ("agent.json", signal.SIGINT)]
+)
+async def test_a_signal_ends_an_agent_whose_state_folder_hangs(materials, tmp_path, name, with_signal):
+    """The agent reads its state on the event loop, and the first of it before there is one: neither hears anything then."""
+    store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
+    async with serve(store) as running:
+        config = federation.site_config(materials, tmp_path, running.address, "siemens")
+        config.state.mkdir()
+        os.mkfifo(config.state / name)
+        async with agent_process(config, program=HURRIED_AGENT) as process:
+            if name == "agent.json":
+                await federation.until(lambda: (config.state / "lock").exists())
+            else:
+                await federation.until(lambda: "AwaitRound" in calls_of(config.state))
+            await asyncio.sleep(0.5)
+            await assert_leaves(process, with_signal)
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -235,18 +258,24 @@ async def test_an_agent_with_a_new_id_waits_until_the_aggregator_lets_the_old_on
     assert waits
     assert "another agent uses the certificate of site 'siemens'" in waits[0]["error"]
     assert 0 < waits[0]["gives_up_in_s"] <= 120
-    assert any("has a new id since its agent.json was damaged" in text for text in listening.told)
+    assert any("This agent is new here and waits for at most" in text for text in listening.told)
     assert (config.state / "damaged-agent.json").read_bytes() == b"\x00"
 
 
-async def test_an_agent_whose_id_was_not_damaged_does_not_wait_for_another_one(materials, tmp_path):
+async def test_an_agent_that_is_new_waits_no_longer_than_the_aggregator_keeps_a_certificate(
+    materials, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(starting, "TAKEOVER_PAUSE_S", 0.2)
+    monkeypatch.setattr(state, "TAKEOVER_S", 4.0)
     store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
     async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         await leave_after_round_1(config, store)
         (config.state / "agent.json").unlink()
+        listening = Listening()
         with pytest.raises(IdentityInUse):
-            await Agent(config, Silent()).run(once=True)
+            await Agent(config, listening).run(once=True)
+    assert any("This agent is new here and waits for at most" in text for text in listening.told)
 
 
 async def test_whatever_is_damaged_after_a_finished_round_the_agent_goes_on(materials, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.canonical import canonical_json, make_folder, sha256_hex, write_atomically
+from tests.support import disk_order
 
 
 def test_json_has_one_encoding() -> None:
@@ -34,6 +35,19 @@ def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_return(tmp_path: Path, monkeypatch) -> None:
+    steps = disk_order.record(monkeypatch)
+    write_atomically(tmp_path / "file", b"new")
+    disk_order.assert_written_durably(steps, tmp_path / "file")
+    assert [call for call, _ in steps] == ["fsync", "rename", "fsync"]
+
+
+def test_the_name_of_a_new_folder_is_on_the_disk_too(tmp_path: Path, monkeypatch) -> None:
+    steps = disk_order.record(monkeypatch)
+    make_folder(tmp_path / "a" / "b", 0o700)
+    assert steps == [("fsync", tmp_path), ("fsync", tmp_path / "a")]
 
 
 def test_a_folder_is_made_with_those_above_it_and_its_own_rights(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Checkpoints: two of the round at hand, of nothing else, whole or noticed; and never a reason to stop training."""
 
+import io
 import stat
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from structlog.testing import capture_logs
 
-from site_agent.damage import Damaged, Infirmary
-from site_agent.training import checkpoint
+from shared.canonical import sha256_hex
+from shared.recipe import Recipe
+from site_agent.damage import Infirmary
+from site_agent.training import checkpoint, local
 from site_agent.training.checkpoint import Binding, Checkpoints, Progress
+from tests.support import disk_order, tiny_site
 
 BINDING = Binding(contract="c", round=2, base_version=1, received="r", local="l", cases="k", seed=7)
 
@@ -38,6 +42,15 @@ def told() -> list[str]:
 @pytest.fixture
 def kept(tmp_path, told) -> Checkpoints:
     return Checkpoints(tmp_path / "training", 0.0, Infirmary(tmp_path, told.append), told.append)
+
+
+def write_payload(kept: Checkpoints, value: object) -> None:
+    """Write a file with a right digest of whatever `torch.save` makes of a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    kept.folder.mkdir()
+    digest = sha256_hex(buffer.getvalue()).encode()
+    (kept.folder / "checkpoint-00000001").write_bytes(digest + b"\n" + buffer.getvalue())
 
 
 def assert_same(found: Progress | None, expected: Progress) -> None:
@@ -97,13 +110,131 @@ def test_a_checkpoint_of_anything_else_is_ignored_and_the_difference_named(kept,
     assert_same(kept.keeper(BINDING).newest(), progress(1))
 
 
-def test_one_of_another_release_is_ignored(kept, monkeypatch):
-    with monkeypatch.context() as later:
-        later.setattr(checkpoint, "FORMAT", 99)
-        kept.keeper(BINDING).save(progress(1))
+class Calls:
+    """What a pickle could do on being read."""
+
+    def __reduce__(self):
+        return print, ("called",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"format": 99},
+        {"format": checkpoint.FORMAT},
+        {"format": checkpoint.FORMAT, "binding": {"contract": "c"}, "progress": {}},
+        {"format": checkpoint.FORMAT, "binding": asdict(BINDING), "progress": {"step": 1, "epoch": 2}},
+        {"format": checkpoint.FORMAT, "binding": 7, "progress": None},
+        ["no", "object"],
+        7,
+        Calls(),
+    ],
+    ids=["format", "nothing", "binding", "progress", "types", "list", "number", "code"],
+)
+def test_one_of_another_release_is_ignored_said_once_and_never_run(kept, told, capsys, value):
+    """Its digest is right, so it is not damaged: it is left where it is."""
+    write_payload(kept, value)
     with capture_logs() as events:
         assert kept.keeper(BINDING).newest() is None
     assert [(event["event"], event["differs"]) for event in events] == [("checkpoint_ignored", "format")]
+    assert told == []
+    assert "called" not in capsys.readouterr().out
+    kept.keeper(BINDING).save(progress(1))
+    assert_same(kept.keeper(BINDING).newest(), progress(1))
+
+
+def test_one_that_torch_cannot_read_is_ignored(kept):
+    kept.folder.mkdir()
+    payload = b"whatever comes after torch.save"
+    (kept.folder / "checkpoint-00000001").write_bytes(sha256_hex(payload).encode() + b"\n" + payload)
+    assert kept.keeper(BINDING).newest() is None
+
+
+@pytest.mark.parametrize("name", ["checkpoint-00000001.bak", "checkpoint-1", "checkpoint-00000001-old", "checkpoint-x"])
+def test_files_of_other_names_are_no_checkpoints_and_are_left_alone(kept, name):
+    kept.keeper(BINDING).save(progress(1))
+    (kept.folder / name).write_bytes(b"somebody's")
+    (kept.folder / "checkpoint-00000007").mkdir()
+    assert_same(kept.keeper(BINDING).newest(), progress(1))
+    kept.keeper(BINDING).save(progress(2))
+    assert_same(kept.keeper(BINDING).newest(), progress(2))
+    kept.clear()
+    assert (kept.folder / name).read_bytes() == b"somebody's"
+
+
+def test_a_checkpoint_is_on_the_disk_before_those_it_replaces_are_dropped(kept, monkeypatch):
+    keeper = kept.keeper(BINDING)
+    for step in (1, 2):
+        keeper.save(progress(step))
+    steps = disk_order.record(monkeypatch)
+    keeper.save(progress(3))
+    disk_order.assert_written_durably(steps, kept.folder / "checkpoint-00000003")
+    assert steps[-2:] == [("fsync", kept.folder), ("unlink", kept.folder / "checkpoint-00000001")]
+
+
+# --- torch's generators ---------------------------------------------------------------------------------------------
+
+
+def test_torch_draws_after_a_restart_what_it_would_have_drawn(kept):
+    torch.manual_seed(5)
+    torch.rand(3)
+    kept.keeper(BINDING).save(progress(1))
+    expected = torch.rand(4)
+    torch.manual_seed(6)
+    held = kept.keeper(BINDING).newest()
+    assert held is not None
+    checkpoint.set_generators(held.generators, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
+    """Dropout, say, would draw from torch's generator; nothing does today, so a hook draws in its place."""
+    cases = tiny_site.write_cases(tmp_path / "cases", 8)
+    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=2)
+
+    def drawn(seed: int, last: int) -> list[float]:
+        draws: list[float] = []
+        hooks = local.Hooks(
+            on_step=lambda step, steps, optimiser: draws.append(float(torch.rand(()))),
+            should_stop=lambda: len(draws) == last,
+        )
+        model = tiny_site.classifier()
+        torch.manual_seed(seed)
+        try:
+            local.train_round(
+                model,
+                tiny_site.activations(model),
+                cases,
+                recipe,
+                "global+local-bias",
+                local.Position(1, 4, 7),
+                hooks=hooks,
+                keeper=kept.keeper(BINDING),
+            )
+        except local.Stopped:
+            assert len(draws) == last
+        return draws
+
+    expected = drawn(5, 9)
+    kept.clear()
+    assert len(expected) == 4
+    assert drawn(5, 2) + drawn(6, 9) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_after_a_restart_what_it_would_have_drawn(kept):
+    device = torch.device("cuda")
+    torch.cuda.manual_seed(5)
+    kept.keeper(BINDING).save(replace(progress(1), generators=checkpoint.generators(device)))
+    expected = torch.rand(4, device=device)
+    torch.cuda.manual_seed(6)
+    held = kept.keeper(BINDING).newest()
+    assert held is not None
+    checkpoint.set_generators(held.generators, device)
+    assert torch.equal(torch.rand(4, device=device), expected)
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [0, 40, 66, 500, -1])
@@ -133,25 +264,6 @@ def test_two_damaged_checkpoints_mean_the_start_of_the_round(kept, keep):
         path.write_bytes(path.read_bytes()[:keep])
     assert kept.keeper(BINDING).newest() is None
     assert len(list(kept.folder.glob("damaged-*"))) == 2
-
-
-def test_a_checkpoint_never_runs_code_that_somebody_put_there(kept, tmp_path):
-    """A file with a right digest and a pickle that calls something is refused by torch's restricted reader."""
-    import io
-    import pickle
-
-    from shared.canonical import sha256_hex
-
-    class Calls:
-        def __reduce__(self):
-            return print, ("called",)
-
-    buffer = io.BytesIO()
-    torch.save(Calls(), buffer)
-    path = tmp_path / "checkpoint-00000001"
-    path.write_bytes(sha256_hex(buffer.getvalue()).encode() + b"\n" + buffer.getvalue())
-    with pytest.raises((pickle.UnpicklingError, Damaged)):
-        checkpoint.read(path)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_once_and_training_goes_on(kept, told):

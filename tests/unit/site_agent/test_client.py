@@ -114,6 +114,16 @@ class ScriptedClient(FederationClient):
         self.federation = "hearts"
 
 
+SHORTEST_BACKOFF_S = 0.2
+LESS_THAN_SIX_PAUSES_S = 0.5
+"""Each pause is a tenth of a second at least."""
+
+
+def pauses(events: list[Any]) -> list[float]:
+    """Return the pauses between attempts, from the log."""
+    return [event["retry_in_s"] for event in events if "retry_in_s" in event]
+
+
 def answer(instruction: str = "WAIT", **values: Any) -> pb.AwaitRoundResponse:
     return pb.AwaitRoundResponse(instruction=f"INSTRUCTION_{instruction}", **values)
 
@@ -183,6 +193,16 @@ async def test_after_the_longest_outage_it_gives_up_with_address_reason_and_advi
     ):
         await ask(used)
     assert 2 <= len(used.aggregator.requests) < 10
+
+
+async def test_a_question_that_grows_old_is_given_up_before_the_longest_outage():
+    lost = itertools.repeat(failure(grpc.StatusCode.UNAVAILABLE, "connection refused"), 50)
+    used = ScriptedClient(*lost, give_up_after_s=3600.0)
+    began = time.monotonic()
+    with pytest.raises(AggregatorUnreachable, match="connection refused"):
+        await used.await_round(round_number=3, following="TRAIN", version=2, wait_s=0, give_up_after_s=0.3)
+    assert time.monotonic() - began < 5.0
+    assert len(used.aggregator.requests) >= 2
 
 
 async def test_an_instruction_of_a_later_release_is_not_guessed_at():
@@ -276,6 +296,16 @@ async def test_a_cut_download_goes_on_where_it_stopped():
     assert [request.offset for request in used.aggregator.requests] == [0, 300]
 
 
+async def test_a_download_that_is_cut_often_but_moves_on_is_not_an_outage():
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    cuts = [[info(), *pieces(start, step=50)[:1], cut] for start in range(0, 300, 50)]
+    used = ScriptedClient(*cuts, [info(), *pieces(300)], give_up_after_s=LESS_THAN_SIX_PAUSES_S)
+    with capture_logs() as events:
+        assert (await used.fetch(ADAPTER.manifest, TASK, None)).digest == ADAPTER.digest
+    assert [request.offset for request in used.aggregator.requests] == list(range(0, 350, 50))
+    assert max(pauses(events)) <= SHORTEST_BACKOFF_S
+
+
 async def test_a_version_the_site_has_is_not_downloaded():
     used = ScriptedClient([pb.FetchAdapterResponse(not_modified=True)])
     assert await used.fetch(ADAPTER.manifest, TASK, ADAPTER) is ADAPTER
@@ -332,6 +362,28 @@ async def test_a_cut_upload_begins_again_and_sends_only_what_is_not_durable():
     assert first == second
     assert stream[1].chunk.offset == 40
     assert b"".join(request.chunk.data for request in stream[1:]) == PAYLOAD[40:]
+
+
+async def test_an_upload_that_is_cut_often_but_moves_on_is_not_an_outage():
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    cuts = [said for offset in range(0, 60, 10) for said in (begun(offset), cut)]
+    used = ScriptedClient(
+        *cuts, begun(60), pb.UploadDeltaResponse(receipt=RECEIPT), give_up_after_s=LESS_THAN_SIX_PAUSES_S
+    )
+    with capture_logs() as events:
+        await used.upload(update())
+    assert len(pauses(events)) == 6
+    assert max(pauses(events)) <= SHORTEST_BACKOFF_S
+    attempts = [said[ATTEMPT_KEY] for said in used.aggregator.metadata[1::2]]
+    assert attempts == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+async def test_an_upload_of_which_nothing_arrives_any_more_is_given_up():
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    used = ScriptedClient(begun(), cut, *[begun(40), cut] * 50, give_up_after_s=0.4)
+    with pytest.raises(AggregatorUnreachable, match=r"no answer from fed\.test:1 .*start the agent again"):
+        await used.upload(update())
+    assert 6 <= len(used.aggregator.requests) < 20
 
 
 class StandingStill(Aggregator):

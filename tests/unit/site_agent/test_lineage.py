@@ -97,3 +97,16 @@ def test_the_order_in_which_rounds_are_told_does_not_matter(three_rounds):
     expected = [three_rounds.start(version) for version in range(4)]
     three_rounds.finished.reverse()
     assert [three_rounds.start(version) for version in range(4)] == expected
+
+
+def test_a_number_given_again_by_a_restored_store_is_not_the_version_it_was(three_rounds):
+    """Another version 2 was made from version 1. What round 3 began with belongs to the version 2 that is gone."""
+
+    def start_from_other(version_2: str) -> Start:
+        return lineage.start(three_rounds.finished, 2, "digest 1", version_2)
+
+    begun = start_from_other("digest 2 of another store")
+    assert begun == Start(local=1, residual=1, received="digest 2 of another store")
+    three_rounds.finished.append(Finished(number=4, base_version=2, accepted=True, start=begun))
+    assert start_from_other("digest 2 of another store") == begun
+    assert places(three_rounds.start(2)) == (2, 2)

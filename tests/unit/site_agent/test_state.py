@@ -1,5 +1,6 @@
 """The state folder: whole rounds or none, one agent at a time, nothing of another federation, and damage that is survived."""
 
+import json
 import shutil
 import stat
 import time
@@ -11,15 +12,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.adapter import Adapter
+from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.recipe import Recipe
-from site_agent import egress, state
+from site_agent import egress, round_files, state
 from site_agent.damage import PREFIX
 from site_agent.egress import Update, UpdateFacts
 from site_agent.lineage import Start
 from site_agent.state import State
-from tests.support import adapters
+from tests.support import adapters, disk_order
 
 RECEIVED = adapters.adapter()
 CONTRACT = Contract(
@@ -163,11 +165,60 @@ def test_a_version_rolled_back_to_has_the_local_adapter_and_the_residual_it_had(
     assert start_of(held, 5, version(1)) == Start(local=1, residual=1, received=version(1).digest)
 
 
-def test_private_files_can_be_read_by_their_owner_only(held):
+def test_a_round_gets_its_number_when_all_of_it_is_on_the_disk(held, monkeypatch):
     put(held, 1, residual=1.0)
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (held.folder / "rounds/0001").iterdir()}
-    assert set(modes.values()) == {0o600}
+    steps = disk_order.record(monkeypatch)
+    put(held, 1, residual=2.0, accepted=False)
+    rounds, building = held.folder / "rounds", held.folder / "rounds/.0001"
+    named = steps.index(("rename", rounds / "0001"))
+    for name in ("local.safetensors", "delta.bin", "residual.safetensors", "round.json"):
+        disk_order.assert_written_durably(steps[:named], building / name)
+    assert steps[named + 1] == ("fsync", rounds)
+    assert {call for call, _ in steps[named + 2 :]} == {"unlink"}  # what it replaced goes last
+
+
+def test_what_became_of_an_update_is_on_the_disk_before_it_counts_as_noted(held, monkeypatch):
+    put(held, 1, accepted=False)
+    steps = disk_order.record(monkeypatch)
+    held.rounds.mark(1, "accepted")
+    disk_order.assert_written_durably(steps, held.folder / "rounds/0001/round.json")
+
+
+@pytest.mark.parametrize("name", ["1", "00001", "0001.bak", "0001-copy", "٠٠٠٢"])
+def test_folders_of_other_names_are_no_rounds(held, told, name):
+    put(held, 1)
+    shutil.copytree(held.folder / "rounds/0001", held.folder / "rounds" / name)
+    assert round_files.numbers(held.folder / "rounds") == [1]
+    assert start_of(held, 2, version(1)).local == 1
+    assert told == []
+
+
+# --- who may read it ------------------------------------------------------------------------------------------------
+
+
+def test_every_file_can_be_read_by_its_owner_only(held, told):
+    put(held, 1, residual=1.0)
+    held.bind(CONTRACT)
+    held.store_global(RECEIVED)
+    held.append_history({"version": 1})
+    files = {path.relative_to(held.folder): path for path in held.folder.rglob("*") if path.is_file()}
+    assert len(files) == 10
+    assert {name: oct(stat.S_IMODE(path.stat().st_mode)) for name, path in files.items()} == dict.fromkeys(
+        files, "0o600"
+    )
     assert stat.S_IMODE(held.folder.stat().st_mode) == 0o700
+    again(held, told)
+    assert told == []
+
+
+def test_a_folder_that_others_can_look_into_is_said_and_left_as_it_is(held, told):
+    held.folder.chmod(0o750)
+    with capture_logs() as events:
+        again(held, told)
+    assert [(event["event"], event["mode"]) for event in events] == [("state_folder_open_to_others", "0750")]
+    assert len(told) == 1
+    assert f"close it with `chmod -R go= {held.folder}`" in told[0]
+    assert stat.S_IMODE(held.folder.stat().st_mode) == 0o750
 
 
 # --- whose folder it is ---------------------------------------------------------------------------------------------
@@ -250,6 +301,19 @@ def test_a_version_evaluated_again_replaces_its_line(held):
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
+def change(path: Path, *keys: str, to: object, digest: bool = False) -> None:
+    """Set one value of a JSON file and write it as it is written; `digest` makes its digest right again."""
+    value = json.loads(path.read_bytes())
+    at = value
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = to
+    if digest:
+        del value["sha256"]
+        value["sha256"] = sha256_hex(canonical_json(value))
+    path.write_bytes(canonical_json(value))
+
+
 def damage_events(events) -> list[tuple[str, str]]:
     return [(e["path"], e["kept_as"]) for e in events if e["event"] == "damage_set_aside"]
 
@@ -269,6 +333,100 @@ def test_an_unsent_round_that_is_damaged_is_set_aside_and_trained_again(held, to
     assert "round 1 is trained again" in told[0]
     put(restarted, 1)
     assert restarted.rounds.find(1) is not None
+
+
+@pytest.mark.parametrize(
+    ("keys", "to"),
+    [
+        (("facts", "training_patients"), 90),
+        (("facts", "base_version"), 9),
+        (("facts", "metrics", "train_loss"), 0.25),
+        (("start", "local"), 7),
+        (("start", "residual"), 1),
+        (("start", "received"), "cd"),
+        (("fate",), "unsent"),
+        (("files", "delta.bin"), "00" * 32),
+        (("sha256",), "00" * 32),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
+)
+def test_no_value_of_a_round_s_record_can_change_unseen(held, told, keys, to):
+    put(held, 1)
+    change(held.folder / "rounds/0001/round.json", *keys, to=to)
+    assert held.rounds.find(1) is None
+    assert told == [
+        "rounds/0001/round.json is damaged (it is not a round's record: its digest differs from the one it was written "
+        "with): round 1 is trained again if it is still open, else what was before it is taken; kept as rounds/damaged-0001"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "to", "reason"),
+    [
+        (("facts", "round"), True, "'round' is a bool, expected int"),
+        (("facts", "training_patients"), "9", "'training_patients' is a str, expected int"),
+        (("facts", "base_version"), 0.0, "'base_version' is a float, expected int"),
+        (("facts", "codec"), None, "'codec' is a NoneType, expected str"),
+        (("facts", "metrics"), [], "'metrics' is a list, expected dict"),
+        (("facts", "metrics", "train_loss"), "0.5", "a metric is no number"),
+        (("facts", "site"), "ge", "'site' does not belong there"),
+        (("start", "local"), "x", "'local' is a str, expected int"),
+        (("start",), [0, 0, ""], "'start' is a list, expected dict"),
+        (("files", "delta.bin"), 7, "'delta.bin' is a int, expected str"),
+        (("files", "../delta.bin"), "00", "'../delta.bin' does not belong there"),
+        (("files",), {}, "'delta.bin' is missing"),
+        (("layout",), [[1]], "a layout is a list of"),
+        (("fate",), "eaten", "unknown fate 'eaten'"),
+        (("facts", "round"), 3, "it is the record of round 3"),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_record_of_other_names_types_or_another_round_is_damaged_whatever_its_digest(held, told, keys, to, reason):
+    put(held, 1)
+    change(held.folder / "rounds/0001/round.json", *keys, to=to, digest=True)
+    assert held.rounds.find(1) is None
+    assert len(told) == 1
+    assert reason in told[0]
+
+
+def test_wherever_a_damaged_record_is_come_upon_the_agent_goes_on(held, told):
+    record = held.folder / "rounds/0001/round.json"
+    held.store_global(version(1))
+    for number, use in enumerate(
+        (
+            lambda rounds: rounds.start(2, version(1)) == Start(received=version(1).digest),
+            lambda rounds: rounds.unsettled(2) == [],
+            lambda rounds: rounds.mark(1, "refused") is None,
+        ),
+        1,
+    ):
+        put(held, 1)
+        change(record, "start", "local", to="x", digest=True)
+        with pytest.raises(InputError, match="start the agent, which sets it aside"):
+            state.read_local_adapter(held.folder)  # `predict` reads beside a running agent and changes nothing
+        assert use(held.rounds)
+        assert len(told) == number
+
+
+def test_a_record_without_a_digest_is_set_aside_and_what_is_wrong_with_it_said(held, told):
+    """So were records written before they had one."""
+    put(held, 1)
+    path = held.folder / "rounds/0001/round.json"
+    value = json.loads(path.read_bytes())
+    del value["sha256"]
+    path.write_bytes(canonical_json(value))
+    assert start_of(held, 2, version(1)).local == 0
+    assert "rounds/0001/round.json is damaged (it is not a round's record: 'sha256' is missing)" in told[0]
+    assert (held.folder / "rounds/damaged-0001/local.safetensors").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"7", b"null", b"[" * 100_000, b'{"fate":' + b"9" * 5000 + b"}"])
+def test_whatever_lies_in_a_record_s_place_is_never_more_than_damage(held, told, data):
+    put(held, 1)
+    (held.folder / "rounds/0001/round.json").write_bytes(data)
+    assert held.rounds.find(1) is None
+    assert len(told) == 1
+    assert len(told[0]) < 500
 
 
 def test_a_second_damaged_round_of_the_same_number_is_kept_too(held):
@@ -329,6 +487,22 @@ def test_a_damaged_global_adapter_is_set_aside_to_be_fetched_again(held, told, n
     assert str(held.folder) not in told[0]
 
 
+def test_a_version_0_other_than_the_contract_s_is_set_aside_to_be_fetched_again(held, told):
+    """Only its digest tells: a changed weight is a weight too."""
+    held.bind(CONTRACT)
+    held.store_initial(RECEIVED)
+    assert held.initial_adapter() is not None
+    path = held.folder / "initial.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(bytes(data))
+    assert held.initial_adapter() is None
+    assert (
+        "initial.safetensors is damaged (its digest differs from the one in the contract): it is fetched again"
+        in told[0]
+    )
+
+
 @pytest.mark.parametrize("text", ["{", "[1]\n", '{"auc":1}\n', "\xff"])
 def test_a_damaged_history_is_set_aside_and_begins_anew(held, text):
     (held.folder / "history.jsonl").write_text(text)
@@ -337,10 +511,21 @@ def test_a_damaged_history_is_set_aside_and_begins_anew(held, text):
     assert (held.folder / "damaged-history.jsonl").read_text() == text
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"agent_id": 7}', "{" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"agent_id": 7, "made_at": 0.0}',
+        '{"agent_id": "x", "made_at": 0.0}',
+        f'{{"agent_id": "{"a" * 32}", "made_at": "0"}}',
+        f'{{"agent_id": "{"a" * 32}", "made_at": NaN}}',
+        "{" * 100_000,
+    ],
+)
 def test_a_damaged_identity_is_replaced_and_may_wait_for_the_aggregator(held, told, text):
     before = held.agent_id
-    assert held.takeover_s == 0
+    assert 0 < held.takeover_s <= state.TAKEOVER_S  # it is new
     (held.folder / "agent.json").write_text(text)
     restarted = again(held, told)
     assert restarted.agent_id != before
@@ -349,7 +534,7 @@ def test_a_damaged_identity_is_replaced_and_may_wait_for_the_aggregator(held, to
     last = again(restarted)
     assert last.agent_id == restarted.agent_id
     assert 0 < last.takeover_s <= state.TAKEOVER_S  # a restart while it waits does not forget why
-    (held.folder / "agent.json").write_text(f'{{"agent_id": "x", "replaced_at": {time.time() - 121}}}')
+    (held.folder / "agent.json").write_text(f'{{"agent_id": "{"a" * 32}", "made_at": {time.time() - 121}}}')
     assert again(last).takeover_s == 0
 
 

@@ -1,0 +1,294 @@
+"""The agent's loop against a scripted aggregator and a trainer that adds a number: what it answers to the unusual."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from shared.adapter import Adapter, AdapterManifest
+from shared.contract import Contract, RoundPolicy
+from shared.errors import AggregatorUnreachable
+from shared.recipe import Recipe
+from site_agent import agent
+from site_agent.agent import Agent, Evicted
+from site_agent.client import Joined, Task
+from site_agent.config import SiteConfig
+from site_agent.egress import Update
+from site_agent.lineage import Start
+from site_agent.local_rounds import LocalRounds
+from site_agent.training import local
+from site_agent.training.site import Trained
+from site_agent.view import Silent
+from tests.support import adapters
+
+FIRST = adapters.adapter()
+CONTRACT = Contract(
+    federation="hearts",
+    adapter_digest=FIRST.digest,
+    manifest=FIRST.manifest,
+    recipe=Recipe(codec="bf16"),
+    policy=RoundPolicy(),
+)
+PRIVATE = "local.encoder.blocks.0.attn.q.lora_A.weight"
+PATIENCE_S = 20.0
+
+
+def version(number: int, parent: Adapter = FIRST, seed: int = 0) -> Adapter:
+    return replace(adapters.adapter(seed or number), version=number, parent_digest=parent.digest)
+
+
+def train(number: int, given: Adapter) -> Task:
+    return Task("TRAIN", number, given.version, given.digest, 60.0, "")
+
+
+def about(instruction: str, number: int) -> Task:
+    return Task(instruction, number, 0, "", 0.0, "")
+
+
+END = about("EVICTED", 0)
+"""What every script ends with, so that `run` does."""
+
+
+@dataclass
+class Aggregator:
+    """Plays the client: the loop is given the tasks one after another; what a heartbeat is answered is said apart."""
+
+    tasks: list[Task]
+    versions: list[Adapter]
+    heartbeat: Callable[[int], Task] = lambda number: about("WAIT", number)
+    sent: list[Update] = field(default_factory=list)
+    sent_at: list[float] = field(default_factory=list)
+    patience_s: list[float] = field(default_factory=list)
+
+    async def await_round(
+        self, *, round_number: int, wait_s: float, give_up_after_s: float = math.inf, **rest: Any
+    ) -> Task:
+        if wait_s == 0:
+            self.patience_s.append(give_up_after_s)
+            return await asyncio.to_thread(self.heartbeat, round_number)
+        return self.tasks.pop(0)
+
+    async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
+        return next(one for one in self.versions if one.digest == task.digest)
+
+    async def upload(self, update: Update) -> None:
+        self.sent.append(update)
+        self.sent_at.append(time.monotonic())
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class Trainer:
+    """Adds the round's number to every private tensor, and a hundredth of it to every global one, when `ready` says so."""
+
+    ready: Callable[[int, Callable[[], bool]], None] = lambda number, should_stop: None
+    trained: list[tuple[int, str, float]] = field(default_factory=list)
+    """Round, digest of the version and private number that each training began with."""
+    training_patients = 9
+    recipe = CONTRACT.recipe
+
+    def initial_local(self) -> dict[str, np.ndarray]:
+        return {PRIVATE: np.zeros((2, 6), np.float32)}
+
+    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {}
+
+    def train(
+        self, number: int, received: Adapter, local_before: Mapping[str, np.ndarray], hooks: local.Hooks, *_: Any
+    ) -> Trained:
+        self.trained.append((number, received.digest, float(local_before[PRIVATE][0, 0])))
+        self.ready(number, hooks.should_stop)
+        if hooks.should_stop():
+            raise local.Stopped
+        change = np.float32(0.01 * number)
+        return Trained(
+            {name: value + change for name, value in received.tensors.items()},
+            {name: value + np.float32(number) for name, value in local_before.items()},
+            {"train_loss": 0.5},
+        )
+
+
+class Scripted(Agent):
+    """An agent that has joined: its aggregator is scripted, its trainer only adds."""
+
+    def __init__(self, folder: Path, aggregator: Aggregator, trainer: Trainer) -> None:
+        super().__init__(
+            SiteConfig(
+                aggregator="127.0.0.1:1", cohort=folder, weights=folder, state=folder / "state", plain_site="ge"
+            ),
+            Silent(),
+        )
+        self._client: Any = aggregator
+        self._trainer: Any = trainer
+
+    async def _join(self) -> tuple[Joined, Any]:
+        return Joined("ge", CONTRACT, 9, 0), self._trainer
+
+
+async def take_part(made: Agent) -> None:
+    """Run until the script is at its end."""
+    with pytest.raises(Evicted):
+        async with asyncio.timeout(PATIENCE_S):
+            await made.run(once=True)
+
+
+@pytest.fixture
+def _lively(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "HEARTBEAT_S", 0.01)
+
+
+# --- heartbeats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_lively")
+async def test_an_answer_that_comes_late_does_not_stop_the_round_after(tmp_path):
+    """The question of round 1 is answered when round 2 is trained: that round 1 is over is no news then."""
+    second = version(1)
+    asked, answering, heard = threading.Event(), threading.Event(), threading.Event()
+
+    def heartbeat(number: int) -> Task:
+        if number == 1:
+            asked.set()
+            assert answering.wait(PATIENCE_S)
+            return about("ABANDON", 1)
+        heard.set()
+        return about("TRAIN", 2)
+
+    def ready(number: int, should_stop: Callable[[], bool]) -> None:
+        if number == 1:
+            assert asked.wait(PATIENCE_S)
+        else:
+            answering.set()
+            assert heard.wait(PATIENCE_S)
+
+    aggregator = Aggregator([train(1, FIRST), train(2, second), END], [FIRST, second], heartbeat)
+    await take_part(Scripted(tmp_path, aggregator, Trainer(ready)))
+    assert [update.facts.round for update in aggregator.sent] == [1, 2]
+
+
+@pytest.mark.usefixtures("_lively")
+async def test_a_round_that_is_over_is_not_trained_to_its_end(tmp_path):
+    def ready(number: int, should_stop: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        while not should_stop() and time.monotonic() - began < PATIENCE_S:
+            time.sleep(0.01)
+
+    aggregator = Aggregator([train(1, FIRST), END], [FIRST], lambda number: about("ABANDON", number))
+    await take_part(Scripted(tmp_path, aggregator, Trainer(ready)))
+    assert aggregator.sent == []
+
+
+@pytest.mark.usefixtures("_lively")
+async def test_a_heartbeat_that_nobody_answers_is_given_up_and_training_goes_on(tmp_path):
+    asked: list[int] = []
+    enough = threading.Event()
+
+    def heartbeat(number: int) -> Task:
+        asked.append(number)
+        if len(asked) > 2:
+            enough.set()
+        raise AggregatorUnreachable("no answer")
+
+    def ready(number: int, should_stop: Callable[[], bool]) -> None:
+        assert enough.wait(PATIENCE_S)
+
+    aggregator = Aggregator([train(1, FIRST), END], [FIRST], heartbeat)
+    await take_part(Scripted(tmp_path, aggregator, Trainer(ready)))
+    assert [update.facts.round for update in aggregator.sent] == [1]
+    assert max(aggregator.patience_s) <= agent.HEARTBEAT_S
+
+
+# --- a round that is asked for again --------------------------------------------------------------------------------
+
+
+async def test_a_finished_round_is_sent_again_and_not_trained_again(tmp_path):
+    trainer = Trainer()
+    aggregators = [Aggregator([train(1, FIRST), END], [FIRST]) for _ in range(2)]
+    for aggregator in aggregators:
+        await take_part(Scripted(tmp_path, aggregator, trainer))
+    assert len(trainer.trained) == 1
+    assert aggregators[1].sent[0].payload == aggregators[0].sent[0].payload
+
+
+async def test_a_round_asked_for_from_another_version_of_the_same_number_is_trained_again_and_it_is_said(tmp_path):
+    """An aggregator restored from a backup gives version numbers again."""
+    gone, other = version(1, seed=5), version(1, seed=6)
+    trainer = Trainer()
+    before = Aggregator([train(1, FIRST), train(2, gone), END], [FIRST, gone])
+    await take_part(Scripted(tmp_path, before, trainer))
+    restored = Aggregator([train(2, other), END], [other])
+    with capture_logs() as events:
+        await take_part(Scripted(tmp_path, restored, trainer))
+    assert trainer.trained == [(1, FIRST.digest, 0.0), (2, gone.digest, 1.0), (2, other.digest, 1.0)]
+    assert [update.facts.base_version for update in restored.sent] == [1]
+    (said,) = [event for event in events if event["event"] == "finished_round_replaced"]
+    assert said["log_level"] == "warning"
+    assert (said["round"], said["held_version"], said["asked_version"]) == (2, 1, 1)
+    assert (said["held_digest"], said["asked_digest"]) == (gone.digest, other.digest)
+    again = Aggregator([train(2, other), END], [])
+    await take_part(Scripted(tmp_path, again, trainer))
+    assert again.sent[0].payload == restored.sent[0].payload
+
+
+async def test_an_aggregator_that_asks_for_the_same_round_over_and_over_is_not_flooded(tmp_path):
+    second = version(1)
+    script = [*[train(1, FIRST)] * 4, train(2, second), END]
+    aggregator, trainer = Aggregator(script, [FIRST, second]), Trainer()
+    with capture_logs() as events:
+        await take_part(Scripted(tmp_path, aggregator, trainer))
+    assert [update.facts.round for update in aggregator.sent] == [1, 1, 1, 1, 2]
+    assert [number for number, _, _ in trainer.trained] == [1, 2]
+    pauses = np.diff(aggregator.sent_at[:4])
+    assert min(pauses) >= 0.1
+    said = [event for event in events if event["event"] == "round_asked_again"]
+    assert [(event["round"], event["attempt"], event["log_level"]) for event in said] == [
+        (1, attempt, "warning") for attempt in (1, 2, 3)
+    ]
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+class GoingBad(LocalRounds):
+    """One of round 1's files is spoilt right after it was found sound, when round 2 looks for the `nth` time."""
+
+    def __init__(self, folder: Path, made: Agent, name: str, nth: int) -> None:
+        super().__init__(folder / "state/rounds", made._state.infirmary)
+        self._victim, self._left = folder / "state/rounds/0001" / name, nth
+
+    def start(self, before_round: int, received: Adapter) -> Start:
+        found = super().start(before_round, received)
+        self._left -= before_round == 2
+        if before_round == 2 and self._left == 0:
+            self._victim.write_bytes(b"\x08")
+        return found
+
+
+@pytest.mark.parametrize(
+    ("name", "nth", "begins_with"), [("local.safetensors", 1, 0.0), ("residual.safetensors", 2, 1.0)]
+)
+async def test_a_file_that_goes_bad_after_it_was_found_sound_is_set_aside_and_the_round_begun_again(
+    tmp_path, name, nth, begins_with
+):
+    second = version(1)
+    trainer = Trainer()
+    aggregator = Aggregator([train(1, FIRST), train(2, second), END], [FIRST, second])
+    made = Scripted(tmp_path, aggregator, trainer)
+    made._state.rounds = GoingBad(tmp_path, made, name, nth)
+    with capture_logs() as events:
+        await take_part(made)
+    assert trainer.trained[1:] == [(2, second.digest, begins_with)]
+    assert [update.facts.round for update in aggregator.sent] == [1, 2]
+    (said,) = [event for event in events if event["event"] == "damage_set_aside"]
+    assert said["path"] == f"rounds/0001/{name}"
+    assert (tmp_path / f"state/rounds/0001/damaged-{name}").exists()
