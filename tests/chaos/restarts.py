@@ -1,8 +1,8 @@
 """The aggregator killed and started again on its port while agents wait in AwaitRound: how soon is everybody back?
 
-Eight clients of the agent's own kind poll from this process, and if asked a real `site-agent` waits beside them. A client is back
-with the first answer after the port answers again; the agent, whose poll is held for half a minute, once the aggregator has
-heard it. The trap is grpc/grpc#38290: channels that never reconnect.
+Eight clients of the agent's own kind poll from this process, and if asked up to three real `site-agent`s wait beside them. A
+client is back with the first answer after the port answers again; an agent, whose poll is held for half a minute, once the
+aggregator has heard it. The trap is grpc/grpc#38290: channels that never reconnect.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.integration import federation
 from tests.integration.federation import Materials
 
 CLIENTS = tuple(f"site-{number}" for number in range(8))
-AGENT = "siemens"
+AGENT, *MORE_AGENTS = federation.SITES
 POLL_S = 2.0
 """How long an in-process client's poll is held: what it may add to the time until its answer."""
 LIMIT_S = 10.0
@@ -71,18 +71,18 @@ class Figures:
         for one in self.restarts:
             back = sorted(seconds for seconds in one.back_s.values() if seconds is not None)
             shown = f"median {statistics.median(back):.2f}, last {back[-1]:.2f}" if back else "nobody"
-            agent = one.back_s.get(AGENT)
+            agents = [seconds for site, seconds in one.back_s.items() if site not in CLIENTS and seconds is not None]
             rows.append(
                 f"  {'mTLS' if one.secure else 'plain':<6}{one.signal:<8} away {one.outage_s:>4.1f} s: "
                 f"{len(back)} of {len(one.back_s)} back, {shown}"
-                + (f", the agent process {agent:.2f}" if agent is not None else "")
+                + (f", agent processes {', '.join(f'{seconds:.2f}' for seconds in sorted(agents))}" if agents else "")
                 + ("" if one.is_good else "  FAILED")
             )
         return rows
 
 
 def run(outages_s: Sequence[float] = OUTAGES_S, seed: int = 0) -> Figures:
-    """Restart an aggregator after each of these outages, ended by either signal, plain and with mTLS; a real agent waits too."""
+    """Restart an aggregator after each of these outages, ended by either signal, plain and with mTLS; real agents wait too."""
     found: list[Restart] = []
     with tempfile.TemporaryDirectory() as folder:
         logs.configure(Path(folder) / "clients.jsonl", terminal=io.StringIO())  # the screen is for the figures
@@ -90,7 +90,7 @@ def run(outages_s: Sequence[float] = OUTAGES_S, seed: int = 0) -> Figures:
         for secure in (False, True):
             place = Path(folder) / ("secure" if secure else "plain")
             plan = [(number, outage_s) for outage_s in outages_s for number in SIGNALS]
-            found += asyncio.run(restart(place, made, plan, secure=secure, seed=seed))
+            found += asyncio.run(restart(place, made, plan, secure=secure, seed=seed, more_agents=MORE_AGENTS))
     return Figures(tuple(found))
 
 
@@ -102,9 +102,14 @@ async def restart(
     secure: bool,
     seed: int,
     with_agent: bool = True,
+    more_agents: Sequence[str] = (),
 ) -> list[Restart]:
-    """Serve a federation in a new folder, and end and start its aggregator once for each signal and outage of the plan."""
-    sites = (*CLIENTS, AGENT)
+    """Serve a federation in a new folder, and end and start its aggregator once for each signal and outage of the plan.
+
+    A real agent waits too `with_agent`, and beside it one for each of `more_agents`, which are among `federation.SITES`.
+    """
+    agents = (AGENT, *more_agents) if with_agent else ()
+    sites = (*CLIENTS, *agents)
     store = federation.create_store(folder, made.adapter, sites)
     certificates = federation.make_certificates(folder / "certs", sites) if secure else {}
     serving = _Serving(store, folder / "aggregator.jsonl", next(materials.free_ports()), certificates.get("aggregator"))
@@ -114,9 +119,9 @@ async def restart(
         pollers = [Poller(serving.address, site, certificates.get(site), base_model) for site in CLIENTS]
         for poller in pollers:
             await stack.enter_async_context(poller.polling())
-        if with_agent:
-            await stack.enter_async_context(_agent(made, folder, serving.address, certificates.get(AGENT)))
-            await federation.arrived(store, 1, AGENT)
+        for site in agents:
+            await stack.enter_async_context(_agent(made, folder, serving.address, site, certificates.get(site)))
+        await federation.arrived(store, 1, *agents)
         for number, outage_s in plan:
             await asyncio.sleep(rng.uniform(0.5, 2.5))
             await serving.end(number)
@@ -124,8 +129,8 @@ async def restart(
             began, at = await serving.start()
             back = await asyncio.gather(*(poller.answered_since(began) for poller in pollers))
             back_s = dict(zip(CLIENTS, back, strict=True))
-            if with_agent:
-                back_s[AGENT] = await _heard_since(store, at)
+            heard = await asyncio.gather(*(_heard_since(store, site, at) for site in agents))
+            back_s |= dict(zip(agents, heard, strict=True))
             found.append(Restart(secure, number.name, outage_s, back_s))
     return found
 
@@ -223,11 +228,11 @@ async def _running(serving: _Serving) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _agent(made: Materials, folder: Path, address: str, tls: TlsFiles | None) -> AsyncIterator[None]:
+async def _agent(made: Materials, folder: Path, address: str, site: str, tls: TlsFiles | None) -> AsyncIterator[None]:
     """Run a real agent as long as the block lasts: it trains its round, uploads, and waits for the others."""
     changes = {"tls": tls} if tls else {}
     config = federation.site_config(
-        made, folder, address, AGENT, log=folder / "agent.jsonl", give_up_after_s=600.0, **changes
+        made, folder, address, site, log=folder / f"{site}.jsonl", give_up_after_s=600.0, **changes
     )
     command = [federation.program("site-agent"), *(str(part) for part in federation.agent_arguments(config))]
     silent = subprocess.DEVNULL
@@ -239,14 +244,14 @@ async def _agent(made: Materials, folder: Path, address: str, tls: TlsFiles | No
         await asyncio.to_thread(process.wait, TIMEOUT_S)
 
 
-async def _heard_since(store: str, at: float) -> float | None:
-    """Return how many seconds after `at` (time.time) the aggregator heard of the agent; None if it does not."""
+async def _heard_since(store: str, site: str, at: float) -> float | None:
+    """Return how many seconds after `at` (time.time) the aggregator heard of a site's agent; None if it does not."""
     opened = engine.open_store(store)
     try:
         for _ in range(int(TIMEOUT_S / 0.05)):
             state = await asyncio.to_thread(opened.read, federations.state, federation.NAME)
-            if state.sites[AGENT].last_seen > at:
-                return state.sites[AGENT].last_seen - at
+            if state.sites[site].last_seen > at:
+                return state.sites[site].last_seen - at
             await asyncio.sleep(0.05)
         return None
     finally:
