@@ -39,11 +39,12 @@ class ServiceLimits:
     identity_s: float = 60.0
     """An agent that called within this time keeps its site's certificate to itself."""
     chunk_wait_s: float = 60.0
-    """Longest silence inside an upload."""
+    """Longest silence inside an upload, its first message included; a download nobody reads for so long lends its slot."""
     upload_s: float = 3600.0
     """Longest time one upload stream may take."""
     concurrent_uploads: int = 64
-    """Updates taken in at the same time, and as many versions sent out; other calls wait before they cost memory."""
+    """Updates taken in at the same time, and as many versions sent out; other calls wait before they cost memory. One site
+    has at most two of each."""
     keep_rounds: int = 0
     """Rounds whose updates keep their bytes; those of older ones are dropped. 0 keeps all."""
 
@@ -96,7 +97,6 @@ class Federation:
         self._change = asyncio.Event()
         self._news = asyncio.Event()
         self._draining = False
-        self.downloads = asyncio.Semaphore(limits.concurrent_uploads)
         self._adapters: dict[int, Adapter] = {}
         self._written: dict[tuple[str, str], tuple[float, float, int]] = {}
 

@@ -8,7 +8,7 @@ from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 from med_duallora.v1 import federation_pb2 as pb
 
-from aggregator import identity, steering, wire
+from aggregator import identity, slots, steering, wire
 from aggregator.federation import Federation
 from aggregator.store import federations
 from aggregator.store import rounds as round_rows
@@ -25,6 +25,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._uploads = Uploads(federation)
+        self._downloads = slots.Slots(federation.limits.concurrent_uploads)
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         caller = identity.site_of(context)
@@ -42,9 +43,10 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.FetchAdapterRequest, context: Any
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         caller = identity.site_of(context)
-        adapter = await self._federation.fetch(caller, request.federation, request.version)
-        async with self._federation.downloads:
-            for part in wire.adapter_parts(adapter, self._federation.contract, request):
+        async with self._downloads.one(caller.site) as slot:
+            adapter = await self._federation.fetch(caller, request.federation, request.version)
+            parts = wire.adapter_parts(adapter, self._federation.contract, request)
+            async for part in slot.paced(parts, self._federation.limits.chunk_wait_s):
                 yield part
 
     async def BeginUpload(self, request: pb.BeginUploadRequest, context: Any) -> pb.BeginUploadResponse:
@@ -54,7 +56,8 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     async def UploadDelta(
         self, request_iterator: AsyncIterator[pb.UploadDeltaRequest], context: Any
     ) -> pb.UploadDeltaResponse:
-        caller, requests = identity.site_of(context), aiter(request_iterator)
+        caller = identity.site_of(context)
+        requests = slots.punctual(aiter(request_iterator), self._federation.limits.chunk_wait_s)
         start = await wire.upload_start(requests)
         receipt = await self._uploads.receive(
             caller, start.federation, start.agent_id, start.round, start.digest, wire.upload_chunks(requests)
@@ -100,13 +103,15 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Evict(self, request: cpb.EvictRequest, context: Any) -> cpb.EvictResponse:
         who = self._check(request.federation, context)
-        await steering.evict(self._federation, who, request.site, wire.plain(request.reason, 500))
-        return cpb.EvictResponse()
+        reason = wire.plain(request.reason, 500)
+        warning = await steering.evict(self._federation, who, request.site, reason, request.allow_quorum)
+        return cpb.EvictResponse(warning=warning)
 
     async def Rollback(self, request: cpb.RollbackRequest, context: Any) -> cpb.RollbackResponse:
         who = self._check(request.federation, context)
-        await steering.rollback(self._federation, who, request.version, wire.plain(request.reason, 500))
-        return cpb.RollbackResponse()
+        reason = wire.plain(request.reason, 500)
+        done = await steering.rollback(self._federation, who, request.version, reason, request.round)
+        return cpb.RollbackResponse(round=done.round, abandoned_round=done.abandoned or 0)
 
     def _check(self, federation: str, context: Any) -> str:
         who = identity.check_coordinator(context)

@@ -13,6 +13,7 @@ from med_duallora.v1 import federation_pb2 as pb
 from aggregator import payload, rounds
 from aggregator.federation import Federation, check_patients
 from aggregator.identity import Caller
+from aggregator.slots import Slots
 from aggregator.store import agents, updates
 from aggregator.store.updates import UpdateKey
 from shared import chunks
@@ -62,7 +63,7 @@ class Uploads:
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._slots = asyncio.Semaphore(federation.limits.concurrent_uploads)
+        self._slots = Slots(federation.limits.concurrent_uploads)
 
     async def begin(self, caller: Caller, announcement: Announcement) -> Progress:
         """Check everything that can be checked before bytes are taken, and say where to go on.
@@ -139,15 +140,17 @@ class Uploads:
         found = await federation.read(_find, key, agent_id, federation.clock(), federation.limits.identity_s)
         if found is None:
             raise BadOffset(f"update {digest[:12]} of round {key_round} was not announced here; begin again")
-        header, accepted_at = found
+        header, accepted_at, announced_at = found
         if accepted_at is not None:
             return Receipt(key_round, digest, accepted_at)
-        async with self._slots, _deadline(federation.limits.upload_s):
-            at = await self._take(key, agent_id, header.size, self._punctual(stream))
+        async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
+            at = await self._take(key, agent_id, header.size, announced_at, stream)
         log.info("update_accepted", site=caller.site, round=key_round, digest=digest[:12], bytes=header.size)
         return Receipt(key_round, digest, at)
 
-    async def _take(self, key: UpdateKey, agent_id: str, size: int, stream: AsyncIterator[pb.Chunk]) -> float:
+    async def _take(
+        self, key: UpdateKey, agent_id: str, size: int, announced_at: float | None, stream: AsyncIterator[pb.Chunk]
+    ) -> float:
         """Return since when the update is accepted."""
         federation = self._federation
         end = await federation.read(updates.committed, key)
@@ -165,7 +168,7 @@ class Uploads:
         if end < size:
             raise BadOffset(f"the stream ended at byte {end} of {size}; begin again to go on from there")
         await self._check(key, size, None)
-        return await federation.record(updates.accept, key, federation.clock())
+        return await federation.record(updates.accept, key, federation.clock(), announced_at)
 
     async def _check(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
         """Raise InvalidUpdate, and drop what is staged, unless digest and tensors are right."""
@@ -191,19 +194,6 @@ class Uploads:
     def _pieces(self, key: UpdateKey, whole: bytes | None) -> Iterable[bytes]:
         return updates.pieces(self._federation.store, key) if whole is None else [whole]
 
-    async def _punctual(self, stream: AsyncIterator[pb.Chunk]) -> AsyncIterator[pb.Chunk]:
-        """Yield the stream's chunks; raise BadOffset if the next one takes too long."""
-        limit = self._federation.limits.chunk_wait_s
-        while True:
-            try:
-                async with asyncio.timeout(limit):
-                    chunk = await anext(stream, None)
-            except TimeoutError:
-                raise BadOffset(f"no chunk came for {limit:.0f} s; what arrived is kept, begin again") from None
-            if chunk is None:
-                return
-            yield chunk
-
     async def _receipt(self, key: UpdateKey) -> Receipt:
         found = await self._federation.read(updates.find, key)
         if found is None or found[1] is None:
@@ -223,9 +213,11 @@ def _announce(
 
 def _find(
     connection: sa.Connection, key: UpdateKey, agent_id: str, now: float, identity_s: float
-) -> tuple[rounds.UpdateHeader, float | None] | None:
+) -> tuple[rounds.UpdateHeader, float | None, float | None] | None:
+    """Return an update's header, when it was accepted, and when it was announced."""
     agents.check(connection, key.federation, key.site, agent_id, now, identity_s)
-    return updates.find(connection, key)
+    found = updates.find(connection, key)
+    return None if found is None else (*found, updates.announced(connection, key))
 
 
 def _stage(

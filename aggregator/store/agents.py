@@ -26,7 +26,7 @@ def check(connection: sa.Connection, federation: str, site: str, agent_id: str, 
     ).first()
     if last is None or last.agent_id == agent_id:
         return
-    ago = now - last.last_seen
+    ago = max(now - last.last_seen, 0.0)  # the clock of the replica that wrote it may be ahead
     if ago < quiet_s:
         raise IdentityInUse(
             f"another agent uses the certificate of site '{site}': agent {last.agent_id[:8]} was heard from {ago:.0f} s "

@@ -53,17 +53,30 @@ READERS, MORE_READERS = 8, 24
 """Connections kept, and opened beyond those in a rush: together the most threads that asyncio.to_thread uses."""
 
 UNAVAILABLE = {
+    "08": "it does not answer",
+    "0A000": "it takes no writes, as a standby",  # what BEGIN says there; nothing else we ask for is ever refused as this
+    "25006": "it takes no writes",
+    "25P03": "it does not answer",  # it ended a transaction that stood still
+    "40001": "another process was in its way",
+    "40P01": "another process was in its way",
+    "53": "it has no memory, disk or connection left",
     "53100": "its disk is full",
     "53300": "it has too many connections",
     "55P03": "another process keeps it locked",
     "57014": "it took too long",
+    "57P": "it does not answer",
+    "58": "its disk fails",
 }
-"""By SQLSTATE: https://www.postgresql.org/docs/15/errcodes-appendix.html"""
+"""By SQLSTATE or the beginning of it: https://www.postgresql.org/docs/15/errcodes-appendix.html
+
+The driver's class of an error says less: it makes of some of these a mistake of the caller.
+"""
 ADVICE = {
     "does not exist": "make the user and the database first: createuser NAME; createdb --owner NAME DATABASE",
     "password": "check the user and the password, in the URL or in ~/.pgpass",
     "no pg_hba.conf entry": "allow this machine and user in the server's pg_hba.conf",
     "permission denied": "make the user the owner of its database: ALTER DATABASE ... OWNER TO ...",
+    "during recovery": "this server is a standby; give the address of the primary",
 }
 """What to do, by what the server says; it says no more than this text when it refuses a connection."""
 
@@ -118,10 +131,12 @@ class Postgres:
     def unavailable(self, error: sa.exc.SQLAlchemyError) -> str:
         if isinstance(error, sa.exc.TimeoutError):  # of the pool
             return "too many calls wait for it"
+        state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+        for known in (state, state[:3], state[:2]):
+            if known in UNAVAILABLE:
+                return UNAVAILABLE[known]
         passing = isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
-        if not passing and not getattr(error, "connection_invalidated", False):
-            return ""
-        return UNAVAILABLE.get(getattr(getattr(error, "orig", None), "sqlstate", None) or "", "it does not answer")
+        return "it does not answer" if passing or getattr(error, "connection_invalidated", False) else ""
 
     def advice(self, error: sa.exc.SQLAlchemyError) -> str:
         said = str(getattr(error, "orig", error))
@@ -138,7 +153,10 @@ class Postgres:
         connection.execute(sa.select(sa.func.pg_notify(CHANNEL, said)))
 
     def watch(self, heard: Heard) -> Watch:
-        """`heard("", True)` is called after every connection: anything may have changed while nobody listened."""
+        """`heard("", True)` is called after every connection: anything may have changed while nobody listened.
+
+        And after a notice that no replica of this release sent: nobody knows what it means.
+        """
         _, parameters = self._reading.dialect.create_connect_args(self._url)
         return Listening({**parameters, **self._extra}, self._id, heard)
 
@@ -151,7 +169,10 @@ class Postgres:
 
 
 class Listening:
-    """A thread with a connection of its own that hears of other processes' changes, and connects again for ever."""
+    """A thread with a connection of its own that hears of other processes' changes, and connects again for ever.
+
+    Whatever fails: a thread that ended would be missed by nobody, and every site would hear of the others' changes late.
+    """
 
     POLL_S = 0.5
     CONNECT_S = 2  # the least that libpq takes; closing waits for no longer
@@ -176,19 +197,24 @@ class Listening:
             try:
                 with psycopg.connect(**self._parameters) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
-                    wait_s = self.FIRST_WAIT_S
                     self._tell("", True)
+                    wait_s = self.FIRST_WAIT_S
                     self._listen(connection)
-            except psycopg.Error as error:
-                log.warning("store_watch_lost", error=str(error).partition("\n")[0], retry_s=wait_s)
+            except Exception as error:
+                expected = isinstance(error, psycopg.Error)
+                said = str(error).partition("\n")[0]
+                log.warning("store_watch_lost", error=said, retry_s=wait_s, exc_info=not expected)
                 self._closed.wait(wait_s)
                 wait_s = min(2 * wait_s, self.MAX_WAIT_S)
 
     def _listen(self, connection: Any) -> None:
         while not self._closed.is_set():
             for note in connection.notifies(timeout=self.POLL_S):
-                who, news, federation = note.payload.split(" ", 2)
-                if who != self._own:
+                who, _, said = note.payload.partition(" ")
+                news, separator, federation = said.partition(" ")
+                if not separator or news not in ("0", "1"):
+                    self._tell("", True)
+                elif who != self._own:
                     self._tell(federation, news == "1")
 
     def _tell(self, federation: str, news: bool) -> None:

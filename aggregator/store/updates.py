@@ -78,6 +78,12 @@ def find(connection: sa.Connection, key: UpdateKey) -> tuple[rounds.UpdateHeader
     return header, row["accepted_at"]
 
 
+def announced(connection: sa.Connection, key: UpdateKey) -> float | None:
+    """Return when an update was announced, which tells it from one that was dropped and announced again; None if it is not."""
+    at: float | None = connection.execute(sa.select(TABLE.c.announced_at).where(*_is(TABLE, key))).scalar()
+    return at
+
+
 def committed(connection: sa.Connection, key: UpdateKey) -> int:
     """Return how many bytes of an update are durable."""
     query = sa.select(sa.func.coalesce(sa.func.sum(CHUNKS.c.size), 0)).where(*_is(CHUNKS, key))
@@ -112,10 +118,11 @@ def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -
     )
 
 
-def accept(connection: sa.Connection, key: UpdateKey, now: float) -> float:
+def accept(connection: sa.Connection, key: UpdateKey, now: float, announced_at: float | None = None) -> float:
     """Make an update count and return since when it does. Its size, digest and tensors must have been checked.
 
-    Repeating it returns the first time. Raises as `rounds.admit` does, and BadOffset if bytes are missing.
+    `announced_at`: when what was checked had been announced. Repeating it returns the first time. Raises as `rounds.admit`
+    does, and BadOffset if bytes are missing or are those of a later announcement.
     """
     round_rows.lock(connection, key.federation, key.round)
     state = round_rows.state_for(connection, key.federation, key.round, key.site)
@@ -125,6 +132,8 @@ def accept(connection: sa.Connection, key: UpdateKey, now: float) -> float:
     found = find(connection, key)
     if found is None or committed(connection, key) != found[0].size:
         raise BadOffset(f"upload {key.digest[:12]} of site '{key.site}' is not complete; begin again")
+    if announced_at is not None and announced(connection, key) != announced_at:
+        raise BadOffset(f"upload {key.digest[:12]} of site '{key.site}' was announced anew; begin again")
     rounds.admit(state, found[0], now)
     connection.execute(TABLE.update().where(*_is(TABLE, key)).values(accepted_at=now))
     return now

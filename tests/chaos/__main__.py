@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,14 +20,15 @@ Example: python -m tests.chaos runs --runs 300 --seed 0 --jobs 2
 
 Exit codes: 0 every promise was kept, 1 one was not (a failed seed is named with the command that replays it), 2 wrong usage."""
 
-RUNS, UPLOADS, RACES, ROUNDS, SITES = 300, 100, 1000, 200, 1000
+RUNS, MIDEPOCH, UPLOADS, RACES, ROUNDS, SITES = 300, 20, 100, 1000, 200, 1000
 WIDTH = 200
 
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Seed = Annotated[int, typer.Option(help="The first seed; what is drawn hangs on it alone.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs side by side.")]
 Keep = Annotated[Path | None, typer.Option(help="Keep the logs of every process in this folder.")]
-Runs = Annotated[int, typer.Option(min=1, help="Runs in which a fault happened.")]
+Runs = Annotated[int, typer.Option(min=1, help="Runs in which a process was killed or the network failed.")]
+Midepoch = Annotated[int, typer.Option(min=1, help="Runs in which an agent is killed in the middle of an epoch.")]
 Uploads = Annotated[int, typer.Option(min=1, help="Uploads of 6 MB.")]
 Races = Annotated[int, typer.Option(min=1, help="Rounds that two replicas race for.")]
 Rounds = Annotated[int, typer.Option(min=21, help="Rounds of eight simulated sites.")]
@@ -68,6 +70,15 @@ def runs(runs: Runs = RUNS, seed: Seed = 0, jobs: Jobs = 2, keep: Keep = None) -
     Example: python -m tests.chaos runs --runs 30 --jobs 1
     """
     _finish(_federations(runs, seed, jobs, keep))
+
+
+@app.command()
+def midepoch(runs: Midepoch = MIDEPOCH, seed: Seed = 0, jobs: Jobs = 2, keep: Keep = None) -> None:
+    """Kill an agent in the middle of an epoch, up to three times a run, and compare every byte with a run undisturbed.
+
+    Example: python -m tests.chaos midepoch --runs 5
+    """
+    _finish(_figure("kills in mid-epoch", lambda: _midepoch(runs, seed, jobs, keep)))
 
 
 @app.command()
@@ -113,6 +124,7 @@ def sites(count: Sites = SITES, seed: Seed = 0) -> None:
 @app.command(name="all")
 def everything(
     runs: Runs = RUNS,
+    midepochs: Midepoch = MIDEPOCH,
     uploads: Uploads = UPLOADS,
     raced: Races = RACES,
     rounds: Rounds = ROUNDS,
@@ -122,12 +134,13 @@ def everything(
 ) -> None:
     """All of it, one after the other.
 
-    Example: python -m tests.chaos all --runs 30 --uploads 10 --raced 50 --rounds 40 --count 100
+    Example: python -m tests.chaos all --runs 30 --midepochs 5 --uploads 10 --raced 50 --rounds 40 --count 100
     """
     from tests.chaos import figures
 
     kept = [
-        _federations(runs, seed, jobs, None),
+        _measured("seeded federations", lambda: _federations(runs, seed, jobs, None)),
+        _figure("kills in mid-epoch", lambda: _midepoch(midepochs, seed, jobs, None)),
         _figure("cut uploads", lambda: figures.cuts(uploads, seed)),
         _figure("restarts", lambda: figures.restarts(seed)),
         _figure("races", lambda: figures.races(raced, seed)),
@@ -149,12 +162,35 @@ def _federations(runs: int, seed: int, jobs: int, keep: Path | None) -> bool:
     return summary.is_good(outcomes)
 
 
+def _midepoch(runs: int, seed: int, jobs: int, keep: Path | None) -> "Shown":
+    from tests.chaos import midepoch
+    from tests.chaos.figures import Shown
+
+    found = midepoch.run(runs, seed, jobs, keep)
+    wrong = found.problems()
+    return Shown((*found.lines(), *(f"FAILED: {problem}" for problem in wrong)), not wrong)
+
+
 def _figure(name: str, measure: "Callable[[], Shown]") -> bool:
     """Measure, print and return whether it is as good as it must be."""
-    began = time.monotonic()
-    shown = measure()
-    print("\n".join(["", f"{name} ({time.monotonic() - began:.0f} s)", *shown.lines]), flush=True)
-    return shown.is_good
+
+    def shown_in_time() -> bool:
+        began = time.monotonic()
+        shown = measure()
+        print("\n".join(["", f"{name} ({time.monotonic() - began:.0f} s)", *shown.lines]), flush=True)
+        return shown.is_good
+
+    return _measured(name, shown_in_time)
+
+
+def _measured(name: str, measure: Callable[[], bool]) -> bool:
+    """Return what `measure` does; what it raises is a failure among the others, and the rest is measured all the same."""
+    try:
+        return measure()
+    except Exception as error:
+        traceback.print_exc()
+        print(f"\n{name}\nFAILED: {type(error).__name__}: {error}", flush=True)
+        return False
 
 
 def _progress(runs: int) -> "Callable[[Outcome], None]":

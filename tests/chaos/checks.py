@@ -13,7 +13,7 @@ from aggregator.store.rounds import RoundRecord
 from shared.errors import InputError, MedDualLoRAError
 from site_agent import round_files, state
 from site_agent.damage import Damaged
-from tests.chaos import materials
+from tests.chaos import events, materials
 from tests.integration.federation import NAME, SITES
 
 
@@ -32,8 +32,12 @@ class Findings:
     """Updates that an agent holds a receipt for."""
     lost: int = 0
     """Those of them that their round was not made of."""
+    forgotten: int = 0
+    """Updates that an aggregator took again after it had accepted them; in the end they are there."""
     twice: int = 0
     """Updates that a round was made of more than once, or two of one site."""
+    resumed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """By site: round and step of every checkpoint that training went on from."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -46,8 +50,9 @@ class Reference:
 
 
 def find(store: str, folder: Path) -> Findings:
-    """Read a federation's store and its agents' folders. What cannot be read is a problem among the others."""
+    """Read a federation's store, its agents' folders and all logs. What cannot be read is a problem among the others."""
     found = Findings()
+    _read_logs(folder, found)
     try:
         opened = engine.open_store(store)
         try:
@@ -71,6 +76,18 @@ def differences(found: Findings, reference: Reference) -> list[str]:
                 f"the local adapter of {site} has digest {found.local.get(site, '')[:12]}, undisturbed {digest[:12]}"
             )
     return problems
+
+
+def _read_logs(folder: Path, found: Findings) -> None:
+    logs = {path.stem: events.read(path) for path in sorted(folder.glob("*.jsonl"))}
+    agents = {site: logs.pop(site, []) for site in SITES}
+    found.resumed = {site: events.resumed(log) for site, log in agents.items()}
+    again = {(site, number) for site, log in agents.items() for number in events.sent_again(log)}
+    again |= events.accepted_again(logs.values())
+    found.forgotten = len(again)
+    found.problems += [
+        f"round {number} forgot the accepted update of {site}, and took it again" for site, number in sorted(again)
+    ]
 
 
 def _read_rounds(opened: Store, folder: Path, found: Findings) -> None:

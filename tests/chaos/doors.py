@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.points import Points
+from tests.chaos.points import STEP, Points
 
 TEMPORARY = re.compile(r"^\.(?P<name>.+?)\.[\d-]+\.tmp$")
 STREAMS = ("FetchAdapter",)
@@ -55,14 +55,15 @@ def _watched_transaction(run: Callable[..., Any], points: Points) -> Callable[..
 
 
 def watch_files(points: Points, state: Path) -> None:
-    """Pass `sync FILE`, `rename FILE` and `remove FOLDER`, each `:before` and `:after`, for what lies in the state folder."""
+    """Pass `sync FILE`, `rename FILE`, `make FOLDER` and `remove FILE`, each `:before` and `:after`, for what lies in the state
+    folder; a file is renamed to the name that is passed."""
     state = state.resolve()
 
     def watch(verb: str, act: Callable[..., Any], subject: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(act)
         def watched(*arguments: Any, **named: Any) -> Any:
-            name = file_role(Path(subject(*arguments)), state)
-            if name is None:
+            name = None if "dir_fd" in named else file_role(Path(subject(*arguments)), state)
+            if name is None:  # of another folder, or a part of one that is removed as a whole
                 return act(*arguments, **named)
             points.passed(f"{verb} {name}:before")
             result = act(*arguments, **named)
@@ -75,6 +76,8 @@ def watch_files(points: Points, state: Path) -> None:
     for name in ("replace", "rename"):
         setattr(os, name, watch("rename", getattr(os, name), lambda source, target, *_: target))
     shutil.rmtree = watch("remove", shutil.rmtree, lambda path, *_: path)  # type: ignore[assignment]
+    os.unlink = watch("remove", os.unlink, lambda path, *_: path)
+    os.mkdir = watch("make", os.mkdir, lambda path, *_: path)
 
 
 def _path_of(descriptor: int) -> Path:
@@ -140,10 +143,23 @@ def _watched_stream(method: str, call: Callable[..., Any], points: Points) -> Ca
 
 
 def watch_steps(points: Points) -> None:
-    """Pass `optimiser step` after each one."""
+    """Pass `optimiser step` after each one of a round, and `comparison's step` after each one that the last report takes."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    register_optimizer_step_post_hook(lambda *_: points.passed("optimiser step"))
+    from site_agent.training import local
+
+    train, in_a_round = local.train_round, [False]
+
+    @functools.wraps(train)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        in_a_round[:] = [named.get("keeper") is not None]
+        try:
+            return train(*arguments, **named)
+        finally:
+            in_a_round[:] = [False]
+
+    local.train_round = watched
+    register_optimizer_step_post_hook(lambda *_: points.passed(STEP if in_a_round[0] else "comparison's step"))
 
 
 def send_in_pieces(chunk_bytes: int) -> None:

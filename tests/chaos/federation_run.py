@@ -3,39 +3,47 @@
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos import checks, materials, points
+from tests.chaos import checks, materials, points, scenario
 from tests.chaos.checks import Findings, Reference
 from tests.chaos.materials import Parts
 from tests.chaos.network import Network, between
 from tests.chaos.points import Fault
 from tests.chaos.processes import Child, ForkServer, Program
-from tests.chaos.scenario import AGGREGATOR, Passed, Scenario, Trouble
+from tests.chaos.scenario import AGGREGATOR, SOFT, FaultKind, Passed, Scenario, Trouble
 from tests.integration.federation import SITES
 
 LIMIT_S = 120.0
 MAX_RESTARTS = 12
 POLL_S = 0.05
 DISK_BYTES = 16 << 20
+NO_SPACE = ("No space left on device", "disk is full", "disk fails or is full")
+"""What a process says that gives up because its disk is full: the system's words, and the store's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that ended although its work was not done; `words` is what it said last."""
+    """A process that ended although its work was not done; `words` is all that this life of it wrote on standard error.
+
+    `at`: when it was heard of, in seconds since 1970.
+    """
 
     role: str
     name: str
     code: int
     words: str
+    at: float
 
     def __str__(self) -> str:
         if self.code < 0:
             return f"{self.name} was ended by {signal.Signals(-self.code).name}"
-        return f"{self.name} ended with exit code {self.code}: {self.words}"
+        last = (self.words.splitlines() or ["it said nothing"])[-1]
+        return f"{self.name} ended with exit code {self.code}: {last[:300]}"
 
 
 @dataclass(kw_only=True)
@@ -55,9 +63,19 @@ class Outcome:
     passed: Passed = field(default_factory=lambda: Passed({}, {}))
 
     @property
+    def happened(self) -> set[FaultKind]:
+        """The kinds of the faults that happened."""
+        return {scenario.kind_of(fault) for fault in self.fired}
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether a process was killed or the network failed: a disk that was full, or a slow line, is not enough."""
+        return bool(self.happened - SOFT)
+
+    @property
     def is_idle(self) -> bool:
-        """Whether no fault happened, and everything held."""
-        return not self.fired and not self.problems
+        """Whether too little happened for the run to count, and everything held."""
+        return not self.is_hard and not self.problems
 
     def lines(self) -> list[str]:
         """Say to a reader what was to happen, what happened and what came of it."""
@@ -87,7 +105,8 @@ class Run:
         """Run to the end or to the limit, then check what is left behind against the undisturbed run."""
         outcome, began = Outcome(scenario=self._scenario, logs=self._folder), time.monotonic()
         (self._folder / "points").mkdir(parents=True)
-        store = await asyncio.to_thread(materials.create_store, self._parts, self._folder, self._database)
+        codec = self._scenario.setting.codec
+        store = await asyncio.to_thread(materials.create_store, self._parts, self._folder, self._database, codec)
         with self._disks():
             try:
                 outcome.problems += await self._bounded(store)
@@ -106,11 +125,11 @@ class Run:
         return outcome
 
     def _say_what_happened(self, outcome: Outcome) -> None:
-        fired = tuple(points.fired(self._folder / "points"))
+        fired = points.fired_at(self._folder / "points")
         outcome.ended = tuple(self._ended)
-        outcome.problems += [str(one) for one in self._ended if not _is_explained(one, fired)]
+        outcome.problems += [f"{one}, and no fault says why" for one in unexplained(self._ended, fired)]
         troubles, carried = (self._network.happened(), self._network.carried()) if self._network else ((), {})
-        outcome.fired = (*fired, *troubles)
+        outcome.fired = (*(fault for fault, _ in fired), *troubles)
         outcome.passed = Passed(points.counted(self._folder / "points"), carried)
 
     async def _bounded(self, store: str) -> list[str]:
@@ -155,6 +174,7 @@ class Run:
     async def _keep(self, program: Program) -> None:
         """Start a process again, after a pause, until it has ended well. Raises RuntimeError if that is too often."""
         while not self._stopping:
+            said = program.err.stat().st_size if program.err.exists() else 0
             child = self._alive[program.name] = self._server.start(program)
             code = await child.end()
             del self._alive[program.name]
@@ -162,7 +182,8 @@ class Run:
                 return
             if code == -signal.SIGTERM and self._stopping:
                 return  # it had only just been started
-            self._ended.append(Ended(program.role, program.name, code, program.last_words()))
+            words = program.err.read_bytes()[said:].decode(errors="replace")
+            self._ended.append(Ended(program.role, program.name, code, words, time.time()))
             if len(self._ended) > MAX_RESTARTS:
                 raise RuntimeError(f"more than {MAX_RESTARTS} processes ended badly; the last: {self._ended[-1]}")
             await asyncio.sleep(self._scenario.pauses[len(self._ended) % len(self._scenario.pauses)])
@@ -184,7 +205,20 @@ class Run:
             await child.end()
 
 
-def _is_explained(ended: Ended, fired: tuple[Fault, ...]) -> bool:
-    """Whether a fault says why a process ended: it was killed, or it gave up because its disk was full."""
-    action = "kill" if ended.code == -signal.SIGKILL else "fill"
-    return any(fault.role == ended.role and fault.action == action for fault in fired)
+def unexplained(ended: Sequence[Ended], fired: Sequence[tuple[Fault, float]]) -> list[Ended]:
+    """Return the ends that no fault says why of. `fired`: what happened, and when, in seconds since 1970.
+
+    Every kill is the reason of one end by SIGKILL; a disk that was filled before, of an end that names it as the reason.
+    """
+    kills = Counter(fault.role for fault, _ in fired if fault.action == "kill")
+    without = []
+    for one in ended:
+        if one.code == -signal.SIGKILL:
+            kills[one.role] -= 1
+            explained = kills[one.role] >= 0
+        else:
+            was_full = any(fault.action == "fill" and fault.role == one.role and at <= one.at for fault, at in fired)
+            explained = was_full and any(words in one.words for words in NO_SPACE)
+        if not explained:
+            without.append(one)
+    return without

@@ -15,6 +15,8 @@ from tests.integration import federation
 from tests.integration.federation import SITES, Materials
 
 ROUNDS = 5
+EPOCHS, BATCH_SIZE = 2, 4
+"""So that every site has steps in the middle of an epoch: 12, 6 and 4 a round."""
 GIVE_UP_AFTER_S = 90.0
 CALL_TIMEOUT_S = 3.0
 """A connection that says nothing is given up in seconds here."""
@@ -61,9 +63,12 @@ def state(folder: Path, site: str) -> Path:
     return disk(folder, site) / "state"
 
 
-def create_store(parts: Parts, folder: Path, database: str) -> str:
+def create_store(parts: Parts, folder: Path, database: str, codec: str) -> str:
     """Make the federation: three sites, all of whom are needed for each of five rounds. Returns its store."""
-    return federation.create_store(disk(folder, AGGREGATOR), parts.made.adapter, rounds=ROUNDS, url=database)
+    training = {"local_epochs": str(EPOCHS), "batch_size": str(BATCH_SIZE), "codec": codec}
+    return federation.create_store(
+        disk(folder, AGGREGATOR), parts.made.adapter, rounds=ROUNDS, url=database, **training
+    )
 
 
 def aggregator(parts: Parts, folder: Path, store: str, name: str, address: str, scenario: Scenario) -> Program:

@@ -18,6 +18,8 @@ from typing import Literal, NoReturn
 
 FIRED = "fired.jsonl"
 BALLAST = "ballast"
+STEP = "optimiser step"
+"""The point after every step of a round's training."""
 Action = Literal["kill", "fill"]
 
 
@@ -99,10 +101,15 @@ def counted(folder: Path) -> dict[str, dict[str, int]]:
 
 def fired(folder: Path) -> list[Fault]:
     """Return the faults that have happened, in their order."""
+    return [fault for fault, _ in fired_at(folder)]
+
+
+def fired_at(folder: Path) -> list[tuple[Fault, float]]:
+    """Return the faults that have happened, in their order, each with when it did, in seconds since 1970."""
     path = folder / FIRED
     lines = path.read_text().splitlines() if path.exists() else []
     facts = [json.loads(line) for line in lines]
-    return [Fault(**{key: value for key, value in fact.items() if key != "at"}) for fact in facts]
+    return [(Fault(**{key: value for key, value in fact.items() if key != "at"}), fact["at"]) for fact in facts]
 
 
 def _append(path: Path, fact: dict[str, object]) -> None:

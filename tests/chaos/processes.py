@@ -51,11 +51,10 @@ class Program:
         """Standard output of all its lives."""
         return self.logs / f"{self.name}.out"
 
-    def last_words(self) -> str:
-        """The last line of standard error."""
-        path = self.logs / f"{self.name}.err"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return lines[-1][:300] if lines else "it said nothing"
+    @property
+    def err(self) -> Path:
+        """Standard error of all its lives."""
+        return self.logs / f"{self.name}.err"
 
 
 @dataclass

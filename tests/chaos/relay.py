@@ -140,7 +140,7 @@ class Relay:
 
     @property
     def bytes_up(self) -> int:
-        """Bytes taken from those who dial, on all connections, also those that never reached a target."""
+        """Bytes taken from those who dial, also those that were lost on the way; of a refused connection nothing is taken."""
         return sum(link.up.received for link in self.links)
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.chaos.points import Fault
+from tests.chaos.points import STEP, Fault
 from tests.chaos.relay import Direction
 
 AGGREGATOR = "aggregator"
@@ -14,6 +14,10 @@ SURE: Mapping[str, int] = {"Join": 1, "AwaitRound": 5, "heard": 5, "begin_closin
 """Points that time decides how often are passed (replicas race, a call is repeated), and how often they are for sure."""
 SURE_BYTES = 26_000
 """What each site's connection carries for sure, either way."""
+TRAINING = (STEP, "training")
+"""What the points have in their names at which a kill leaves an epoch half trained, or a checkpoint half written."""
+TRAINING_SHARE = 0.3
+"""Of the kills of agents; the others strike anywhere."""
 PAUSES = 16
 MAX_LATENCY_S = 0.05
 MAX_REFUSAL_S = 3.0
@@ -35,15 +39,21 @@ LIKELY: Mapping[FaultKind, int] = {
     "duplicate": 1,
 }
 """Of so many each."""
+SOFT: frozenset[FaultKind] = frozenset({"fill aggregator", "fill agent", "delay"})
+"""What is no fault enough for a run: another one comes with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a federation runs on. `chunk_bytes` 0 is as shipped, where a tiny model's update is one message."""
+    """What a federation runs on. `chunk_bytes` 0 is as shipped, where a tiny model's update is one message.
+
+    With `codec` bf16 a site keeps what an update could not say, and its next update depends on it.
+    """
 
     store: Literal["SQLite", "PostgreSQL"]
     chunk_bytes: int
     tls: bool
+    codec: Literal["f32", "bf16"] = "f32"
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -53,10 +63,15 @@ class Setting:
     def __str__(self) -> str:
         served = "one aggregator" if self.store == "SQLite" else "two replicas"
         chunks = f"chunks of {self.chunk_bytes} bytes" if self.chunk_bytes else "chunks as shipped"
-        return f"{self.store}, {served}, {'mutual TLS' if self.tls else 'plain'}, {chunks}"
+        return f"{self.store}, {served}, {'mutual TLS' if self.tls else 'plain'}, {chunks}, {self.codec}"
 
 
-SETTINGS = (Setting("SQLite", 0, False), Setting("SQLite", 1024, True), Setting("PostgreSQL", 1024, True))
+SETTINGS = (
+    Setting("SQLite", 0, False),
+    Setting("SQLite", 1024, False, "bf16"),
+    Setting("SQLite", 1024, True),
+    Setting("PostgreSQL", 1024, True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +136,13 @@ class Scenario:
 
 
 def draw(seed: int, passed: Mapping[Setting, Passed], disks: bool) -> Scenario:
-    """Return the scenario of a seed. Without `disks` none is ever full."""
+    """Return the scenario of a seed: a SIGKILL or a network fault at least. Without `disks` none is ever full."""
     rng = random.Random(f"chaos {seed}")
     setting = rng.choice(SETTINGS)
     kinds = rng.choices(list(LIKELY), list(LIKELY.values()), k=rng.choice((1, 1, 2, 3)))
     kinds = [_possible(kind, setting, disks) for kind in kinds]
+    if all(kind in SOFT for kind in kinds):
+        kinds.append(rng.choice(("kill aggregator", "kill agent")))
     faults = [_fault(rng, kind, passed[setting]) for kind in kinds if kind.startswith(("kill", "fill"))]
     troubles = [_trouble(rng, kind, passed[setting]) for kind in kinds if not kind.startswith(("kill", "fill"))]
     return Scenario(
@@ -139,6 +156,20 @@ def draw(seed: int, passed: Mapping[Setting, Passed], disks: bool) -> Scenario:
     )
 
 
+def kind_of(fault: Fault | Trouble) -> FaultKind:
+    """Return the kind that a fault was drawn as."""
+    if isinstance(fault, Trouble):
+        return fault.kind
+    if fault.action == "kill":
+        return "kill aggregator" if fault.role == AGGREGATOR else "kill agent"
+    return "fill aggregator" if fault.role == AGGREGATOR else "fill agent"
+
+
+def strikes_training(fault: Fault) -> bool:
+    """Whether a fault comes in the middle of a round's training."""
+    return any(part in fault.point for part in TRAINING)
+
+
 def _possible(kind: FaultKind, setting: Setting, disks: bool) -> FaultKind:
     if kind == "fill aggregator" and (setting.store != "SQLite" or not disks):
         return "kill aggregator"
@@ -149,9 +180,18 @@ def _fault(rng: random.Random, kind: FaultKind, passed: Passed) -> Fault:
     action, _, party = kind.partition(" ")
     role = AGGREGATOR if party == AGGREGATOR else rng.choice(sorted(passed.bytes))
     points = passed.points[role]
-    point = rng.choice(sorted(points))
+    point = rng.choice(_candidates(rng, kind, points))
     sure = SURE.get(point.partition(":")[0], points[point])
     return Fault(role, point, rng.randint(1, min(points[point], sure)), "kill" if action == "kill" else "fill")
+
+
+def _candidates(rng: random.Random, kind: FaultKind, points: Mapping[str, int]) -> list[str]:
+    """Return the points to draw from: of some kills of an agent those of training, half of them a step, half a file's."""
+    names = sorted(points)
+    if kind != "kill agent" or rng.random() >= TRAINING_SHARE:
+        return names
+    part = rng.choice(TRAINING)
+    return [name for name in names if part in name] or names
 
 
 def _trouble(rng: random.Random, kind: FaultKind, passed: Passed) -> Trouble:

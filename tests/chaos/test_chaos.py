@@ -12,17 +12,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import batch, checks, doors, materials, points, processes, scenario
+from tests.chaos import __main__ as commands
+from tests.chaos import (
+    batch,
+    checks,
+    doors,
+    events,
+    federation_run,
+    materials,
+    midepoch,
+    points,
+    processes,
+    scenario,
+    summary,
+)
 from tests.chaos.batch import Bench
-from tests.chaos.points import Fault, Points
-from tests.chaos.scenario import AGGREGATOR, SETTINGS, Passed, Scenario
+from tests.chaos.checks import Findings, Reference
+from tests.chaos.federation_run import Ended, Outcome
+from tests.chaos.figures import Shown
+from tests.chaos.points import STEP, Fault, Points
+from tests.chaos.scenario import AGGREGATOR, SETTINGS, Passed, Scenario, Trouble
 from tests.integration.federation import SITES
 
 pytestmark = pytest.mark.integration
 
+AGENT_POINTS = {
+    "FetchAdapter:sent": 6,
+    STEP: 20,
+    "sync training/checkpoint-N:after": 15,
+    **{f"sync {n}:after": 5 for n in range(50)},
+}
 PASSED = {
     setting: Passed(
-        {role: {"stage:committed": 15, "heard:before": 40} for role in (AGGREGATOR, *SITES)},
+        {AGGREGATOR: {"stage:committed": 15, "heard:before": 40}, **dict.fromkeys(SITES, AGENT_POINTS)},
         {site: {"up": 40_000, "down": 30_000} for site in SITES},
     )
     for setting in SETTINGS
@@ -42,7 +64,40 @@ async def test_whatever_happens_to_it_a_federation_ends_with_the_bytes_of_the_un
         last = runs[-1]
         assert (last.finished, last.equal_global, last.equal_local) == (True, True, True)
         assert (last.findings.lost, last.findings.twice) == (0, 0)
-        assert last.fired
+        assert kind in last.happened
+        assert last.is_hard
+
+
+async def test_an_agent_killed_in_mid_epoch_goes_on_from_its_checkpoint_to_the_same_bytes(made: Bench) -> None:
+    figures = await midepoch.many(made, range(2), jobs=2)
+    assert figures.problems() == [], figures.lines()
+    assert all(run.resumed for run in figures.runs)
+
+
+def test_every_durable_step_is_among_the_points_that_are_drawn_from(made: Bench) -> None:
+    files = ("global.safetensors", "rounds/.N/delta.bin", "rounds/.N/local.safetensors", "training/checkpoint-N")
+    agent = {f"{verb} {name}" for name in files for verb in ("sync", "rename")}
+    agent |= {
+        "rename rounds/N",
+        "sync rounds",
+        "sync rounds/.N",
+        "sync training",
+        "sync .",
+        "remove training/checkpoint-N",
+    }
+    for setting, outcome in made.undisturbed.items():
+        residual = {f"{verb} rounds/.N/residual.safetensors" for verb in ("sync", "rename")}
+        accept = {"accept", "stage"} if setting.chunk_bytes else {"stage_and_accept"}
+        aggregator = {"announce", "begin_closing", "write_result", *accept}
+        wanted = {site: agent | (residual if setting.codec == "bf16" else set()) for site in SITES}
+        for site, points_of in wanted.items():
+            passed = outcome.passed.points[site]
+            assert {f"{name}:{when}" for name in points_of for when in ("before", "after")} <= set(passed), site
+            assert passed[STEP] == materials.ROUNDS * {"siemens": 12, "philips": 6, "ge": 4}[site]
+        passed = outcome.passed.points[AGGREGATOR]
+        assert {f"{name}:{when}" for name in aggregator for when in ("before", "uncommitted", "committed")} <= set(
+            passed
+        )
 
 
 async def test_a_fault_that_was_drawn_for_a_replica_s_last_commit_still_ends_in_one_version(made: Bench) -> None:
@@ -54,7 +109,7 @@ async def test_a_fault_that_was_drawn_for_a_replica_s_last_commit_still_ends_in_
 
 
 async def test_what_a_run_must_not_leave_behind_is_found(made: Bench, tmp_path: Path) -> None:
-    reference = made.reference
+    reference = made.reference(SETTINGS[0])
     assert reference is not None
     assert (await made.run(Scenario(seed=1, setting=SETTINGS[0]), keep=tmp_path)).problems == []
     folder = tmp_path / "seed-1"
@@ -83,6 +138,115 @@ async def test_what_a_run_must_not_leave_behind_is_found(made: Bench, tmp_path: 
     )
     assert [site for site in SITES if found.local.get(site) != reference.local[site]] == ["ge"]
 
+    log = folder / "ge.jsonl"
+    (accepted,) = [
+        line for line in log.read_text().splitlines() if '"update_accepted"' in line and '"round": 2,' in line
+    ]
+    (uploaded,) = [line for line in log.read_text().splitlines() if '"UploadDelta"' in line and '"round": 2,' in line]
+    log.write_text("\n".join([accepted, '{"torn', uploaded]) + "\n")
+    again = checks.find(str(store), folder)
+    assert again.forgotten == 1
+    assert "round 2 forgot the accepted update of ge, and took it again" in again.problems
+
+
+def test_an_upload_behind_a_receipt_is_an_update_that_was_forgotten() -> None:
+    def upload(number: int, code: str) -> events.Event:
+        return {"event": "rpc_finished", "rpc": "UploadDelta", "round": number, "code": code}
+
+    receipt = {"event": "update_accepted", "round": 1, "digest": "aa"}
+    assert events.sent_again([upload(1, "UNAVAILABLE"), upload(1, "OK"), receipt, receipt, upload(2, "OK")]) == set()
+    assert events.sent_again([upload(1, "OK"), upload(1, "UNAVAILABLE")]) == {1}
+    assert events.sent_again([receipt, upload(2, "OK"), upload(1, "OK")]) == {1}
+
+
+def test_an_update_taken_for_new_between_two_acceptances_was_forgotten_whichever_replica_it_was() -> None:
+    def told(what: str, at: int, number: int = 1) -> events.Event:
+        return {
+            "event": f"update_{what}",
+            "site": "ge",
+            "round": number,
+            "digest": "aa",
+            "timestamp": f"2026-01-01T00:00:{at:02}Z",
+        }
+
+    first, second = [told("announced", 1), told("accepted", 2)], [told("announced", 3), told("accepted", 4)]
+    assert events.accepted_again([first, second]) == events.accepted_again([second, first]) == {("ge", 1)}
+    assert events.accepted_again([[told("announced", 1), *second]]) == set()
+    assert events.accepted_again([first, [told("accepted", 4)]]) == set()
+    assert events.accepted_again([first, [told("announced", 3, 2), told("accepted", 4, 2)]]) == set()
+
+
+def test_an_end_that_no_fault_says_why_is_a_problem() -> None:
+    kill, fill = Fault("ge", STEP, 1), Fault("ge", STEP, 2, "fill")
+    killed = Ended("ge", "ge", -signal.SIGKILL, "", at=20.0)
+    gave_up = Ended("ge", "ge", 1, "OSError: [Errno 28] No space left on device", at=20.0)
+    assert federation_run.unexplained([killed, gave_up], [(kill, 10.0), (fill, 10.0)]) == []
+    unsaid = replace(gave_up, words="RuntimeError: the tensors are gone")
+    assert federation_run.unexplained([unsaid], [(kill, 10.0), (fill, 10.0)]) == [unsaid]
+    assert federation_run.unexplained([gave_up], [(kill, 10.0), (fill, 30.0)]) == [gave_up]
+    assert federation_run.unexplained([gave_up], [(replace(fill, role="siemens"), 10.0)]) == [gave_up]
+    assert federation_run.unexplained([killed, killed], [(kill, 10.0), (fill, 10.0)]) == [killed]
+    stopped = replace(killed, code=-signal.SIGSEGV)
+    assert federation_run.unexplained([stopped], [(kill, 10.0), (fill, 10.0)]) == [stopped]
+
+
+def test_a_site_whose_local_adapter_differs_is_named() -> None:
+    reference = Reference("aa", {"ge": "bb", "siemens": "cc"})
+    assert checks.differences(Findings(digest="aa", local={"ge": "bb", "siemens": "cc"}), reference) == []
+    assert checks.differences(Findings(digest="aa", local={"ge": "bb"}), reference) == [
+        "the local adapter of siemens has digest , undisturbed cc"
+    ]
+
+
+def outcome(*problems: str, fired: tuple[Fault | Trouble, ...] = (), resumed: int = 0) -> Outcome:
+    found = Findings(resumed={"ge": [(1, 2)] * resumed})
+    drawn = Scenario(seed=1, setting=SETTINGS[0])
+    return Outcome(scenario=drawn, logs=Path("logs"), fired=fired, findings=found, problems=list(problems))
+
+
+KILL, FILL = Fault("ge", STEP, 1), Fault("ge", STEP, 1, "fill")
+DELAY, RESET = (Trouble("ge", kind, "up", 1, 0.1) for kind in ("delay", "reset"))
+
+
+def test_a_batch_is_good_if_every_run_kept_its_promises_and_some_were_in_danger() -> None:
+    assert summary.is_good([outcome(fired=(KILL,))])
+    assert not summary.is_good([outcome(fired=(KILL,)), outcome("lost")])
+    assert not summary.is_good([outcome()])
+    many = [outcome(fired=(KILL,))] * summary.ENOUGH_TO_RESUME
+    assert not summary.is_good(many)
+    assert "no training went on from a checkpoint" in summary.lines(many)[-1]
+    assert summary.is_good([*many, outcome(fired=(KILL,), resumed=1)])
+
+
+def test_a_full_disk_or_a_slow_line_alone_does_not_make_a_run() -> None:
+    assert [one.is_idle for one in (outcome(fired=(FILL,)), outcome(fired=(DELAY,)), outcome())] == [True] * 3
+    assert [one.is_idle for one in (outcome(fired=(FILL, KILL)), outcome(fired=(RESET,)), outcome("lost"))] == [
+        False
+    ] * 3
+
+
+def test_one_figure_that_breaks_off_does_not_keep_the_others_from_being_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def breaks_off() -> Shown:
+        raise RuntimeError("the port is taken")
+
+    assert not commands._figure("restarts", breaks_off)
+    assert "restarts\nFAILED: RuntimeError: the port is taken" in capsys.readouterr().out
+    assert commands._figure("races", lambda: Shown(("one manifest",), True))
+
+
+def test_kills_in_mid_epoch_are_drawn_inside_epochs_and_say_what_they_cost() -> None:
+    plans = [midepoch.draw(seed, PASSED) for seed in range(200)]
+    assert plans == [midepoch.draw(seed, PASSED) for seed in range(200)]
+    assert {len(plan.resumes) for plan in plans} == {1, 2, 3}
+    assert {plan.site for plan in plans} == set(SITES)
+    # 4 steps a round, 2 an epoch: only after the third one is a checkpoint behind it and the epoch not over
+    assert {step for plan in plans for _, step in plan.resumes} == {2}
+    plan = next(plan for plan in plans if len(plan.resumes) == 2)
+    (first, _), (second, _) = plan.resumes
+    assert [fault.nth for fault in plan.scenario.faults] == [4 * (first - 1) + 3, 4 * (second - 1) + 3 + 1]
+
 
 def test_a_seed_always_draws_the_same_scenario_and_other_seeds_others() -> None:
     drawn = [scenario.draw(seed, PASSED, disks=True) for seed in range(50)]
@@ -94,7 +258,14 @@ def test_every_kind_of_fault_and_every_setting_is_drawn() -> None:
     drawn = [scenario.draw(seed, PASSED, disks=True) for seed in range(300)]
     assert {kind for one in drawn for kind in one.kinds} == set(scenario.LIKELY)
     assert {one.setting for one in drawn} == set(SETTINGS)
-    assert all(one.faults or one.troubles for one in drawn)
+    assert all(set(one.kinds) - scenario.SOFT for one in drawn)
+
+
+def test_a_quarter_of_an_agent_s_kills_strike_its_training() -> None:
+    drawn = [scenario.draw(seed, PASSED, disks=True) for seed in range(1000)]
+    kills = [fault for one in drawn for fault in one.faults if scenario.kind_of(fault) == "kill agent"]
+    assert sum(map(scenario.strikes_training, kills)) > len(kills) / 4
+    assert sum(fault.point == STEP for fault in kills) > len(kills) / 10
 
 
 def test_without_small_disks_none_is_ever_full() -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.chaos.relay import KINDS, PIECE_BYTES, Fault, FaultPlan, Relay
+from tests.chaos.relay import KINDS, PIECE_BYTES, Fault, FaultPlan, Link, Relay
 
 DATA = random.Random(0).randbytes(1 << 18)
 
@@ -89,6 +89,20 @@ async def test_a_reset_comes_after_so_many_bytes_and_reaches_both_sides():
     assert link.ended == "reset"
     assert link.up.forwarded == 100_000 <= link.up.received
     assert far.ends == ["rst"]
+
+
+async def test_what_a_sender_got_rid_of_before_a_reset_is_counted_though_it_went_nowhere():
+    ends = (near, sender), (far, receiver) = socket.socketpair(), socket.socketpair()
+    for one in (end for pair in ends for end in pair):
+        one.setblocking(False)
+    sent = sender.send(DATA[:100_000])
+    assert sent > PIECE_BYTES  # more than is read at once, so some of it still lies in the kernel when the fault comes
+    link = Link(FaultPlan(script=(Fault("reset", 1000),)), 0, near, far, keep=True)
+    await link.run()
+    sender.close()
+    receiver.close()
+    assert (link.up.received, link.up.forwarded) == (sent, 1000)
+    assert link.up.kept == DATA[:sent]
 
 
 async def test_a_truncated_stream_ends_as_if_it_were_whole():

@@ -1,16 +1,19 @@
 """Calls that must be refused, with the text a person sees, and a federation that goes on regardless."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator.server import RunningServer
-from aggregator.store import updates
-from shared import chunks
+from aggregator.store import agents, updates
+from shared import chunks, protocol
 from shared.canonical import canonical_json
 from shared.layout import Layout
 from tests.support import adapters
@@ -49,6 +52,73 @@ async def finish(running: RunningServer, site: RawSite) -> None:
         assert last.instruction == pb.INSTRUCTION_FINISHED
 
 
+# taking turns
+
+
+LARGE = 300_000
+"""Width of an adapter of several messages: more than the windows of a connection that nobody reads take."""
+
+
+async def unread_downloads(site: RawSite, count: int) -> list[Any]:
+    """Ask for version 0 so many times; return the calls once one of them has begun, of which only the first message is read."""
+    calls = [site.stub.FetchAdapter(pb.FetchAdapterRequest(), metadata=site.metadata) for _ in range(count)]
+    reads = [asyncio.create_task(call.read()) for call in calls]
+    await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+    return calls
+
+
+async def test_downloads_that_one_site_does_not_read_keep_no_other_site_waiting(tmp_path: Path) -> None:
+    store = make_store(tmp_path, adapter=adapters.adapter(width=LARGE))
+    async with (
+        serve(store, concurrent_uploads=2) as running,
+        RawSite(running.address, "ge") as greedy,
+        RawSite(running.address, "siemens") as other,
+    ):
+        held = await unread_downloads(greedy, 5)
+        info, payload = await asyncio.wait_for(other.fetch(0), 10)
+        assert info is not None
+        assert len(payload) == info.size
+        for call in held:
+            call.cancel()
+        assert (await asyncio.wait_for(greedy.fetch(0), 10))[1] == payload
+
+
+async def test_a_download_that_nobody_reads_gives_way_and_goes_on_when_it_is_read(tmp_path: Path) -> None:
+    version = adapters.adapter(width=LARGE)
+    async with (
+        serve(make_store(tmp_path, adapter=version), concurrent_uploads=1, chunk_wait_s=0.5) as running,
+        RawSite(running.address, "ge") as silent,
+        RawSite(running.address, "siemens") as other,
+    ):
+        held = silent.stub.FetchAdapter(pb.FetchAdapterRequest(), metadata=silent.metadata)
+        assert (await held.read()).info.size == len(version.payload)
+        for _ in range(2):
+            assert (await asyncio.wait_for(other.fetch(0), 10))[1] == version.payload
+        received = b""
+        while (part := await asyncio.wait_for(held.read(), 10)) is not grpc.aio.EOF:
+            received += part.chunk.data
+        assert received == version.payload
+
+
+async def test_uploads_that_one_site_does_not_go_on_with_keep_no_other_site_waiting(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    async with (
+        serve(store, concurrent_uploads=2) as running,
+        RawSite(running.address, "ge") as greedy,
+        RawSite(running.address, "siemens") as other,
+    ):
+        await greedy.join()
+        await other.join()
+        payload = adapters.delta(greedy.layout, 1)
+        await greedy.begin(payload)
+        held = [asyncio.create_task(greedy.stream([], digest(payload), then=asyncio.sleep(15))) for _ in range(5)]
+        await asyncio.sleep(0.5)  # by now they have been heard
+        assert await asyncio.wait_for(other.upload(adapters.delta(other.layout, 2)), 10)
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+
 # joining
 
 
@@ -83,7 +153,7 @@ async def test_an_unknown_protocol_is_refused_with_both_versions(site: RawSite, 
     code, kind, text = await refusal(site.join(protocol_version=version))
     assert (code, kind) == ("FAILED_PRECONDITION", "IncompatibleProtocol")
     assert version in text
-    assert "1.0" in text
+    assert protocol.VERSION in text
     assert advice in text
 
 
@@ -125,6 +195,15 @@ async def test_a_second_agent_is_told_when_the_first_was_heard_from(running: Run
             code, kind, text = await refusal(call)
             assert (code, kind) == ("ALREADY_EXISTS", "IdentityInUse")
             assert "agent agent-of was heard from 0 s ago, this one is the-seco" in text
+
+
+async def test_an_agent_that_called_a_replica_whose_clock_is_ahead_called_just_now(
+    running: RunningServer, site: RawSite
+) -> None:
+    ahead = time.time() + 30.0
+    await running.federation.write(agents.heard, "demo", "ge", site.agent_id, ahead, 60.0)
+    async with RawSite(running.address, "ge", agent_id="the-second-agent") as other:
+        assert "was heard from 0 s ago" in (await refusal(other.join()))[2]
 
 
 async def test_a_second_agent_takes_over_after_silence(tmp_path: Path) -> None:
@@ -261,8 +340,15 @@ async def test_a_silent_upload_is_let_go_and_keeps_its_bytes(site: RawSite) -> N
     pieces = list(chunks.split(payload, chunk_bytes=100))
     code, _, text = await refusal(site.stream(pieces[:1], digest(payload), then=asyncio.sleep(15)))
     assert code == "ABORTED"
-    assert "no chunk came for 1 s; what arrived is kept" in text
+    assert "nothing came for 1 s; what arrived is kept" in text
     assert (await site.begin(payload)).committed == 100
+
+
+async def test_an_upload_that_never_says_what_it_is_is_let_go(site: RawSite) -> None:
+    call = site.stub.UploadDelta(metadata=site.metadata, timeout=10)
+    code, kind, text = await refusal(call)
+    assert (code, kind) == ("ABORTED", "BadOffset")
+    assert "nothing came for 1 s; what arrived is kept" in text
 
 
 async def test_a_drip_has_an_end(tmp_path: Path) -> None:

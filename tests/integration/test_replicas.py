@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from med_duallora.v1 import federation_pb2 as pb
 
@@ -18,6 +19,7 @@ from aggregator import steering, verify
 from aggregator.server import RunningServer
 from aggregator.store import engine
 from shared import chunks
+from shared.tls import TlsFiles
 from site_agent.agent import Agent
 from site_agent.view import Silent
 from tests.integration import federation
@@ -77,6 +79,39 @@ async def test_an_upload_goes_on_at_the_other_replica_and_the_receipt_is_the_sam
         assert (await here.stream(pieces, digest(payload))).receipt == receipt
         code, kind, _ = await refusal(here.begin(adapters.delta(here.layout, seed=2)))
         assert (code, kind) == ("ALREADY_EXISTS", "ConflictingUpdate")
+
+
+async def durable(site: RawSite, payload: bytes) -> None:
+    """Return when all bytes of an announced update are durable."""
+    for _ in range(500):
+        if (await site.begin(payload)).committed == len(payload):
+            return
+        await asyncio.sleep(0.02)
+    raise TimeoutError("the bytes did not arrive")
+
+
+async def test_a_stream_ends_with_the_announcement_it_began_with(replicas: Pair) -> None:
+    """Whoever drops an upload and announces it again could stage other bytes just after the first ones were checked."""
+    first, second = replicas
+    async with RawSite(first.address, "ge") as here, RawSite(second.address, "ge") as there:
+        await here.join()
+        payload = adapters.delta(here.layout, seed=1)
+        pieces = list(chunks.split(payload, chunk_bytes=len(payload) // 2))
+        await here.begin(payload)
+
+        async def announce_again() -> None:
+            await durable(there, payload)
+            await there.begin(adapters.delta(here.layout, seed=2))
+            assert (await there.begin(payload)).committed == 0
+            staging = asyncio.create_task(there.stream(pieces, digest(payload), then=asyncio.sleep(15)))
+            await durable(there, payload)
+            staging.cancel()
+
+        code, kind, text = await refusal(here.stream(pieces, digest(payload), then=announce_again()))
+        assert (code, kind) == ("ABORTED", "BadOffset")
+        assert "was announced anew; begin again" in text
+        assert (await there.begin(payload)).committed == len(payload)
+        assert (await here.stream([], digest(payload))).receipt.digest == digest(payload)
 
 
 async def test_a_round_closed_over_both_wakes_a_site_that_waits_at_either(replicas: Pair) -> None:
@@ -213,3 +248,44 @@ async def test_behind_haproxy_with_mtls_a_replica_dies_and_no_site_notices(mater
     opened = engine.open_store(store)
     assert [check.difference for check in verify.verify(opened, federation.NAME)] == ["", "", ""]
     opened.close()
+
+
+async def test_behind_haproxy_a_replica_that_hangs_is_left_for_the_other_one(tmp_path, postgres):
+    store = make_store(tmp_path, url=postgres.fresh_database())
+    certs = federation.make_certificates(tmp_path / "certs", SITES)
+    ports = [federation.free_port() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        first, _ = (stack.enter_context(replica(store, port, certs, tmp_path / f"{port}.jsonl")) for port in ports[:2])
+        await asyncio.gather(listening(ports[0]), listening(ports[1]))
+        address = stack.enter_context(
+            haproxy.balancing(ports[2], *(f"127.0.0.1:{p}" for p in ports[:2]), tmp_path / "haproxy.log")
+        )
+        before = [await joined(address, name, certs[name]) for name in SITES[:2]]  # one at each, by `leastconn`
+        first.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.gather(*(answered(site) for site in before))
+            for name in SITES * 2:  # and none of those that dial now meets the one that hangs
+                await (await joined(address, name, certs[name])).channel.close()
+        finally:
+            first.send_signal(signal.SIGCONT)
+            for site in before:
+                await site.channel.close()
+
+
+async def joined(address: str, name: str, tls: TlsFiles) -> RawSite:
+    """Return a site that joined over a connection of its own."""
+    site = RawSite(address, name, tls)
+    await asyncio.wait_for(site.join(), 10.0)
+    return site
+
+
+async def answered(site: RawSite) -> None:
+    """Call as an agent does, again and again, until the call is answered; an agent would give up after days."""
+    async with asyncio.timeout(60.0):
+        while True:
+            try:
+                await asyncio.wait_for(site.wait(), 2.0)
+            except (TimeoutError, grpc.aio.AioRpcError):
+                await asyncio.sleep(0.2)
+            else:
+                return

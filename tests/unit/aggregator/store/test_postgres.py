@@ -142,11 +142,55 @@ def test_a_full_disk_is_an_outage(store: Store) -> None:
     store.write(put, 1)
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("08006", "it does not answer"),
+        ("25006", "it takes no writes"),
+        ("40001", "another process was in its way"),
+        ("40P01", "another process was in its way"),
+        ("53200", "it has no memory, disk or connection left"),
+        ("53300", "it has too many connections"),
+        ("55P03", "another process keeps it locked"),
+        ("57P01", "it does not answer"),
+        ("57P02", "it does not answer"),
+        ("57P03", "it does not answer"),
+        ("58030", "its disk fails"),
+    ],
+)
+def test_what_passes_by_itself_is_an_outage_whatever_class_the_driver_gives_it(
+    store: Store, state: str, said: str
+) -> None:
+    def fail(connection: sa.Connection) -> None:
+        put(connection, 1)
+        connection.execute(sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$"))
+
+    with pytest.raises(StoreUnavailable, match=said):
+        store.write(fail)
+    assert store.read(versions) == []
+
+
+def test_a_transaction_turned_read_only_is_an_outage(store: Store) -> None:
+    def turned(connection: sa.Connection) -> None:
+        connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+        put(connection, 1)
+
+    with pytest.raises(StoreUnavailable, match="it takes no writes"):
+        store.write(turned)
+    store.write(put, 1)
+
+
 def test_a_mistake_of_ours_is_no_outage(store: Store) -> None:
     with pytest.raises(sa.exc.ProgrammingError):
         store.read(lambda connection: connection.execute(sa.text("SELECT nonsense")))
-    with pytest.raises(sa.exc.InternalError, match="read-only transaction"):
+    with pytest.raises(sa.exc.IntegrityError):
+        store.write(lambda connection: (put(connection, 1), put(connection, 1)))
+
+
+def test_a_reading_transaction_writes_nothing(store: Store) -> None:
+    with pytest.raises(StoreUnavailable, match="it takes no writes"):
         store.read(put, 1)
+    assert store.read(versions) == []
 
 
 def test_weights_are_not_compressed(store: Store) -> None:
@@ -203,6 +247,28 @@ def test_a_commit_that_is_never_confirmed_is_an_outage(store: Store, server: Pos
         store.write(cut_off)
     server.start()
     assert store.read(versions) == []
+
+
+def test_a_primary_that_was_demoted_is_an_outage_that_ends_when_it_takes_writes_again(
+    store: Store, server: PostgresServer, database: str
+) -> None:
+    store.write(put, 1)
+    server.stop()
+    standby = server.data / "standby.signal"
+    standby.touch()
+    try:
+        server.start()
+        assert store.read(versions) == [1]
+        with pytest.raises(StoreUnavailable, match="it takes no writes"):
+            store.write(put, 2)
+        with pytest.raises(InputError, match="give the address of the primary"):
+            engine.create(database)
+    finally:
+        server.stop()
+        standby.unlink(missing_ok=True)
+        server.start()
+    store.write(put, 2)
+    assert store.read(versions) == [1, 2]
 
 
 # what an operator is told
@@ -281,7 +347,7 @@ def test_two_that_make_the_store_at_once_make_one(database: str) -> None:
 
     def make() -> None:
         try:
-            engine.create(database).close()
+            engine.create(database, lambda connection: put(connection, 1)).close()
             made.append("made")
         except InputError as error:
             made.append(str(error))

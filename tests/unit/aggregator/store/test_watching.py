@@ -47,8 +47,12 @@ class Ear:
     def __call__(self, federation: str, news: bool) -> None:
         self._heard.put((federation, news))
 
-    def next(self, timeout_s: float = 10.0) -> tuple[str, bool]:
-        return self._heard.get(timeout=timeout_s)
+    def next(self, timeout_s: float = 10.0) -> tuple[str, bool] | None:
+        """Return what was heard first; None if nothing is heard in that time."""
+        try:
+            return self._heard.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
 
     @property
     def silent(self) -> bool:
@@ -60,9 +64,18 @@ def ear(store: Store) -> Iterator[Ear]:
     """Listens on `store`; the greeting has been heard."""
     heard = Ear()
     watch = store.watch(heard)
-    assert heard.next() == ("", True)  # anything may have changed before
+    heard.next()
     yield heard
     watch.close()
+
+
+def test_whoever_begins_to_listen_wakes_for_what_happened_before(store: Store) -> None:
+    ear = Ear()
+    watch = store.watch(ear)
+    try:
+        assert ear.next(5.0) == ("", True)
+    finally:
+        watch.close()
 
 
 def test_a_replica_hears_of_the_others_changes_and_not_of_its_own(store: Store, replica: Store, ear: Ear) -> None:
@@ -97,6 +110,38 @@ def test_a_watch_outlives_its_server(store: Store, replica: Store, ear: Ear, ser
     assert ear.next() == ("", True)
     replica.change("demo", False, put, 1)
     assert ear.next() == ("demo", False)
+
+
+@pytest.mark.parametrize("payload", ["hello", "", "one two three", "a 2 demo", "a 1", "\u2603 " * 1000])
+def test_what_was_not_sent_by_a_replica_wakes_everybody_and_stops_nobody(
+    store: Store, replica: Store, ear: Ear, postgres: PostgresServer, database: str, payload: str
+) -> None:
+    del store  # `ear` listens on it
+    postgres.execute(f"NOTIFY med_duallora, '{payload}'", database.rpartition("/")[2])
+    assert ear.next() == ("", True)
+    replica.change("demo", False, put, 1)
+    assert ear.next() == ("demo", False)
+
+
+def test_a_failure_of_whoever_is_told_costs_a_pause_and_a_new_connection(store: Store, replica: Store) -> None:
+    ear = Ear()
+
+    def stumbles(federation: str, news: bool) -> None:
+        ear(federation, news)
+        if federation == "fatal":
+            raise RuntimeError("on purpose")
+
+    watch = store.watch(stumbles)
+    try:
+        assert ear.next() == ("", True)
+        replica.change("fatal", True, put, 1)
+        assert ear.next() == ("fatal", True)
+        assert ear.next() == ("", True)
+        replica.change("demo", True, put, 2)
+        assert ear.next() == ("demo", True)
+    finally:
+        watch.close()
+    assert watchers() == 0
 
 
 def watchers() -> int:
