@@ -375,14 +375,36 @@ def waiting_for(federation: FederationState, now: float) -> str:
     return f"{text}: past its deadline with {len(counted(federation))} of {quorum(federation)} updates needed{further}"
 
 
-def check_eviction(federation: FederationState, site: str) -> None:
-    """Raise InputError if the sites left could never meet the quorum the others agreed to."""
+def check_eviction(federation: FederationState, site: str, allow_quorum: int = 0) -> str:
+    """Return what it means for privacy that `site` goes; empty from three updates in a round on, or if it has gone before.
+
+    Raises InputError if the sites left could never meet the quorum the others agreed to, or if rounds would need fewer than
+    three updates and neither the sites agreed to so few nor `allow_quorum` says so.
+    """
     if site not in federation.sites:
         raise InputError(f"no site '{site}' in federation '{federation.name}' (sites: {', '.join(federation.sites)})")
     policy = federation.policy
     rest = sum(s.phase != "evicted" for n, s in federation.sites.items() if n != site)
+    if federation.sites[site].phase == "evicted":
+        return ""
     if rest < 1 or (policy.quorum != policy.invited and rest < policy.quorum):
         raise InputError(
             f"evicting '{site}' would leave {rest} sites, fewer than the quorum of {policy.quorum} the sites agreed to; "
             "pause the federation instead, and start another one"
         )
+    needed = min(policy.quorum, rest)
+    if needed < min(3, policy.quorum) and not 1 <= allow_quorum <= needed:
+        raise InputError(
+            f"evicting '{site}' would leave {rest} sites: {quorum_warning(needed)}. The sites agreed to a quorum of "
+            f"{policy.quorum}; if {needed} is acceptable to them, say so with --allow-quorum {needed}"
+        )
+    return quorum_warning(needed)
+
+
+def quorum_warning(needed: int) -> str:
+    """Return what it means for the sites' privacy that a round needs so few updates; empty for three and more."""
+    if needed == 2:
+        return "with a quorum of 2 each of two sites can subtract its own update from the mean and read the other's"
+    if needed == 1:
+        return "with a quorum of 1 a round may be one site's update alone, readable by every other site"
+    return ""

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from aggregator import rounds
 from aggregator.certificates import check_name
 from aggregator.federation import MAX_PATIENTS
 from aggregator.store import engine, federations
@@ -85,7 +88,8 @@ def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
     if quorum < 3 and plan.quorum is None:
         drawn = "" if invited == len(plan.sites) else f", {invited} of them in a round"
         raise InputError(
-            f"{len(plan.sites)} sites{drawn}: {warning(quorum)}. If that is acceptable, say so with --quorum {quorum}"
+            f"{len(plan.sites)} sites{drawn}: {rounds.quorum_warning(quorum)}. "
+            f"If that is acceptable, say so with --quorum {quorum}"
         )
     policy = RoundPolicy(
         rounds=plan.rounds,
@@ -118,21 +122,12 @@ def _invited(plan: FederationPlan) -> int:
     return plan.invited
 
 
-def warning(quorum: int) -> str:
-    """Return what a quorum below three means for the sites' privacy; empty for three and more."""
-    if quorum == 2:
-        return "with a quorum of 2 each of two sites can subtract its own update from the mean and read the other's"
-    if quorum == 1:
-        return "with a quorum of 1 a round may be one site's update alone, readable by every other site"
-    return ""
-
-
 def create(store: str, plan: FederationPlan, now: float) -> Contract:
     """Write a new store with this federation, version 0 and round 1 open. Raises InputError."""
     contract, adapter = make_contract(plan)
-    made = engine.create(store)
-    try:
-        made.write(federations.create, contract, adapter, plan.sites, now, plan.sampling_seed)
-    finally:
-        made.close()
+
+    def fill(connection: sa.Connection) -> None:
+        federations.create(connection, contract, adapter, plan.sites, now, plan.sampling_seed)
+
+    engine.create(store, fill).close()
     return contract

@@ -1,10 +1,13 @@
 """What a coordinator does to a federation: pause, resume, evict, roll back."""
 
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 import structlog
 
 from aggregator import rounds
 from aggregator.federation import Federation
+from aggregator.rounds import RoundState
 from aggregator.store import federations
 from aggregator.store import rounds as round_rows
 from shared.errors import InputError
@@ -24,37 +27,81 @@ async def resume(federation: Federation, who: str) -> None:
     log.warning("federation_resumed", by=who)
 
 
-async def evict(federation: Federation, who: str, site: str, reason: str) -> None:
-    """Take a site out for good. Raises InputError if the others could then never meet their quorum."""
-    left = await federation.decide(_evict, federation.name, site, reason)
+async def evict(federation: Federation, who: str, site: str, reason: str, allow_quorum: int = 0) -> str:
+    """Take a site out for good. Returns what that means for the privacy of the others, if anything.
+
+    Raises InputError as `rounds.check_eviction` does.
+    """
+    warning = await federation.decide(_evict, federation.name, site, reason, allow_quorum)
     log.warning("site_evicted", site=site, by=who, reason=reason)
-    if left <= 2:
-        log.warning("few_sites", sites_count=left, consequence="each of two sites can subtract itself from the mean")
+    if warning:
+        log.warning("small_quorum", consequence=warning)
+    return warning
 
 
-def _evict(connection: sa.Connection, federation: str, site: str, reason: str) -> int:
-    """Return how many sites are left. One transaction: two evictions at once must not leave too few."""
-    rounds.check_eviction(federations.state(connection, federation), site)
+def _evict(connection: sa.Connection, federation: str, site: str, reason: str, allow_quorum: int) -> str:
+    """One transaction: two evictions at once must not leave too few."""
+    warning = rounds.check_eviction(federations.state(connection, federation), site, allow_quorum)
     federations.evict(connection, federation, site, reason)
-    return sum(s.phase != "evicted" for s in federations.state(connection, federation).sites.values())
+    return warning
 
 
-async def rollback(federation: Federation, who: str, version: int, reason: str) -> None:
-    """Make an earlier version the current one. The open round is abandoned and the next one starts from that version."""
-    await federation.adapter(version)  # raises NotFound, naming the versions there are
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The last round there is, the one that starts from the version unless all rounds are closed; and the one given up."""
+
+    round: int
+    abandoned: int | None
+
+
+async def rollback(federation: Federation, who: str, version: int, reason: str, number: int = 0) -> RolledBack:
+    """Make an earlier version the current one. The open round is abandoned and the next one starts from that version.
+
+    While that round is open, repeating it changes nothing: whoever got no answer asks again, and updates that came in meanwhile
+    are not to be lost. `number` names a round to give up all the same. Raises NotFound, naming the versions there are; InputError
+    if a round is being closed, or the named one is not open.
+    """
+    await federation.adapter(version)
     policy, now = federation.contract.policy, federation.clock()
-    abandoned = await federation.decide(_rollback, federation.name, version, policy.rounds, policy.deadline_s, now)
-    log.warning("federation_rolled_back", version=version, by=who, reason=reason, abandoned_round=abandoned)
+    done = await federation.decide(_rollback, federation.name, version, number, policy.rounds, policy.deadline_s, now)
+    log.warning(
+        "federation_rolled_back",
+        version=version,
+        by=who,
+        reason=reason,
+        round=done.round,
+        abandoned_round=done.abandoned,
+    )
+    return done
 
 
 def _rollback(
-    connection: sa.Connection, federation: str, version: int, rounds_count: int, deadline_s: float, now: float
-) -> int | None:
+    connection: sa.Connection,
+    federation: str,
+    version: int,
+    number: int,
+    rounds_count: int,
+    deadline_s: float,
+    now: float,
+) -> RolledBack:
     last = round_rows.last(connection, federation)
     if last.phase == "closing":
         raise InputError(f"round {last.number} is being closed this moment; try again in a few seconds")
+    if number and (number, "open") != (last.number, last.phase):
+        raise InputError(
+            f"round {number} cannot be given up: the last one is round {last.number}, and it is {last.phase}"
+        )
+    if not number and last.base_version == version and _began_by_rollback(connection, federation, last):
+        return RolledBack(last.number, None)
     abandoned = last.number if last.phase == "open" else None
     if abandoned is not None:
         round_rows.abandon(connection, federation, abandoned, now)
     round_rows.go_on(connection, federation, version, rounds_count, deadline_s, now)
-    return abandoned
+    return RolledBack(round_rows.last(connection, federation).number, abandoned)
+
+
+def _began_by_rollback(connection: sa.Connection, federation: str, last: RoundState) -> bool:
+    """Return whether this is an open round that a rollback began: nothing else abandons the one before."""
+    if last.phase != "open" or last.number == 1:
+        return False
+    return round_rows.state(connection, federation, last.number - 1).phase == "abandoned"

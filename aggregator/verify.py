@@ -2,16 +2,24 @@
 
 The weighted mean is element-wise in a fixed order, so the bytes must be equal on any machine. Of a round whose update bytes
 were dropped by the retention setting the manifest is compared with everything that is left, and that is what is reported.
+Of rounds that are not closed, what they hold and how they began is compared: accepted updates, the draw, the first version.
+
+What has nothing to be compared with is not seen: times, phases of sites, agents, reasons, metrics and diagnostics; unfinished
+uploads; an accepted update of an open or abandoned round that was removed with its bytes, or marked as unfinished; who else was
+asked in place of missing sites, if it was the next of the draw; which version a finished federation was rolled back to. Nor is
+the contract: each site compares it with its own copy.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aggregator import aggregation, closing
+import sqlalchemy as sa
+
+from aggregator import aggregation, closing, rounds
 from aggregator.manifest import RULE, ManifestEntry, RoundManifest
 from aggregator.rounds import SiteState
-from aggregator.store import federations, updates
+from aggregator.store import federations, schema, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.rounds import RoundRecord
@@ -54,13 +62,20 @@ class RoundCheck:
         return f"ok, {self.digest[:16]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Ground:
-    """What every round is compared with."""
+    """What every round is compared with: one state of the store, in which rounds may go on meanwhile."""
 
     store: Store
     contract: Contract
     sites: Mapping[str, SiteState]
+    records: Mapping[int, RoundRecord]
+    phase: str
+    version: int
+    sampling_seed: int
+    last_version: int
+    strays: Sequence[tuple[int, str]]
+    """Round and site of bytes that belong to no update."""
 
 
 def verify(store: Store, federation: str, numbers: Sequence[int] | None = None) -> list[RoundCheck]:
@@ -68,31 +83,74 @@ def verify(store: Store, federation: str, numbers: Sequence[int] | None = None) 
 
     Raises InputError for a round that does not exist or is not closed.
     """
-    records = {r.state.number: r for r in store.read(round_rows.records, federation)}
+    ground = _look(store, federation)
     for number in numbers or ():
-        if number not in records or records[number].state.phase != "closed":
-            closed = [n for n, r in records.items() if r.state.phase == "closed"]
+        if number not in ground.records or ground.records[number].state.phase != "closed":
+            closed = [n for n, r in ground.records.items() if r.state.phase == "closed"]
             raise InputError(
                 f"round {number} is not closed; closed rounds are {', '.join(map(str, closed)) or 'none yet'}"
             )
-    ground = _Ground(store, store.read(federations.contract, federation), store.read(federations.enrolled, federation))
-    checks = [_check(ground, records[n]) for n in (records if numbers is None else numbers)]
-    return checks if numbers is not None else sorted(checks + _gaps(ground, records), key=lambda check: check.round)
+    checks = [_check(ground, ground.records[n]) for n in (ground.records if numbers is None else numbers)]
+    return checks if numbers is not None else sorted(checks + _gaps(ground), key=lambda check: check.round)
 
 
-def _gaps(ground: _Ground, records: Mapping[int, RoundRecord]) -> list[RoundCheck]:
-    """Return a finding for each round that is not there: a gap in the numbers, or a version that no closed round made."""
-    end = max(records, default=0) + 1
+def _look(store: Store, federation: str) -> _Ground:
+    def read(connection: sa.Connection) -> _Ground:
+        phase, version, seed = federations.standing(connection, federation)
+        return _Ground(
+            store=store,
+            contract=federations.contract(connection, federation),
+            sites=federations.enrolled(connection, federation),
+            records={r.state.number: r for r in round_rows.records(connection, federation)},
+            phase=phase,
+            version=version,
+            sampling_seed=seed,
+            last_version=federations.last_version(connection, federation),
+            strays=_strays(connection, federation),
+        )
+
+    return store.read(read)
+
+
+def _strays(connection: sa.Connection, federation: str) -> list[tuple[int, str]]:
+    chunks, table = schema.chunks, schema.updates
+    update = sa.exists().where(*(table.c[name] == chunks.c[name] for name in ("federation", "round", "site", "digest")))
+    found = (
+        sa.select(chunks.c.round, chunks.c.site).where(chunks.c.federation == federation, sa.not_(update)).distinct()
+    )
+    return [(number, site) for number, site in connection.execute(found.order_by(chunks.c.round, chunks.c.site))]
+
+
+def _gaps(ground: _Ground) -> list[RoundCheck]:
+    """Return a finding for each round that is not there: a gap in the numbers, or something that only a round can have left."""
+    records, end = ground.records, max(ground.records, default=0) + 1
     missing = [n for n in range(1, end) if n not in records]
     if missing:
-        return [RoundCheck(n, "missing", 0, None, "", f"round {n} is not in the store") for n in missing]
+        return [_missing(n, f"round {n} is not in the store") for n in missing]
     made = {record.version for record in records.values()}
-    last = ground.store.read(federations.last_version, ground.contract.federation)
+    lost = [v for v in range(1, ground.last_version + 1) if v not in made]
+    if lost:
+        return [_missing(end, f"version {v} is in the store, the round that made it is not", v) for v in lost]
+    closed, agreed = sum(r.state.phase == "closed" for r in records.values()), ground.contract.policy.rounds
+    if not _is_under_way(records.get(end - 1)) and (ground.phase != "finished" or closed < agreed):
+        return [
+            _missing(end, f"no round is open, and {closed} of {agreed} are closed: round {end} is not in the store")
+        ]
+    if not 0 <= ground.version <= ground.last_version:
+        return [_missing(end, f"version {ground.version} is said to be the current one and is not in the store")]
     return [
-        RoundCheck(end, "missing", 0, v, "", f"version {v} is in the store, the round that made it is not")
-        for v in range(1, last + 1)
-        if v not in made
+        _missing(number, f"bytes of site '{site}' for round {number}, which is not in the store")
+        for number, site in ground.strays
+        if number not in records
     ]
+
+
+def _missing(number: int, difference: str, version: int | None = None) -> RoundCheck:
+    return RoundCheck(number, "missing", 0, version, "", difference)
+
+
+def _is_under_way(record: RoundRecord | None) -> bool:
+    return record is not None and record.state.phase in ("open", "closing")
 
 
 def _check(ground: _Ground, record: RoundRecord) -> RoundCheck:
@@ -101,29 +159,80 @@ def _check(ground: _Ground, record: RoundRecord) -> RoundCheck:
     try:
         if state.phase == "closed":
             digest = _recompute(ground, record)
-        elif record.version is not None or (record.manifest and state.phase != "closing"):
-            raise Difference(f"round {state.number} is marked {state.phase} and has what only a closed round has")
+        else:
+            _check_unclosed(ground, record)
+        _check_start(ground, record)
+        _check_invited(ground, record)
+        for number, site in ground.strays:
+            if number == state.number:
+                raise Difference(f"there are bytes of site '{site}' that belong to no update")
     except (Difference, MedDualLoRAError) as error:
         difference = str(error)
-        now = ground.store.read(round_rows.record, ground.contract.federation, state.number)
-        if now.purged_at is not None and not purged:  # its bytes were dropped while we were reading them
-            return _check(ground, now)
+        now = _look(ground.store, ground.contract.federation)
+        if now.records[state.number].purged_at is not None and not purged:  # its bytes were dropped while we read them
+            return _check(now, now.records[state.number])
     version = record.version if state.phase == "closed" else None
     return RoundCheck(state.number, state.phase, len(state.accepted), version, digest, difference, purged)
 
 
+def _check_start(ground: _Ground, record: RoundRecord) -> None:
+    """Compare the version a round started from with the one that was current then, and is now if the round is under way."""
+    number, version = record.state.number, record.state.base_version
+    before = ground.records.get(number - 1)
+    if number == 1 or (before is not None and before.state.phase == "closed"):
+        made = 0 if before is None else before.version
+        if version != made:
+            raise Difference(f"round {number} starts from version {version}, the round before it made version {made}")
+    elif not 0 <= version <= max((r.version or 0 for n, r in ground.records.items() if n < number), default=version):
+        raise Difference(f"round {number} starts from version {version}, which was not there")
+    if _is_under_way(record):
+        if ground.version != version:
+            raise Difference(
+                f"round {number} starts from version {version}, the federation's row says that version {ground.version} is "
+                "the current one"
+            )
+        if ground.phase not in ("running", "paused"):
+            raise Difference(f"round {number} is {record.state.phase}, the federation's row says '{ground.phase}'")
+
+
+def _check_invited(ground: _Ground, record: RoundRecord) -> None:
+    """Compare who was invited with the draw. Only sites that were evicted, then or since, may have been passed over."""
+    number, invited, asked = record.state.number, record.state.invited, ground.contract.policy.invited
+    if list(invited) != sorted(set(invited)) or not ground.sites.keys() >= set(invited):
+        raise Difference(f"round {number}: the invited are not sites of the federation, sorted, each once")
+    order = rounds.draw(ground.sites, ground.sampling_seed, number)
+    stayed = [name for name in order if ground.sites[name].phase != "evicted"]
+    reached = max([asked, *(order.index(name) + 1 for name in invited)])
+    for name in order[:reached]:
+        if name in stayed and name not in invited:
+            raise Difference(f"round {number}: site '{name}' was drawn and is not invited")
+    if len(invited) < min(asked, len(stayed)):
+        raise Difference(f"round {number}: {len(invited)} sites are invited, the draw is of {asked}")
+
+
+def _check_unclosed(ground: _Ground, record: RoundRecord) -> None:
+    """Compare what a round without a result holds. Its accepted updates stay as they are, whatever becomes of the round."""
+    number, phase = record.state.number, record.state.phase
+    if phase not in ("open", "closing", "abandoned"):
+        raise Difference(f"round {number} is marked '{phase}', which no round is")
+    if record.version is not None or (record.manifest and phase != "closing"):
+        raise Difference(f"round {number} is marked {phase} and has what only a closed round has")
+    if record.purged_at is not None and phase != "abandoned":
+        raise Difference(f"round {number} is marked {phase} and as purged")
+    if phase == "closing":
+        decided, _ = _check_manifest(ground, record, ground.last_version + 1)
+        _same(f"result of round {number}", decided.result_digest, "")
+    elif record.input_digest:
+        raise Difference(f"round {number} is marked {phase} and has the digest of a manifest")
+    for site in sorted(record.state.accepted):
+        _check_update(ground, record, site)
+
+
 def _recompute(ground: _Ground, record: RoundRecord) -> str:
     """Return the digest of the round's result, recomputed unless the bytes were purged. Raises Difference."""
-    decided = RoundManifest.from_bytes(record.manifest)
-    _same("manifest", record.input_digest, decided.input_digest)
-    _check_decision(ground.contract, record, decided)
-    parent = _adapter(ground, decided.parent_version, decided.parent_digest)
-    if decided.parent_version == 0:
-        _same("version 0", ground.contract.adapter_digest, parent.digest)
-    _check_participants(ground, record, decided)
-    weights = aggregation.weights({e.site: e.training_patients for e in decided.entries}, decided.weighting)
-    for entry in decided.entries:
-        _check_entry(ground, record, decided, entry, weights[entry.site])
+    decided, parent = _check_manifest(ground, record, record.version)
+    for site in sorted(record.state.accepted):
+        _check_update(ground, record, site)
     if record.purged_at is None:
         result, _ = closing.compute(ground.store, ground.contract, decided, parent)
         _same(f"result of round {decided.round}", decided.result_digest, result.digest)
@@ -132,7 +241,22 @@ def _recompute(ground: _Ground, record: RoundRecord) -> str:
     return stored.digest
 
 
-def _check_decision(contract: Contract, record: RoundRecord, decided: RoundManifest) -> None:
+def _check_manifest(ground: _Ground, record: RoundRecord, version: int | None) -> tuple[RoundManifest, Adapter]:
+    """Return the manifest and the version the round started from, compared with the rows. `version`: what the result becomes."""
+    decided = RoundManifest.from_bytes(record.manifest)
+    _same("manifest", record.input_digest, decided.input_digest)
+    _check_decision(ground.contract, record, decided, version)
+    parent = _adapter(ground, decided.parent_version, decided.parent_digest)
+    if decided.parent_version == 0:
+        _same("version 0", ground.contract.adapter_digest, parent.digest)
+    _check_participants(ground, record, decided)
+    weights = aggregation.weights({e.site: e.training_patients for e in decided.entries}, decided.weighting)
+    for entry in decided.entries:
+        _check_entry(record, entry, weights[entry.site])
+    return decided, parent
+
+
+def _check_decision(contract: Contract, record: RoundRecord, decided: RoundManifest, version: int | None) -> None:
     """Compare what the manifest says about the round as a whole with the round's row and the contract."""
     expected = {
         "federation": contract.federation,
@@ -141,7 +265,7 @@ def _check_decision(contract: Contract, record: RoundRecord, decided: RoundManif
         "weighting": contract.recipe.weighting,
         "server_lr": contract.recipe.server_lr,
         "parent_version": record.state.base_version,
-        "version": record.version,
+        "version": version,
     }
     for name, value in expected.items():
         if getattr(decided, name) != value:
@@ -164,8 +288,9 @@ def _check_participants(ground: _Ground, record: RoundRecord, decided: RoundMani
         found = accepted[site].digest if site in accepted else "none"
         _same(f"update of site '{site}', set aside", digest, found)
     for site, reason in decided.left_out.items():
-        if reason.startswith("evicted") != _was_evicted(ground.sites[site], reason) or (
-            reason == "not invited" and site in invited
+        evicted = reason.startswith("evicted")
+        if evicted != _was_evicted(ground.sites[site], reason) or (
+            not evicted and (reason == "not invited") != (site not in invited)
         ):
             raise Difference(f"manifest: site '{site}' was left out as '{reason}', which its row does not say")
         if site in decided.set_aside and not reason.startswith("evicted"):
@@ -176,31 +301,42 @@ def _was_evicted(site: SiteState, reason: str) -> bool:
     return site.phase == "evicted" and reason == (f"evicted: {site.reason}" if site.reason else "evicted")
 
 
-def _check_entry(
-    ground: _Ground, record: RoundRecord, decided: RoundManifest, entry: ManifestEntry, weight: float
-) -> None:
-    """Compare one site's entry with its update's row and, unless they were purged, its bytes."""
+def _check_entry(record: RoundRecord, entry: ManifestEntry, weight: float) -> None:
+    """Compare one site's entry with its update's row."""
     site, accepted = entry.site, record.state.accepted.get(entry.site)
     if accepted is None:
         raise Difference(f"update of site '{site}' is in the manifest but not in the store")
     _same(f"update of site '{site}'", entry.digest, accepted.digest)
     if (entry.training_patients, entry.weight) != (accepted.training_patients, weight):
         raise Difference(f"weight of site '{site}' is {entry.weight}, its update says {weight}")
-    if entry.training_patients != ground.sites[site].training_patients:
+
+
+def _check_update(ground: _Ground, record: RoundRecord, site: str) -> None:
+    """Compare an accepted update with what is fixed for its site and round and, unless they were purged, with its bytes."""
+    state, accepted = record.state, record.state.accepted[site]
+    if site not in state.invited or site not in ground.sites:
+        raise Difference(f"update of site '{site}' is accepted, and the site was not invited")
+    if accepted.training_patients != ground.sites[site].training_patients:
         raise Difference(
             f"site '{site}' has {ground.sites[site].training_patients} training patients, its update says "
-            f"{entry.training_patients}"
+            f"{accepted.training_patients}"
         )
-    key = UpdateKey(decided.federation, decided.round, site, entry.digest)
-    _check_header(ground, key, decided.parent_version)
+    key = UpdateKey(ground.contract.federation, state.number, site, accepted.digest)
+    _check_header(ground, key, state.base_version)
+    held = ground.store.read(updates.committed, key)
     if record.purged_at is not None:
-        if left := ground.store.read(updates.committed, key):
-            raise Difference(f"round {decided.round} is marked as purged and holds {left} bytes of site '{site}'")
+        if held:
+            raise Difference(f"round {state.number} is marked as purged and holds {held} bytes of site '{site}'")
         return
-    hashed = hashlib.sha256()
+    hashed, size = hashlib.sha256(), 0
     for piece in updates.pieces(ground.store, key):
+        if not piece:
+            break  # no store writes such a chunk, and the next one would be itself
         hashed.update(piece)
-    _same(f"bytes of the update of site '{site}'", entry.digest, hashed.hexdigest())
+        size += len(piece)
+    _same(f"bytes of the update of site '{site}'", accepted.digest, hashed.hexdigest())
+    if size != held:
+        raise Difference(f"bytes of the update of site '{site}': {size}, the rows of its chunks say {held}")
 
 
 def _check_header(ground: _Ground, key: UpdateKey, base_version: int) -> None:

@@ -40,6 +40,7 @@ def init(
     """
     import time
 
+    from aggregator import rounds as core
     from aggregator import setup
 
     plan = setup.FederationPlan(
@@ -57,7 +58,7 @@ def init(
     )
     contract = setup.create(store, plan, time.time())
     sampled = contract.policy.invited < len(plan.sites)
-    if warning := setup.warning(contract.policy.quorum):
+    if warning := core.quorum_warning(contract.policy.quorum):
         typer.echo(f"warning: {warning}", err=True)
     if json_:
         print_json(

@@ -12,7 +12,6 @@ Ca = Annotated[Path | None, typer.Option("--tls-ca", help="CA of the federation.
 Certificate = Annotated[Path | None, typer.Option("--tls-cert", help="A coordinator's certificate.")]
 Key = Annotated[Path | None, typer.Option("--tls-key", help="Its key.")]
 Plain = Annotated[bool, typer.Option("--plain", help="No TLS; loopback addresses only.")]
-Reason = Annotated[str, typer.Option(help="Recorded, and shown to the sites.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def pause(
     aggregator: Address,
-    reason: Reason = "",
+    reason: Annotated[str, typer.Option(help="Recorded, and shown to the sites.")] = "",
     tls_ca: Ca = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
@@ -62,7 +61,15 @@ def resume(
 def evict(
     site: Annotated[str, typer.Argument(help="The site.")],
     aggregator: Address,
-    reason: Reason = "",
+    reason: Annotated[str, typer.Option(help="Recorded, and shown to the site.")] = "",
+    allow_quorum: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            help="Go on even if rounds will need only 2 updates, or 1. Default: only if the sites agreed to it.",
+        ),
+    ] = None,
     tls_ca: Ca = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
@@ -70,21 +77,31 @@ def evict(
 ) -> None:
     """Take a site out for good; its updates in closed rounds stay.
 
+    Refused if rounds would then need fewer updates than 3 and than the sites agreed to: --allow-quorum says that it is meant.
+
     Example: aggregator evict ge --aggregator host:50051 --reason "left the study" --tls-ca ca.pem --tls-cert anna.pem
     --tls-key anna.key
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
     tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
-    request = pb.EvictRequest(site=site, reason=reason)
-    endpoint.call(aggregator, tls, lambda stub: stub.Evict(request, timeout=endpoint.TIMEOUT_S))
+    request = pb.EvictRequest(site=site, reason=reason, allow_quorum=allow_quorum or 0)
+    answer = endpoint.call(aggregator, tls, lambda stub: stub.Evict(request, timeout=endpoint.TIMEOUT_S))
+    if answer.warning:
+        typer.echo(f"warning: {answer.warning}", err=True)
     typer.echo(f"{site} is evicted")
 
 
 def rollback(
     version: Annotated[int, typer.Argument(help="Version the next round starts from.", min=0)],
     aggregator: Address,
-    reason: Reason = "",
+    reason: Annotated[str, typer.Option(help="Written to the aggregator's log.")] = "",
+    round_: Annotated[
+        int | None,
+        typer.Option(
+            "--round", min=1, help="The open round, to be given up even if a rollback to this version began it."
+        ),
+    ] = None,
     tls_ca: Ca = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
@@ -92,12 +109,15 @@ def rollback(
 ) -> None:
     """Make an earlier version the current one; the open round is abandoned and the next starts from there.
 
+    Repeating it changes nothing while that round is open, unless --round names it.
+
     Example: aggregator rollback 3 --aggregator host:50051 --reason "version 4 diverged" --tls-ca ca.pem --tls-cert anna.pem
     --tls-key anna.key
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
     tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
-    request = pb.RollbackRequest(version=version, reason=reason)
-    endpoint.call(aggregator, tls, lambda stub: stub.Rollback(request, timeout=endpoint.TIMEOUT_S))
-    typer.echo(f"version {version} is the current one")
+    request = pb.RollbackRequest(version=version, reason=reason, round=round_ or 0)
+    done = endpoint.call(aggregator, tls, lambda stub: stub.Rollback(request, timeout=endpoint.TIMEOUT_S))
+    given_up = f"round {done.abandoned_round} is abandoned" if done.abandoned_round else "no round is abandoned"
+    typer.echo(f"version {version} is the current one; {given_up}, the last one is round {done.round}")

@@ -99,17 +99,22 @@ class Store:
         self._database.close()
 
 
-def create(url: str) -> Store:
-    """Make a new, empty store. Raises InputError if there is one already, or no place for one."""
+def create(url: str, fill: Callable[[sa.Connection], None] | None = None) -> Store:
+    """Make a new store and `fill` its tables, in one transaction: killed before its end, this leaves nothing in the way.
+
+    Raises InputError if there is a store already, or no place for one.
+    """
     database = _database(url)
     database.check_free()
     with _named(database, "made"), database.transaction(write=True) as connection:
-        if migrations.found(connection) is not None or _tables(connection):
+        if not _is_free(connection):
             raise InputError(
-                f"store {database.place} exists already; choose an empty database, or serve it: "
+                f"store {database.place} exists already; choose an empty database or another path, or serve it: "
                 f"aggregator serve --store {database.place}"
             )
         migrations.create(connection)
+        if fill is not None:
+            fill(connection)
     return Store(database)
 
 
@@ -172,9 +177,17 @@ def _check_revision(place: str, found: str | None, has_tables: bool) -> None:
         )
 
 
-def _tables(connection: sa.Connection) -> set[str]:
-    """Our tables that are there."""
-    return set(schema.metadata.tables) & set(sa.inspect(connection).get_table_names())
+def _is_free(connection: sa.Connection) -> bool:
+    """Return whether no table of ours is there, or all of them are as today's release makes them, with nothing in any.
+
+    The latter is what releases that wrote tables and federation one after the other left behind when they were killed.
+    """
+    found, ours = migrations.found(connection), schema.metadata.tables
+    there = ours.keys() & set(sa.inspect(connection).get_table_names())
+    if found is None or not there:
+        return found is None and not there
+    rows = (sa.select(sa.literal(1)).select_from(table).limit(1) for table in ours.values())
+    return found == migrations.HEAD and there == ours.keys() and not any(map(connection.scalar, rows))
 
 
 def _cause(error: Exception) -> str:

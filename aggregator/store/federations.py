@@ -101,6 +101,12 @@ def revision(connection: sa.Connection, federation: str) -> int:
     return int(_row(connection, federation)["revision"] if found is None else found)
 
 
+def standing(connection: sa.Connection, federation: str) -> tuple[str, int, int]:
+    """Return the phase, the current version and the sampling seed as they are written, whether or not they make sense."""
+    row = _row(connection, federation)
+    return row["phase"], row["version"], row["sampling_seed"]
+
+
 def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
     query = sa.select(schema.federations).where(schema.federations.c.name == federation)
     row = connection.execute(query).mappings().first()

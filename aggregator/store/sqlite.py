@@ -8,13 +8,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
+from aggregator.store import migrations, schema
 from aggregator.store.database import Heard, Watch
 from shared.errors import InputError
 
@@ -52,13 +53,19 @@ class Sqlite:
         return str(self._path)
 
     def check_free(self) -> None:
-        if self._path.exists():
-            raise InputError(
-                f"store {self.place} exists already; choose another path, or serve it: "
-                f"aggregator serve --store {self.place}"
-            )
         if not self._path.parent.is_dir():
             raise InputError(f"cannot make store {self.place}: there is no folder {self._path.parent}")
+        if self._path.exists() and not self._has_room():
+            raise InputError(f"{self.place} exists already and is not a store of this program; choose another path")
+
+    def _has_room(self) -> bool:
+        """Whether the file is empty or has a store's tables and no others; what is in them is asked where they are made."""
+        try:
+            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as raw:
+                found = {name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        except sqlite3.Error:
+            return False
+        return found <= {*schema.metadata.tables, migrations.REVISION.name, migrations.NUMBERED.name}
 
     def check_there(self) -> None:
         if not self._path.is_file():

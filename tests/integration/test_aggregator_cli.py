@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.cli import main
+from aggregator.rounds import quorum_warning
 from shared import logs
 from tests.support import adapters, closed_rounds
 from tests.support.raw_site import RawSite
@@ -400,8 +401,16 @@ def test_a_coordinator_steers_over_the_wire(tmp_path: Path) -> None:
         assert run("pause", *there, "--reason", "maintenance").stdout.startswith("paused")
         assert json.loads(run("status", "--store", store, "--json").stdout)["reason"] == "maintenance"
         assert run("resume", *there).stdout == "running again\n"
-        assert run("rollback", 0, *there).stdout == "version 0 is the current one\n"
-        assert run("evict", "ge", *there, "--reason", "left").stdout == "ge is evicted\n"
+        begun = "version 0 is the current one; round 1 is abandoned, the last one is round 2\n"
+        again = "version 0 is the current one; no round is abandoned, the last one is round 2\n"
+        assert [run("rollback", 0, *there).stdout for _ in range(2)] == [begun, again]
+        assert "round 2 is abandoned, the last one is round 3" in run("rollback", 0, "--round", 2, *there).stdout
+        fails(3, "round 2 cannot be given up: the last one is round 3", "rollback", 0, "--round", 2, *there)
+        fails(3, "with a quorum of 2 .* say so with --allow-quorum 2", "evict", "ge", *there, "--reason", "left")
+        evicted = run("evict", "ge", *there, "--reason", "left", "--allow-quorum", 2)
+        assert (evicted.returncode, evicted.stdout) == (0, "ge is evicted\n")
+        assert evicted.stderr == f"warning: {quorum_warning(2)}\n"
+        assert run("evict", "ge", *there).stderr == ""
         fails(3, "no site 'nobody' in federation 'demo'", "evict", "nobody", *there)
         fails(3, "no adapter version 4", "rollback", 4, *there)
 

@@ -278,7 +278,7 @@ async def test_an_evicted_site_is_told_and_the_others_go_on(tmp_path: Path) -> N
             await sites[name].upload(adapters.delta(sites[name].layout, 1))
         waiting = asyncio.create_task(sites["siemens"].wait("TRAIN", 1, wait_s=20))
         await asyncio.sleep(0.2)
-        await coordinator.Evict(cpb.EvictRequest(site="siemens", reason="left the study"))
+        await coordinator.Evict(cpb.EvictRequest(site="siemens", reason="left the study", allow_quorum=2))
         answer = await waiting
         assert (name_of(answer), answer.reason) == ("EVICTED", "left the study")
         assert (await refusal(sites["siemens"].join()))[1] == "NotEnrolled"

@@ -149,16 +149,19 @@ class Course:
     state: FederationState
     now: float = 0.0
     closed: list[int] = field(default_factory=list)
+    allow_quorum: int = 0
+    """What the coordinator says with every eviction."""
 
     @classmethod
-    def of(cls, sites: int, invited: int, quorum: int, seed: int) -> "Course":
+    def of(cls, sites: int, invited: int, quorum: int, seed: int, allow_quorum: int = 0) -> "Course":
         names = [f"s{k}" for k in range(sites)]
         policy = RoundPolicy(rounds=1000, invited=invited, quorum=quorum, deadline_s=DEADLINE_S, grace_s=GRACE_S)
         first = RoundState(
             number=1, base_version=0, invited=rounds.invite(names, invited, seed, 1), deadline_at=DEADLINE_S
         )
         joined = {name: SiteState(name=name, phase="joined") for name in names}
-        return cls(FederationState(name="demo", policy=policy, sites=joined, sampling_seed=seed, round=first))
+        state = FederationState(name="demo", policy=policy, sites=joined, sampling_seed=seed, round=first)
+        return cls(state, allow_quorum=allow_quorum)
 
     @property
     def active(self) -> set[str]:
@@ -187,7 +190,7 @@ class Course:
 
     def evict(self, site: str) -> None:
         try:
-            rounds.check_eviction(self.state, site)
+            rounds.check_eviction(self.state, site, self.allow_quorum)
         except InputError:
             return
         gone = replace(self.state.sites[site], phase="evicted")
@@ -211,6 +214,7 @@ class Course:
         policy, current, held = self.state.policy, self.state.round, rounds.counted(self.state)
         wanted = policy.quorum if policy.quorum < policy.invited else min(policy.quorum, len(self.active))
         assert len(held) >= max(1, wanted), "closed below quorum"
+        assert len(held) >= min(policy.quorum, self.allow_quorum or 3), "closed below what the sites agreed to, unsaid"
         assert held.keys() == current.accepted.keys() & self.active, "an accepted update of an active site was lost"
         assert held.keys() | rounds.left_out(self.state).keys() == self.state.sites.keys()
         assert held.keys() | rounds.set_aside(self.state).keys() == current.accepted.keys()
@@ -227,7 +231,8 @@ class Course:
 def courses(draw: st.DrawFn) -> Course:
     sites = draw(st.integers(1, 9))
     invited = draw(st.integers(1, sites))
-    return Course.of(sites, invited, draw(st.integers(1, invited)), draw(st.integers(0, 2**53)))
+    quorum, seed = draw(st.integers(1, invited)), draw(st.integers(0, 2**53))
+    return Course.of(sites, invited, quorum, seed, draw(st.integers(0, 2)))
 
 
 events = st.lists(

@@ -299,20 +299,24 @@ class EvictRequest(google.protobuf.message.Message):
     FEDERATION_FIELD_NUMBER: builtins.int
     SITE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    ALLOW_QUORUM_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     site: builtins.str
     """Site."""
     reason: builtins.str
     """Recorded, and shown to the site."""
+    allow_quorum: builtins.int
+    """Go on even if rounds will then need as few updates as this, 2 or 1; 0: only if the sites agreed to so few."""
     def __init__(
         self,
         *,
         federation: builtins.str = ...,
         site: builtins.str = ...,
         reason: builtins.str = ...,
+        allow_quorum: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["federation", b"federation", "reason", b"reason", "site", b"site"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["allow_quorum", b"allow_quorum", "federation", b"federation", "reason", b"reason", "site", b"site"]) -> None: ...
 
 Global___EvictRequest: typing_extensions.TypeAlias = EvictRequest
 
@@ -322,9 +326,15 @@ class EvictResponse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    WARNING_FIELD_NUMBER: builtins.int
+    warning: builtins.str
+    """What the number of updates that rounds now need means for the sites' privacy; empty from three on."""
     def __init__(
         self,
+        *,
+        warning: builtins.str = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["warning", b"warning"]) -> None: ...
 
 Global___EvictResponse: typing_extensions.TypeAlias = EvictResponse
 
@@ -337,31 +347,45 @@ class RollbackRequest(google.protobuf.message.Message):
     FEDERATION_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     version: builtins.int
     """Version the next round starts from."""
     reason: builtins.str
-    """Recorded."""
+    """Written to the aggregator's log."""
+    round: builtins.int
+    """Give up this round, by number; 0: the open one, unless a rollback to this version has opened it already."""
     def __init__(
         self,
         *,
         federation: builtins.str = ...,
         version: builtins.int = ...,
         reason: builtins.str = ...,
+        round: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["federation", b"federation", "reason", b"reason", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["federation", b"federation", "reason", b"reason", "round", b"round", "version", b"version"]) -> None: ...
 
 Global___RollbackRequest: typing_extensions.TypeAlias = RollbackRequest
 
 @typing.final
 class RollbackResponse(google.protobuf.message.Message):
-    """Done."""
+    """Done, now or before."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    ROUND_FIELD_NUMBER: builtins.int
+    ABANDONED_ROUND_FIELD_NUMBER: builtins.int
+    round: builtins.int
+    """The last round there is: the one that starts from the version, unless the federation is finished."""
+    abandoned_round: builtins.int
+    """The round that was given up; 0: none was open, or there was nothing left to do."""
     def __init__(
         self,
+        *,
+        round: builtins.int = ...,
+        abandoned_round: builtins.int = ...,
     ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abandoned_round", b"abandoned_round", "round", b"round"]) -> None: ...
 
 Global___RollbackResponse: typing_extensions.TypeAlias = RollbackResponse

@@ -174,13 +174,35 @@ def test_everyone_left_out_has_a_reason() -> None:
 def test_an_eviction_that_breaks_an_agreed_quorum_is_refused() -> None:
     with pytest.raises(InputError, match="would leave 2 sites, fewer than the quorum of 3"):
         rounds.check_eviction(evicted(federation(quorum=3), "canon"), "ge")
-    rounds.check_eviction(federation(quorum=3), "ge")
-    rounds.check_eviction(evicted(federation(), "canon", "ge"), "philips")  # quorum of everybody shrinks
+    assert rounds.check_eviction(federation(quorum=3), "ge") == ""
+    assert rounds.check_eviction(federation(), "ge") == ""  # quorum of everybody shrinks
+
+
+@pytest.mark.parametrize(("gone", "left"), [(("canon",), 2), (("canon", "ge"), 1)])
+def test_an_eviction_makes_rounds_of_fewer_than_three_only_if_that_is_said(gone: tuple[str, ...], left: int) -> None:
+    state = evicted(federation(), *gone)
+    for allowed in (0, left + 1, 3):
+        with pytest.raises(InputError, match=rf"leave {left} sites: with a quorum of {left} .* --allow-quorum {left}"):
+            rounds.check_eviction(state, "philips", allowed)
+    for allowed in range(1, left + 1):
+        assert rounds.check_eviction(state, "philips", allowed) == rounds.quorum_warning(left) != ""
+
+
+def test_where_the_sites_agreed_to_a_small_quorum_an_eviction_only_warns() -> None:
+    assert "of two sites can subtract" in rounds.check_eviction(federation(quorum=2), "ge")
+    assert "one site's update alone" in rounds.check_eviction(federation(quorum=1), "ge")
+    pair = evicted(federation(quorum=2), "canon", "ge")
+    with pytest.raises(InputError, match="would leave 1 sites, fewer than the quorum of 2 the sites agreed to"):
+        rounds.check_eviction(pair, "philips", 1)
+
+
+def test_a_repeated_eviction_is_no_further_one() -> None:
+    assert rounds.check_eviction(evicted(federation(), "canon", "ge"), "ge") == ""
 
 
 def test_the_last_site_cannot_be_evicted_and_an_unknown_one_is_named() -> None:
     with pytest.raises(InputError, match="would leave 0 sites"):
-        rounds.check_eviction(evicted(federation(), "canon", "ge", "philips"), "siemens")
+        rounds.check_eviction(evicted(federation(), "canon", "ge", "philips"), "siemens", 1)
     with pytest.raises(InputError, match="no site 'nobody' in federation 'demo'"):
         rounds.check_eviction(federation(), "nobody")
 

@@ -308,15 +308,14 @@ def test_a_purged_round_is_verified_by_its_chain_and_never_called_recomputed(sto
 
 
 class PurgedMeanwhile(Store):
-    """A store whose old updates are purged by the serving process right after the rounds were read."""
+    """A store whose old updates are purged by the serving process right after it was read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def read(self, work: Any, *args: Any, **kwargs: Any) -> Any:
         found = self._store.read(work, *args, **kwargs)
-        if work is round_rows.records:
-            self._store.write(updates.purge, "demo", 1, 50.0)
+        self._store.write(updates.purge, "demo", 1, 50.0)
         return found
 
 

@@ -1,5 +1,7 @@
 """What a coordinator gives is checked before anything is written."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +34,9 @@ def test_a_quorum_below_three_must_be_said_and_warns(plan: FederationPlan) -> No
     with pytest.raises(InputError, match=r"subtract its own update .* say so with --quorum 2"):
         setup.make_contract(two)
     setup.make_contract(replace(two, quorum=2))
-    assert "subtract" in setup.warning(2)
-    assert "alone" in setup.warning(1)
-    assert setup.warning(3) == ""
+    assert "subtract" in rounds.quorum_warning(2)
+    assert "alone" in rounds.quorum_warning(1)
+    assert rounds.quorum_warning(3) == ""
 
 
 def test_with_sampling_a_quorum_is_of_those_invited(plan: FederationPlan) -> None:
@@ -110,6 +112,32 @@ def test_a_bad_plan_leaves_no_store(plan: FederationPlan, tmp_path: Path) -> Non
     with pytest.raises(InputError):
         setup.create(str(tmp_path / "fed.db"), replace(plan, recipe="magic"), 0.0)
     assert not (tmp_path / "fed.db").exists()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from aggregator import setup
+
+class Sites(dict):
+    def items(self):  # asked for when the federation's row is written, and its sites' are to follow
+        os._exit(9)
+
+sites = Sites.fromkeys(("ge", "philips", "siemens"), 10)
+setup.create(sys.argv[1], setup.FederationPlan(name="demo", adapter=Path(sys.argv[2]), sites=sites), 0.0)
+"""
+
+
+def test_an_init_that_was_killed_is_simply_run_again(plan: FederationPlan, tmp_path: Path) -> None:
+    store = str(tmp_path / "fed.db")
+    killed = subprocess.run([sys.executable, "-c", KILLED, store, plan.adapter], check=False, timeout=60)
+    assert killed.returncode == 9
+    assert Path(store).exists()
+    with pytest.raises(InputError, match="make one with: aggregator init"):
+        engine.open_store(store)
+    setup.create(store, plan, 0.0)
+    with pytest.raises(InputError, match="exists already"):
+        setup.create(store, plan, 0.0)
 
 
 def test_sites_are_read_with_and_without_patients() -> None:
