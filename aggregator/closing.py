@@ -101,6 +101,8 @@ class Closer:
     async def _finish(self, number: int) -> None:
         federation = self._federation
         record = await federation.read(round_rows.record, federation.name, number)
+        if record.state.phase != "closing":
+            return
         decided = RoundManifest.from_bytes(record.manifest)
         parent = await federation.adapter(decided.parent_version)
         try:

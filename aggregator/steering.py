@@ -16,7 +16,10 @@ log = structlog.get_logger()
 
 
 async def pause(federation: Federation, who: str, reason: str) -> None:
-    """Open no further round and let no running one close; updates under way are still taken."""
+    """Tell no site to train and let no open round close, until resumed; updates under way are still taken.
+
+    A round whose manifest is fixed is finished, and the next one opens: nobody is asked to train in it yet.
+    """
     await federation.decide(federations.set_phase, federation.name, "paused", reason, federation.clock())
     log.warning("federation_paused", by=who, reason=reason)
 
@@ -58,8 +61,8 @@ async def rollback(federation: Federation, who: str, version: int, reason: str, 
     """Make an earlier version the current one. The open round is abandoned and the next one starts from that version.
 
     While that round is open, repeating it changes nothing: whoever got no answer asks again, and updates that came in meanwhile
-    are not to be lost. `number` names a round to give up all the same. Raises NotFound, naming the versions there are; InputError
-    if a round is being closed, or the named one is not open.
+    are not to be lost. `number` names a round to give up all the same, even one that is being closed: its bytes may be damaged.
+    Raises NotFound, naming the versions there are; InputError if a round is being closed and not named, or the named one is over.
     """
     await federation.adapter(version)
     policy, now = federation.contract.policy, federation.clock()
@@ -85,15 +88,18 @@ def _rollback(
     now: float,
 ) -> RolledBack:
     last = round_rows.last(connection, federation)
-    if last.phase == "closing":
-        raise InputError(f"round {last.number} is being closed this moment; try again in a few seconds")
-    if number and (number, "open") != (last.number, last.phase):
+    if last.phase == "closing" and number != last.number:
+        raise InputError(
+            f"round {last.number} is being closed this moment; try again in a few seconds. If it cannot be closed (the "
+            f"aggregator's log says why), give it up with --round {last.number}"
+        )
+    if number and (number != last.number or last.phase not in round_rows.UNFINISHED):
         raise InputError(
             f"round {number} cannot be given up: the last one is round {last.number}, and it is {last.phase}"
         )
     if not number and last.base_version == version and _began_by_rollback(connection, federation, last):
         return RolledBack(last.number, None)
-    abandoned = last.number if last.phase == "open" else None
+    abandoned = last.number if last.phase in round_rows.UNFINISHED else None
     if abandoned is not None:
         round_rows.abandon(connection, federation, abandoned, now)
     round_rows.go_on(connection, federation, version, rounds_count, deadline_s, now)

@@ -28,7 +28,7 @@ def pause(
     tls_key: Key = None,
     plain: Plain = False,
 ) -> None:
-    """Open no further round and let no running one close, until resumed.
+    """Ask no site to train and let no open round close, until resumed; one that is being closed is finished.
 
     Example: aggregator pause --aggregator host:50051 --reason maintenance --tls-ca ca.pem --tls-cert anna.pem --tls-key
     anna.key
@@ -99,7 +99,9 @@ def rollback(
     round_: Annotated[
         int | None,
         typer.Option(
-            "--round", min=1, help="The open round, to be given up even if a rollback to this version began it."
+            "--round",
+            min=1,
+            help="The round to give up, though a rollback to this version began it, or though it is being closed and cannot be.",
         ),
     ] = None,
     tls_ca: Ca = None,

@@ -14,6 +14,7 @@ from shared.canonical import canonical_json
 from shared.errors import NotFound
 
 TABLE = schema.rounds
+UNFINISHED = ("open", "closing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,9 +226,11 @@ def go_on(connection: sa.Connection, federation: str, version: int, rounds: int,
 
 
 def abandon(connection: sa.Connection, federation: str, number: int, now: float) -> None:
-    """End an open round without a result; its updates stay on record and count for nothing, unfinished ones are dropped."""
+    """End a round without a result; its updates stay on record and count for nothing, unfinished ones are dropped."""
     changed = connection.execute(
-        TABLE.update().where(*_is(federation, number), TABLE.c.phase == "open").values(phase="abandoned", closed_at=now)
+        TABLE.update()
+        .where(*_is(federation, number), TABLE.c.phase.in_(UNFINISHED))
+        .values(phase="abandoned", closed_at=now, manifest=None, input_digest=None)
     )
     if changed.rowcount:
         _drop_unfinished(connection, federation, number)

@@ -179,7 +179,7 @@ def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: flo
 def pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
     """Yield an update's durable bytes in order, one short transaction per chunk."""
     offset = 0
-    while (data := store.read(_chunk_at, key, offset)) is not None:
+    while data := store.read(_chunk_at, key, offset):
         yield data
         offset += len(data)
 
@@ -194,7 +194,7 @@ def checked_pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
         raise InputError(
             f"the store is damaged: the bytes of round {key.round}'s update of site '{key.site}' have SHA-256 "
             f"{hashed.hexdigest()[:12]}, accepted was {key.digest[:12]}; restore a copy of the store, or give the round up: "
-            "aggregator rollback"
+            f"aggregator rollback VERSION --round {key.round}"
         )
 
 

@@ -86,7 +86,7 @@ class CoordinatorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Open no further round and let no running one close until resumed.
+        """Ask no site to train and let no open round close until resumed; one that is being closed is finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

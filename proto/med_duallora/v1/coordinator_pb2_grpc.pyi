@@ -189,7 +189,7 @@ class CoordinatorServiceStub(typing.Generic[_CoordinatorServiceGetStatusType, _C
     """Every round with its manifest."""
 
     Pause: _CoordinatorServicePauseType
-    """Open no further round and let no running one close until resumed."""
+    """Ask no site to train and let no open round close until resumed; one that is being closed is finished."""
 
     Resume: _CoordinatorServiceResumeType
     """Go on."""
@@ -252,7 +252,7 @@ class CoordinatorServiceServicer(metaclass=abc.ABCMeta):
         request: med_duallora.v1.coordinator_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> typing.Union[med_duallora.v1.coordinator_pb2.PauseResponse, collections.abc.Awaitable[med_duallora.v1.coordinator_pb2.PauseResponse]]:
-        """Open no further round and let no running one close until resumed."""
+        """Ask no site to train and let no open round close until resumed; one that is being closed is finished."""
 
     @abc.abstractmethod
     def Resume(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator import closing, manifest, rounds, steering
+from aggregator import closing, manifest, rounds, steering, verify
 from aggregator.federation import Federation
 from aggregator.store import federations
 from aggregator.store import rounds as round_rows
@@ -86,11 +86,25 @@ async def test_a_round_that_is_being_closed_is_not_taken_back(store: Store, fede
     seen, parent = store.read(federations.state, "demo"), store.read(federations.adapter, "demo", 1)
     decided = manifest.of_round(seen, "patients", 1.0, parent.digest, 2)
     assert store.write(closing.begin_closing, seen, decided)
-    for number in (0, 2):
-        with pytest.raises(InputError, match="round 2 is being closed this moment; try again in a few seconds"):
+    for number in (0, 1, 3):
+        with pytest.raises(InputError, match=r"round 2 is being closed this moment; try again .* with --round 2"):
             await steering.rollback(federation, "anna", 0, "", number)
     assert course(store) == [(1, "closed", 0, 3), (2, "closing", 1, 3)]
     assert store.read(federations.state, "demo").version == 1
+
+
+async def test_a_round_that_cannot_be_closed_is_given_up_by_its_number(store: Store, federation: Federation) -> None:
+    for site in closed_rounds.PATIENTS:
+        send(store, site)
+    seen, parent = store.read(federations.state, "demo"), store.read(federations.adapter, "demo", 1)
+    contract = store.read(federations.contract, "demo")
+    decided = manifest.of_round(seen, "patients", 1.0, parent.digest, 2)
+    assert store.write(closing.begin_closing, seen, decided)
+    result = closed_rounds.compute(store)
+    assert await steering.rollback(federation, "anna", 1, "", 2) == steering.RolledBack(3, abandoned=2)
+    assert not store.write(closing.write_result, contract, decided, *result, 9.0)  # a replica that was about to
+    assert [check.difference for check in verify.verify(store, "demo")] == ["", "", ""]
+    assert course(store)[1:] == [(2, "abandoned", 1, 3), (3, "open", 1, 0)]
 
 
 async def test_of_a_finished_federation_a_rollback_changes_the_version_alone(tmp_path: Path) -> None:
