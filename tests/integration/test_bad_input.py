@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared import protocol
 from shared.adapter import Adapter
 from shared.errors import InputError, InvalidAdapter, InvalidUpdate, UpdateTooLarge
 from shared.layout import Layout
@@ -236,7 +237,9 @@ async def test_an_agent_of_an_unknown_protocol_version_is_told_what_to_upgrade(m
         )
         _, stderr = await process.communicate()
         assert process.returncode == EXIT_INPUT
-        expected = "site-agent: the agent speaks protocol 9.4, the aggregator 1.0: upgrade the aggregator"
+        expected = (
+            f"site-agent: the agent speaks protocol 9.4, the aggregator {protocol.VERSION}: upgrade the aggregator"
+        )
         assert stderr.decode().splitlines()[-1] == expected
         await assert_goes_on(materials, tmp_path, store, running.address)
 

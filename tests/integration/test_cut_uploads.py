@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from aggregator.store import engine, updates
 from aggregator.store.updates import UpdateKey
-from shared.errors import ConflictingUpdate
+from shared.errors import AggregatorUnreachable, ConflictingUpdate
 from shared.protocol import CHUNK_BYTES
 from site_agent.client import FederationClient, Task
 from site_agent.egress import Update, UpdateFacts
@@ -184,6 +184,9 @@ async def test_a_call_that_fails_does_not_end_another_one_under_way(tmp_path: Pa
             sending = asyncio.create_task(client.upload(update))
             await asyncio.sleep(0.5)
             client._call_timeout_s = 0.05  # less than what waits in the line before it
+            with pytest.raises(AggregatorUnreachable):
+                await client.await_round(**WAITS, wait_s=0.0, give_up_after_s=0.0)
+            client._call_timeout_s = 30.0
             task = await client.await_round(**WAITS, wait_s=0.0)
             assert not sending.done()
             await sending
