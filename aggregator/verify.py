@@ -308,7 +308,10 @@ def _check_entry(record: RoundRecord, entry: ManifestEntry, weight: float) -> No
         raise Difference(f"update of site '{site}' is in the manifest but not in the store")
     _same(f"update of site '{site}'", entry.digest, accepted.digest)
     if (entry.training_patients, entry.weight) != (accepted.training_patients, weight):
-        raise Difference(f"weight of site '{site}' is {entry.weight}, its update says {weight}")
+        raise Difference(
+            f"weight of site '{site}' is {entry.weight:.6g} for {entry.training_patients} patients in the manifest, "
+            f"{weight:.6g} for {accepted.training_patients} patients by the updates"
+        )
 
 
 def _check_update(ground: _Ground, record: RoundRecord, site: str) -> None:

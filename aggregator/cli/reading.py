@@ -48,10 +48,12 @@ def status(store: StorePath, json_: Json = False) -> None:
 
     from aggregator import rounds as core
     from aggregator.store import federations
+    from aggregator.store import rounds as round_rows
 
     with _opened(store) as (opened, name):
         state = opened.read(federations.state, name)
         contract = opened.read(federations.contract, name)
+        closed = opened.read(round_rows.count_closed, name)
     now = time.time()
     facts = {
         "federation": state.name,
@@ -59,6 +61,7 @@ def status(store: StorePath, json_: Json = False) -> None:
         "reason": state.reason,
         "round": state.round.number,
         "rounds": state.policy.rounds,
+        "rounds_closed": closed,
         "round_phase": state.round.phase,
         "accepted": len(core.counted(state)),
         "quorum": core.quorum(state),
@@ -77,7 +80,7 @@ def status(store: StorePath, json_: Json = False) -> None:
         return
     typer.echo(
         f"federation {state.name}: {state.phase}{f' ({state.reason})' if state.reason else ''}, round {state.round.number} "
-        f"of {state.policy.rounds} {state.round.phase}, {facts['accepted']} of {facts['invited']} in (quorum "
+        f"{state.round.phase} ({closed} of {state.policy.rounds} closed), {facts['accepted']} of {facts['invited']} in (quorum "
         f"{facts['quorum']}), version {state.version} {state.digest[:12]}"
     )
     if core.is_sampled(state):
@@ -164,7 +167,7 @@ def _update(state: "FederationState", site: "SiteState") -> str:
 
 
 def rounds(store: StorePath, json_: Json = False) -> None:
-    """Every round with its manifest: who is in with which weight, who was left out and why, and the diagnostics.
+    """Every round: how many updates it is made of, who was left out and why; with --json the whole manifest, weights and all.
 
     Example: aggregator rounds --store fed.db
     """
@@ -256,6 +259,7 @@ def verify(
     Of rounds whose update bytes the retention setting dropped, manifests and adapters are compared, and that is said. Of open and
     abandoned rounds, accepted updates, the draw of sites and the first version are. It cannot see changed times, phases of sites,
     agents, reasons, metrics and diagnostics, nor an update that was taken out of an open or abandoned round with its bytes.
+    Nor changed settings of the federation: each site compares those with its own copy.
 
     Example: aggregator verify --store fed.db --all
     """

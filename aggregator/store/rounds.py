@@ -121,6 +121,12 @@ def _record(connection: sa.Connection, row: Mapping[Any, Any], *only: sa.ColumnE
     )
 
 
+def count_closed(connection: sa.Connection, federation: str) -> int:
+    """Return how many rounds are closed: abandoned ones have a number too, and do not count."""
+    query = sa.select(sa.func.count()).where(TABLE.c.federation == federation, TABLE.c.phase == "closed")
+    return int(connection.execute(query).scalar_one())
+
+
 def last_accepted(connection: sa.Connection, federation: str) -> dict[str, int]:
     """Return the last round each site had an update accepted in, by site."""
     table = schema.updates
@@ -210,9 +216,7 @@ def go_on(connection: sa.Connection, federation: str, version: int, rounds: int,
     """Make `version` the current one and open the next round for the active sites it draws, or finish after the last."""
     federations = schema.federations
     values: dict[str, Any] = {"version": version}
-    closed = connection.execute(
-        sa.select(sa.func.count()).where(TABLE.c.federation == federation, TABLE.c.phase == "closed")
-    ).scalar_one()
+    closed = count_closed(connection, federation)
     if closed >= rounds:
         values["phase"] = "finished"
     connection.execute(federations.update().where(federations.c.name == federation).values(**values))

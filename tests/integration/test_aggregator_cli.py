@@ -325,7 +325,7 @@ def test_rounds_and_sites_print_facts(closed: Path) -> None:
         "siemens",
     ]
     assert "siemens" in run("sites", "--store", closed).stdout
-    assert "finished, round 2 of 2 closed" in run("status", "--store", closed).stdout
+    assert "finished, round 2 closed (2 of 2 closed)" in run("status", "--store", closed).stdout
 
 
 def test_verify_passes_and_a_tampered_row_fails_with_exit_code_1(closed: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ ROWS = {
     ),
     "changed training patients": (
         "UPDATE updates SET training_patients = 999 WHERE round = 2 AND site = 'canon'",
-        "weight of site 'canon'",
+        "weight of site 'canon' is 0.125 for 50 patients in the manifest, 0.125 for 999 patients by the updates",
     ),
     "changed training patients of the site": (
         "UPDATE sites SET training_patients = 999 WHERE name = 'canon'",
