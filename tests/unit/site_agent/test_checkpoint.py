@@ -175,18 +175,6 @@ def test_a_checkpoint_is_on_the_disk_before_those_it_replaces_are_dropped(kept, 
 # --- torch's generators ---------------------------------------------------------------------------------------------
 
 
-def test_torch_draws_after_a_restart_what_it_would_have_drawn(kept):
-    torch.manual_seed(5)
-    torch.rand(3)
-    kept.keeper(BINDING).save(progress(1))
-    expected = torch.rand(4)
-    torch.manual_seed(6)
-    held = kept.keeper(BINDING).newest()
-    assert held is not None
-    checkpoint.set_generators(held.generators, torch.device("cpu"))
-    assert torch.equal(torch.rand(4), expected)
-
-
 def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
     """Dropout, say, would draw from torch's generator; nothing does today, so a hook draws in its place."""
     cases = tiny_site.write_cases(tmp_path / "cases", 8)
@@ -221,13 +209,13 @@ def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
     assert drawn(5, 2) + drawn(6, 9) == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_draws_after_a_restart_what_it_would_have_drawn(kept):
-    device = torch.device("cuda")
-    torch.cuda.manual_seed(5)
+@pytest.mark.parametrize("name", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_a_device_draws_after_a_restart_what_it_would_have_drawn(kept, name):
+    device = torch.device(name)
+    torch.manual_seed(5)
     kept.keeper(BINDING).save(replace(progress(1), generators=checkpoint.generators(device)))
     expected = torch.rand(4, device=device)
-    torch.cuda.manual_seed(6)
+    torch.manual_seed(6)
     held = kept.keeper(BINDING).newest()
     assert held is not None
     checkpoint.set_generators(held.generators, device)
