@@ -5,7 +5,7 @@ Med-DualLoRA, arXiv:2603.10967.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,8 @@ MAX_DIAGNOSED_SITES = 64
 """Figures about pairs of sites cost sites squared, and a tensor of every site in memory; above this many they are left out."""
 
 Tensors = Iterator[tuple[TensorSpec, np.ndarray]]
+Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(a tensor of the parent version, the weighted mean of its deltas) to what the round makes of it."""
 
 
 def weights(patients: Mapping[str, int], weighting: str) -> dict[str, float]:
@@ -29,27 +31,21 @@ def weights(patients: Mapping[str, int], weighting: str) -> dict[str, float]:
     return {site: patients[site] / total for site in sorted(patients)}
 
 
-def weighted_mean(
-    base: np.ndarray, deltas: Sequence[np.ndarray], weight: Sequence[float], server_lr: float
-) -> np.ndarray:
-    """Return base + eta * sum_k w_k delta_k as float32, summed in float64 in the order given.
+def weighted_mean(deltas: Sequence[np.ndarray], weight: Sequence[float]) -> np.ndarray:
+    """Return sum_k w_k delta_k in float64, summed in the order given.
 
     All arrays have one shape. Element-wise operations in a fixed order: bit for bit the same everywhere.
     """
-    total = np.zeros(base.shape, np.float64)
+    total = np.zeros(deltas[0].shape, np.float64)
     for share, delta in zip(weight, deltas, strict=True):
         total += share * delta.astype(np.float64)
-    return _moved(base, total, server_lr)
-
-
-def _moved(base: np.ndarray, total: np.ndarray, server_lr: float) -> np.ndarray:
-    return (base.astype(np.float64) + server_lr * total).astype(np.float32)
+    return total
 
 
 def aggregate(
-    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], server_lr: float
+    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], finish: Finish
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return the next global tensors and the round's diagnostics by name.
+    """Return what `finish` makes of base and weighted mean of every tensor that was sent, and the round's diagnostics by name.
 
     `deltas` yields each site's tensors in one common order. Up to MAX_DIAGNOSED_SITES one tensor of every site is in memory
     at a time, with more the sum and one tensor of one site: the same bytes either way. Sites are summed in sorted order
@@ -57,20 +53,21 @@ def aggregate(
     """
     sites = sorted(deltas)
     if len(sites) > MAX_DIAGNOSED_SITES:
-        return _site_by_site(base, deltas, weight, server_lr)
+        return _site_by_site(base, deltas, weight, finish)
     shares = [weight[s] for s in sites]
     result: dict[str, np.ndarray] = {}
     diagnosis = _Diagnosis(sites, shares)
     for together in zip(*(deltas[s] for s in sites), strict=True):
         name = together[0][0].name
         arrays = [array for _, array in together]
-        result[name] = weighted_mean(base[name], arrays, shares, server_lr)
+        result[name] = finish(base[name], weighted_mean(arrays, shares))
         diagnosis.add(name, base[name], arrays)
+    diagnosis.add_unmoved(base)
     return result, diagnosis.figures()
 
 
 def _site_by_site(
-    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], server_lr: float
+    base: Mapping[str, np.ndarray], deltas: Mapping[str, Tensors], weight: Mapping[str, float], finish: Finish
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     totals: dict[str, np.ndarray] = {}
     figures: dict[str, float] = {}
@@ -81,7 +78,7 @@ def _site_by_site(
             total += weight[site] * delta.astype(np.float64)
             squared += float(np.sum(np.square(delta, dtype=np.float64)))
         figures[f"update_norm/{site}"] = math.sqrt(squared)
-    result = {name: _moved(base[name], total, server_lr) for name, total in totals.items()}
+    result = {name: finish(base[name], total) for name, total in totals.items()}
     return result, figures
 
 
@@ -119,7 +116,7 @@ class _Diagnosis:
     weight: list[float]
     gap: float = 0.0
     ideal: float = 0.0
-    waiting: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    waiting: dict[str, tuple[str, list[np.ndarray]]] = field(default_factory=dict)
     gram: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,12 +132,24 @@ class _Diagnosis:
         trained = [base + d for d in deltas]
         other = self.waiting.pop(module, None)
         if other is None:
-            self.waiting[module] = trained
-            return
+            self.waiting[module] = factor, trained
+        else:
+            self._compare(factor, trained, other[1])
+
+    def _compare(self, factor: str, trained: list[np.ndarray], other: list[np.ndarray]) -> None:
         a, b = (other, trained) if factor.startswith("B") else (trained, other)
         gap, ideal = aggregation_error(a, b, self.weight)
         self.gap += gap
         self.ideal += ideal
+
+    def add_unmoved(self, base: Mapping[str, np.ndarray]) -> None:
+        """Take the factors whose other one did not travel: that one is the same at every site, unless it is private and zero
+        in every version."""
+        for module, (factor, trained) in sorted(self.waiting.items()):
+            other = base.get(f"{module}.lora_{'A' if factor.startswith('B') else 'B'}{factor[1:]}")
+            if other is not None:
+                self._compare(factor, trained, [other] * len(trained))
+        self.waiting.clear()
 
     def figures(self) -> dict[str, float]:
         """Return update_norm/<site>, cosine/<a>/<b>, and aggregation_error where there are modules."""

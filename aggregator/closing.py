@@ -4,6 +4,7 @@ Kill this at any instruction and start it anywhere: a round left closing is fini
 """
 
 import asyncio
+from dataclasses import dataclass
 
 import numpy as np
 import sqlalchemy as sa
@@ -12,10 +13,12 @@ import structlog
 from aggregator import aggregation, manifest, payload, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
-from aggregator.store import federations, updates
+from aggregator.store import changes, federations, updates
+from aggregator.store.changes import Change
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
+from shared import codecs, feedback, forms
 from shared.adapter import Adapter
 from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
@@ -88,7 +91,7 @@ class Closer:
         federation, recipe = self._federation, self._federation.contract.recipe
         parent = await federation.adapter(state.round.base_version)
         version = await federation.read(federations.last_version, federation.name) + 1
-        decided = manifest.of_round(state, recipe.weighting, recipe.server_lr, parent.digest, version)
+        decided = manifest.of_round(state, recipe, parent.digest, version)
         if await federation.decide(begin_closing, state, decided):
             log.info(
                 "round_closing",
@@ -106,15 +109,14 @@ class Closer:
         decided = RoundManifest.from_bytes(record.manifest)
         parent = await federation.adapter(decided.parent_version)
         try:
-            result, figures = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+            outcome = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
         except InputError:
             record = await federation.read(round_rows.record, federation.name, number)
             if record.state.phase != "closing":
                 return  # another replica was faster by so much that what it was made of is purged
             raise
-        closed = await federation.decide(
-            write_result, federation.contract, decided, result, figures, federation.clock()
-        )
+        result = outcome.adapter
+        closed = await federation.decide(write_result, federation.contract, decided, outcome, federation.clock())
         if not closed:
             _compare(await federation.read(round_rows.record, federation.name, number), result)
             return
@@ -125,7 +127,7 @@ class Closer:
             digest=result.digest[:12],
             sites_count=len(decided.entries),
             left_out=decided.left_out,
-            aggregation_error=round(figures.get("aggregation_error", 0.0), 6),
+            aggregation_error=round(outcome.figures.get("aggregation_error", 0.0), 6),
         )
         if (keep := federation.limits.keep_rounds) and (
             purged := await federation.write(updates.purge, federation.name, keep, federation.clock())
@@ -135,25 +137,51 @@ class Closer:
             log.info("federation_finished", rounds=number, version=result.version, digest=result.digest)
 
 
-def compute(
-    store: Store, contract: Contract, decided: RoundManifest, parent: Adapter
-) -> tuple[Adapter, dict[str, float]]:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round makes: the next version, figures about it, and where the broadcast codec is lossy, the change as written."""
+
+    adapter: Adapter
+    figures: dict[str, float]
+    change: Change | None = None
+
+
+def compute(store: Store, contract: Contract, decided: RoundManifest, parent: Adapter) -> Outcome:
     """Return the round's result and diagnostics: a pure function of the manifest and the immutable rows it names.
+
+    Where the broadcast codec is lossy the change is written by it first, with what the parent's change still owed, and the
+    version is made of what can be read from that: whoever has the parent and the change has the version.
 
     Raises InputError naming the update whose stored bytes are not those its digest was given for.
     """
-    layout = contract.recipe.upload_layout(contract.manifest, decided.round, contract.policy.invited)
+    recipe, number = contract.recipe, decided.round
+    layout = recipe.upload_layout(contract.manifest, number, contract.policy.invited)
     deltas = {
         entry.site: payload.tensors(
             layout,
-            updates.checked_pieces(store, UpdateKey(decided.federation, decided.round, entry.site, entry.digest)),
+            updates.checked_pieces(store, UpdateKey(decided.federation, number, entry.site, entry.digest)),
         )
         for entry in decided.entries
     }
     base = {name: np.asarray(array) for name, array in parent.tensors.items()}
     weight = {entry.site: entry.weight for entry in decided.entries}
-    tensors, figures = aggregation.aggregate(base, deltas, weight, decided.server_lr)
-    return parent.successor({**base, **tensors}, decided.version), figures
+    lossy = codecs.is_lossy(recipe.broadcast_codec)
+
+    def finish(base: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        step = decided.server_lr * mean
+        return step if lossy else forms.moved(base, step)
+
+    made, figures = aggregation.aggregate(base, deltas, weight, finish)
+    if not lossy:
+        return Outcome(parent.successor({**base, **made}, decided.version), figures)
+    before = store.read(changes.find, decided.federation, parent.version)
+    owed = before.residual() if before else {}
+    sent = feedback.send(
+        recipe.change_layout(contract.manifest, number), made, owed, bytes.fromhex(decided.input_digest)
+    )
+    tensors = {**base, **{name: forms.moved(base[name], step) for name, step in sent.values.items()}}
+    change = Change.of(decided.version, number, sent)
+    return Outcome(parent.successor(tensors, decided.version), figures, change)
 
 
 def invite_more(
@@ -193,16 +221,18 @@ def write_result(
     connection: sa.Connection,
     contract: Contract,
     decided: RoundManifest,
-    result: Adapter,
-    figures: dict[str, float],
+    outcome: Outcome,
     now: float,
 ) -> bool:
     """Close the round and open the next in one transaction. Returns False if the round was closed already."""
+    result = outcome.adapter
     final = manifest.with_result(decided, result.digest)
     name = contract.federation
-    if not round_rows.close(connection, name, decided.round, final.to_bytes(), result.version, figures, now):
+    if not round_rows.close(connection, name, decided.round, final.to_bytes(), result.version, outcome.figures, now):
         return False
     federations.add_adapter(connection, name, result, now)
+    if outcome.change is not None:
+        changes.add(connection, name, outcome.change)
     round_rows.go_on(connection, name, result.version, contract.policy.rounds, contract.policy.deadline_s, now)
     return True
 

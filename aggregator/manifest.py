@@ -7,6 +7,7 @@ from typing import Any
 from aggregator import aggregation, rounds
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
+from shared.recipe import Recipe
 
 RULE = "weighted_mean"
 
@@ -37,14 +38,16 @@ class RoundManifest:
     left_out: dict[str, str]
     set_aside: dict[str, str] = field(default_factory=dict)
     """Digests of accepted updates that do not count, by site: the site was evicted before the round closed."""
+    recipe: str = ""
+    codec: str = ""
+    broadcast_codec: str = ""
+    """How the updates were written, and the change that was made of them. Empty in manifests from before there was a choice."""
     result_digest: str = ""
 
     def to_jsonable(self) -> dict[str, Any]:
-        """Return the manifest as JSON values. Without updates set aside it says nothing of them, as it did before it could."""
+        """Return the manifest as JSON values. Of what is empty it says nothing, as it did before it could."""
         values = asdict(self)
-        if not self.set_aside:
-            del values["set_aside"]
-        return values
+        return {name: value for name, value in values.items() if value or name not in _LATER}
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON."""
@@ -66,18 +69,22 @@ class RoundManifest:
         return sha256_hex(replace(self, result_digest="").to_bytes())
 
 
-def of_round(
-    federation: rounds.FederationState, weighting: str, server_lr: float, parent_digest: str, version: int
-) -> RoundManifest:
+_LATER = ("set_aside", "recipe", "codec", "broadcast_codec")
+
+
+def of_round(federation: rounds.FederationState, recipe: Recipe, parent_digest: str, version: int) -> RoundManifest:
     """Return the manifest of the open round with whoever is in now; `version` is the number its result gets."""
     held = rounds.counted(federation)
-    weights = aggregation.weights({s: u.training_patients for s, u in held.items()}, weighting)
+    weights = aggregation.weights({s: u.training_patients for s, u in held.items()}, recipe.weighting)
     return RoundManifest(
         federation=federation.name,
         round=federation.round.number,
         rule=RULE,
-        weighting=weighting,
-        server_lr=server_lr,
+        weighting=recipe.weighting,
+        server_lr=recipe.server_lr,
+        recipe=recipe.name,
+        codec=recipe.codec,
+        broadcast_codec=recipe.broadcast_codec,
         parent_version=federation.round.base_version,
         parent_digest=parent_digest,
         version=version,

@@ -1,13 +1,10 @@
 """Tensors out of payload bytes that come in pieces, one tensor in memory at a time."""
 
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from shared import codecs
-from shared.codecs import DTYPES
-from shared.errors import InvalidUpdate
+from shared.errors import InvalidAdapter, InvalidUpdate
 from shared.layout import Layout, TensorSpec
 
 MAX_ABSOLUTE = 1e6
@@ -17,24 +14,16 @@ MAX_ABSOLUTE = 1e6
 def tensors(layout: Layout, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpec, np.ndarray]]:
     """Yield (spec, decoded float32 array) in the layout's order from payload bytes cut anywhere.
 
-    Raises InvalidUpdate if the bytes end early or go on after the last tensor.
+    Raises InvalidUpdate if the bytes end early, go on after the last tensor or are no tensor's.
     """
-    source, held = iter(pieces), bytearray()
-    for spec in layout.tensors:
-        while len(held) < spec.size:
-            piece = next(source, None)
-            if piece is None:
-                raise InvalidUpdate(f"the payload ends inside tensor '{spec.name}'; it must have {layout.size} bytes")
-            held += piece
-        written = np.frombuffer(bytes(held[: spec.size]), DTYPES[spec.dtype], math.prod(spec.shape))
-        del held[: spec.size]
-        yield spec, codecs.decode(spec.dtype, written.reshape(spec.shape))
-    if held or next(source, None) is not None:
-        raise InvalidUpdate(f"the payload goes on after the last tensor; it must have {layout.size} bytes")
+    try:
+        yield from layout.read(pieces)
+    except InvalidAdapter as error:
+        raise InvalidUpdate(str(error)) from error
 
 
 def check_delta(layout: Layout, pieces: Iterable[bytes]) -> None:
-    """Raise InvalidUpdate naming the first tensor with a non-finite or absurdly large value, or if the size is wrong."""
+    """Raise InvalidUpdate naming the first tensor with a non-finite or absurdly large value, or if the bytes are no payload."""
     for spec, array in tensors(layout, pieces):
         finite = np.isfinite(array)
         if not finite.all():

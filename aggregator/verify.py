@@ -19,15 +19,18 @@ import sqlalchemy as sa
 from aggregator import aggregation, closing, rounds
 from aggregator.manifest import RULE, ManifestEntry, RoundManifest
 from aggregator.rounds import SiteState
-from aggregator.store import federations, schema, updates
+from aggregator.store import changes, federations, schema, updates
 from aggregator.store import rounds as round_rows
+from aggregator.store.changes import Change
 from aggregator.store.engine import Store
 from aggregator.store.rounds import RoundRecord
 from aggregator.store.updates import UpdateKey
+from shared import codecs, forms
 from shared.adapter import Adapter
 from shared.canonical import sha256_hex
 from shared.contract import Contract
-from shared.errors import InputError, MedDualLoRAError, NotFound
+from shared.errors import InputError, InvalidAdapter, MedDualLoRAError, NotFound
+from shared.recipe import Recipe
 
 
 class Difference(Exception):
@@ -233,12 +236,40 @@ def _recompute(ground: _Ground, record: RoundRecord) -> str:
     decided, parent = _check_manifest(ground, record, record.version)
     for site in sorted(record.state.accepted):
         _check_update(ground, record, site)
+    made = None
     if record.purged_at is None:
-        result, _ = closing.compute(ground.store, ground.contract, decided, parent)
-        _same(f"result of round {decided.round}", decided.result_digest, result.digest)
+        outcome = closing.compute(ground.store, ground.contract, decided, parent)
+        _same(f"result of round {decided.round}", decided.result_digest, outcome.adapter.digest)
+        made = outcome.change
     stored = _adapter(ground, decided.version, decided.result_digest)
+    _check_change(ground, decided, parent, stored, made)
     _same(f"parent of version {decided.version}", stored.parent_digest, parent.digest)
     return stored.digest
+
+
+def _check_change(
+    ground: _Ground, decided: RoundManifest, parent: Adapter, stored: Adapter, made: Change | None
+) -> None:
+    """Compare the change that was broadcast with the versions before and after it; what it owes with what the round makes,
+    unless the update bytes are gone."""
+    recipe, what = ground.contract.recipe, f"change to version {decided.version}"
+    change = ground.store.read(changes.find, ground.contract.federation, decided.version)
+    if (change is not None) != codecs.is_lossy(recipe.broadcast_codec):
+        raise Difference(
+            f"{what}: {'one is' if change else 'none is'} stored, broadcast codec {recipe.broadcast_codec}"
+        )
+    if change is None:
+        return
+    layout = recipe.change_layout(ground.contract.manifest, decided.round)
+    try:
+        after = parent.successor(forms.changed(parent.tensors, layout, change.data), decided.version)
+    except InvalidAdapter as error:
+        raise Difference(f"{what}: {error}") from error
+    _same(what, after.digest, stored.digest)
+    if change.round != decided.round:
+        raise Difference(f"{what}: it is of round {change.round}, expected {decided.round}")
+    if made is not None:
+        _same(f"{what}, what it owes", sha256_hex(change.owed), sha256_hex(made.owed))
 
 
 def _check_manifest(ground: _Ground, record: RoundRecord, version: int | None) -> tuple[RoundManifest, Adapter]:
@@ -264,6 +295,7 @@ def _check_decision(contract: Contract, record: RoundRecord, decided: RoundManif
         "rule": RULE,
         "weighting": contract.recipe.weighting,
         "server_lr": contract.recipe.server_lr,
+        **_written(contract.recipe, decided),
         "parent_version": record.state.base_version,
         "version": version,
     }
@@ -272,6 +304,13 @@ def _check_decision(contract: Contract, record: RoundRecord, decided: RoundManif
             raise Difference(f"manifest: {name} is {getattr(decided, name)}, expected {value}")
     if decided.to_bytes() != record.manifest:
         raise Difference("manifest: it does not have the form it was written in")
+
+
+def _written(recipe: Recipe, decided: RoundManifest) -> dict[str, str]:
+    """Return how updates and change were written, unless the manifest is from before it said so."""
+    if not (decided.recipe or decided.codec or decided.broadcast_codec):
+        return {}
+    return {"recipe": recipe.name, "codec": recipe.codec, "broadcast_codec": recipe.broadcast_codec}
 
 
 def _check_participants(ground: _Ground, record: RoundRecord, decided: RoundManifest) -> None:
@@ -350,7 +389,7 @@ def _check_header(ground: _Ground, key: UpdateKey, base_version: int) -> None:
     layout = contract.recipe.upload_layout(contract.manifest, key.round, contract.policy.invited)
     announced = (found[0].base_version, found[0].codec, found[0].size)
     expected = (base_version, contract.recipe.codec, layout.size)
-    if announced != expected:
+    if announced[:2] != expected[:2] or not layout.fits(found[0].size):
         raise Difference(f"update of site '{key.site}' is of version, codec and size {announced}, expected {expected}")
 
 

@@ -23,6 +23,7 @@ from shared.layout import MAX_BYTES, Layout, spec_of
 MAX_HEADER = 1 << 20
 FORMAT = "med-duallora-adapter/1"
 MAX_RANK = 1024
+_OPTIONAL = ("seed", "base_parameters", "base_blocks")
 HEAD_POLICIES = ("global", "local", "global+local-bias")
 
 
@@ -39,6 +40,12 @@ class AdapterMetadata:
     frames: str
     task: str
     class_names: tuple[str, ...]
+    seed: int | None = None
+    """What version 0 was drawn from: with the base model, all that a site needs to draw it itself. None if that is not known."""
+    base_parameters: int | None = None
+    """Scalars of the whole base model: what full fine-tuning would send."""
+    base_blocks: int | None = None
+    """Transformer blocks of the base model."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= MAX_RANK or not 0 < self.alpha < math.inf:
@@ -49,17 +56,20 @@ class AdapterMetadata:
             raise InvalidAdapter(f"head policy '{self.head_policy}' is none of {', '.join(HEAD_POLICIES)}")
         if self.frames not in ("stacked", "siamese"):
             raise InvalidAdapter(f"frames '{self.frames}' is neither stacked nor siamese")
+        for name in _OPTIONAL:
+            if (getattr(self, name) or 0) < 0:
+                raise InvalidAdapter(f"adapter metadata '{name}' must not be negative, got {getattr(self, name)}")
         object.__setattr__(self, "alpha", float(self.alpha))  # 16 and 16.0 are the same adapter: one text, one digest
 
     def to_strings(self) -> dict[str, str]:
-        """Return every field as JSON text, the form safetensors metadata takes."""
-        return {name: canonical_json(value).decode() for name, value in asdict(self).items()}
+        """Return every field that says something as JSON text, the form safetensors metadata takes."""
+        return {name: canonical_json(value).decode() for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> "AdapterMetadata":
         """Read what `to_strings` made; a missing, extra or malformed entry raises InvalidAdapter naming it."""
         names = {f.name for f in fields(cls)}
-        for name in sorted(names ^ strings.keys()):
+        for name in sorted((names ^ strings.keys()) - set(_OPTIONAL)):
             raise InvalidAdapter(f"adapter metadata '{name}' is {'missing' if name in names else 'unknown'}")
         try:
             values = {name: json.loads(text) for name, text in strings.items()}
@@ -73,6 +83,7 @@ class AdapterMetadata:
                 frames=str(values["frames"]),
                 task=str(values["task"]),
                 class_names=tuple(str(v) for v in values["class_names"]),
+                **{name: int(values[name]) for name in _OPTIONAL if name in values},
             )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error

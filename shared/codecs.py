@@ -3,46 +3,176 @@
 f32     float32 as it is: nothing is lost
 bf16    the upper half of a float32, rounded to nearest, ties to even: half the bytes, 8 significant bits.
         IEEE 754-2019, section 4.3.1 (the rounding); the format is that of Wang & Kanwar 2019 ("BFloat16", Google Cloud).
+int8    whole numbers from -127 to 127 times a scale, rounded at random (`shared.quantising`)
+int4    the same from -7 to 7, two in a byte
+topk    the largest share of a tensor's numbers as int8, with their places (`shared.sparse`)
+
+Each of them may be followed by "+zstd": float bytes sorted by place (all first bytes, all second bytes ...), then zstd (RFC
+8878), tensor by tensor, where that makes a tensor smaller.
 
 Decoding is exact: every value a codec can write is a float32. What encoding lost is therefore known to the sender to the last
 bit, and goes into the next update (`site_agent.egress`).
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
+
+from shared import quantising, sparse
+from shared.errors import InvalidAdapter
 
 PLAIN = "F32"
 """Type of adapter files and of everything that is computed with."""
+COMPRESSED = "+zstd"
+CODECS = tuple(name + stage for name in ("f32", "bf16", "int8", "int4", "topk") for stage in ("", COMPRESSED))
+"""Installed codecs."""
 
-DTYPES: Mapping[str, np.dtype[np.generic]] = {PLAIN: np.dtype("<f4"), "BF16": np.dtype("<u2")}
-"""How one number lies in a payload, by safetensors name of its type. numpy has no bfloat16: its bits travel as uint16."""
+DTYPES = f"{PLAIN}, BF16, INT8, INT4 and TOPK@share, each with or without {COMPRESSED}"
+"""The types there are, for people."""
 
-CODECS: Mapping[str, str] = {"f32": PLAIN, "bf16": "BF16"}
-"""Installed codecs, each with the type it gives a tensor."""
+_ZSTD_LEVEL = 3
+_STORED, _ZSTD = b"\0", b"\1"
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[np.float32]
+
+
+class Encoding(Protocol):
+    """How one tensor lies in a payload."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every tensor of a shape takes the same number of bytes; else its length stands before it."""
+        ...
+
+    def size(self, shape: Shape) -> int:
+        """Return the most bytes a tensor can take."""
+        ...
+
+    def encode(self, array: Array, seed: bytes) -> bytes:
+        """Return a tensor's bytes; whatever is drawn at random is drawn from `seed`."""
+        ...
+
+    def decode(self, data: bytes, shape: Shape) -> Array:
+        """Return the tensor, exactly. Raises InvalidAdapter for bytes that no tensor of this shape has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Float32:
+    fixed: bool = True
+
+    def size(self, shape: Shape) -> int:
+        return 4 * math.prod(shape)
+
+    def encode(self, array: Array, seed: bytes) -> bytes:
+        del seed
+        return array.astype("<f4", copy=False).tobytes()
+
+    def decode(self, data: bytes, shape: Shape) -> Array:
+        return np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _BFloat16:
+    fixed: bool = True
+
+    def size(self, shape: Shape) -> int:
+        return 2 * math.prod(shape)
+
+    def encode(self, array: Array, seed: bytes) -> bytes:
+        """Values that are not finite stay so; a finite one beyond the range becomes infinite, which both ends refuse."""
+        del seed
+        return quantising.to_bfloat16(array).astype("<u2").tobytes()
+
+    def decode(self, data: bytes, shape: Shape) -> Array:
+        return quantising.from_bfloat16(np.frombuffer(data, "<u2")).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Zstd:
+    """Another encoding's bytes, as they are or compressed: one byte says which."""
+
+    inner: Encoding
+    itemsize: int = 1
+    fixed: bool = False
+
+    def size(self, shape: Shape) -> int:
+        return 1 + self.inner.size(shape)
+
+    def encode(self, array: Array, seed: bytes) -> bytes:
+        stored = self.inner.encode(array, seed)
+        packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(shuffled(stored, self.itemsize))
+        return _ZSTD + packed if len(packed) < len(stored) else _STORED + stored
+
+    def decode(self, data: bytes, shape: Shape) -> Array:
+        kind, body = data[:1], data[1:]
+        if kind == _ZSTD:
+            body = unshuffled(decompressed(body, self.inner.size(shape)), self.itemsize)
+        elif kind != _STORED:
+            raise InvalidAdapter(f"compressed bytes begin with {kind.hex() or 'nothing'}, expected 00 or 01")
+        if self.inner.fixed and len(body) != self.inner.size(shape):
+            raise InvalidAdapter(f"{len(body)} bytes are compressed, expected {self.inner.size(shape)}")
+        return self.inner.decode(body, shape)
+
+
+def shuffled(data: bytes, itemsize: int) -> bytes:
+    """Return all first bytes of the items, then all second ones, and so on: like stands beside like."""
+    return np.frombuffer(data, np.uint8).reshape(-1, itemsize).T.tobytes() if itemsize > 1 else data
+
+
+def unshuffled(data: bytes, itemsize: int) -> bytes:
+    """Undo `shuffled`. Raises InvalidAdapter if the bytes are no whole items."""
+    if len(data) % itemsize:
+        raise InvalidAdapter(f"{len(data)} bytes are no whole number of {itemsize}-byte items")
+    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes() if itemsize > 1 else data
+
+
+def decompressed(data: bytes, most: int) -> bytes:
+    """Return what one zstd frame holds, at most `most` bytes. Raises InvalidAdapter before more memory than that is taken."""
+    try:
+        said = zstandard.frame_content_size(data)
+        if not 0 <= said <= most:
+            raise InvalidAdapter(f"a zstd frame says {said} bytes, allowed are 0 to {most}")
+        reader = zstandard.ZstdDecompressor(max_window_size=max(1 << 10, 1 << max(most - 1, 1).bit_length()))
+        return reader.decompress(data, max_output_size=most, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise InvalidAdapter(f"bytes are no zstd frame: {error}") from error
+
+
+def dtype(codec: str, topk_share: float) -> str:
+    """Return the type that a codec gives every tensor of a layout."""
+    name, plus, stage = codec.partition("+")
+    kind = {"f32": PLAIN, "bf16": "BF16", "topk": f"TOPK@{topk_share!r}"}.get(name, name.upper())
+    return kind + plus + stage
+
+
+@lru_cache(maxsize=256)
+def encoding(dtype: str) -> Encoding | None:
+    """Return how a type is written; None if there is no such type. Every type has one spelling."""
+    name, plus, _ = dtype.partition(COMPRESSED)
+    if plus:
+        inner = encoding(name) if dtype == name + COMPRESSED else None
+        return None if inner is None else _Zstd(inner, {PLAIN: 4, "BF16": 2}.get(name, 1))
+    if name.startswith("TOPK@"):
+        return sparse.of(name.removeprefix("TOPK@"))
+    return _INSTALLED.get(name)
+
+
+_INSTALLED: Mapping[str, Encoding] = {
+    PLAIN: _Float32(),
+    "BF16": _BFloat16(),
+    "INT8": quantising.Quantised(levels=127, error=0.015),
+    "INT4": quantising.Quantised(levels=7, error=0.2),
+}
 
 
 def is_lossy(codec: str) -> bool:
     """Return whether a codec may change a number."""
-    return CODECS[codec] != PLAIN
-
-
-def encode(dtype: str, array: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
-    """Return a tensor as it lies in a payload: the same shape, little-endian, of type `DTYPES[dtype]`.
-
-    Values that are not finite stay so; a finite one beyond the type's range becomes infinite, which both ends refuse.
-    """
-    if dtype == PLAIN:
-        return array.astype(DTYPES[PLAIN], copy=False)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)  # rounding could carry a NaN into infinity or zero
-    return np.where(np.isnan(array), quiet, rounded).astype(DTYPES[dtype]).reshape(array.shape)
-
-
-def decode(dtype: str, array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """Return a payload's tensor as float32, exactly; of type F32 it is the array itself."""
-    if dtype == PLAIN:
-        return array.astype(np.float32, copy=False)
-    return np.asarray(array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return codec not in ("f32", "f32" + COMPRESSED)

@@ -60,7 +60,7 @@ class Contract:
                 "federation": self.federation,
                 "adapter": self.adapter_digest,
                 "manifest": self.manifest.to_bytes().decode(),
-                "recipe": asdict(self.recipe),
+                "recipe": self.recipe.to_jsonable(),
                 "policy": asdict(self.policy),
                 "metrics": list(ALLOWED_METRICS),
             }

@@ -1,12 +1,14 @@
 """Which tensors a payload holds, in which order: the layout that stands for the names on the wire.
 
-A payload is the tensors' little-endian bytes as their codec writes them, concatenated in the layout's order (sorted by name).
-Both sides derive the layout from the recipe, so a payload of exactly the right size is the only thing that travels; whoever
-derived another layout must spell it out and is refused by the first tensor that differs.
+A payload is the tensors' bytes as their codec writes them, concatenated in the layout's order (sorted by name). Where a tensor's
+bytes are not always equally many, their number stands before them, as four little-endian bytes. Both sides derive the layout
+from the recipe, so the payload is the only thing that travels; whoever derived another layout must spell it out and is refused
+by the first tensor that differs.
 """
 
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,13 +17,14 @@ import numpy as np
 
 from shared import codecs
 from shared.canonical import canonical_json, sha256_hex
-from shared.codecs import DTYPES, PLAIN
+from shared.codecs import PLAIN, Encoding
 from shared.errors import InvalidAdapter
 
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
 MAX_NAME = 512
 RESERVED_NAME = "__metadata__"
+_LENGTH = struct.Struct("<I")
 MAX_BYTES = 2 << 30
 """Far above any backbone's full fine-tuning (358 MB for CineMA-base), far below what could hurt a machine."""
 
@@ -35,9 +38,18 @@ class TensorSpec:
     dtype: str = PLAIN
 
     @property
+    def encoding(self) -> Encoding:
+        """How the tensor's numbers are written. Raises InvalidAdapter for a type there is not."""
+        found = codecs.encoding(self.dtype)
+        if found is None:
+            raise InvalidAdapter(f"tensor '{self.name}' has type {self.dtype[:40]}, which is none")
+        return found
+
+    @property
     def size(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        """The most bytes the tensor takes in a payload."""
+        encoding = self.encoding
+        return encoding.size(self.shape) + (0 if encoding.fixed else _LENGTH.size)
 
     def check_plain(self) -> None:
         """Raise InvalidAdapter unless the tensor is float32, as all of an adapter file must be."""
@@ -89,8 +101,17 @@ class Layout:
 
     @cached_property
     def size(self) -> int:
-        """Payload bytes."""
+        """Payload bytes, the most there can be."""
         return sum(s.size for s in self.tensors)
+
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether every payload has `size` bytes."""
+        return all(s.encoding.fixed for s in self.tensors)
+
+    def fits(self, size: int) -> bool:
+        """Return whether a payload may have so many bytes."""
+        return size == self.size if self.fixed else 0 < size <= self.size
 
     @cached_property
     def parameters(self) -> int:
@@ -120,31 +141,83 @@ class Layout:
         """Return the layout of the same tensors written as another type."""
         return Layout(tuple(replace(s, dtype=dtype) for s in self.tensors))
 
-    def join(self, tensors: Mapping[str, np.ndarray]) -> bytes:
-        """Return the payload of float32 `tensors`, encoded as the layout says.
+    def only(self, travels: Callable[[str], bool]) -> "Layout":
+        """Return the layout of those tensors whose name is wanted."""
+        return Layout(tuple(s for s in self.tensors if travels(s.name)))
+
+    def join(self, tensors: Mapping[str, np.ndarray], seed: bytes = b"") -> bytes:
+        """Return the payload of float32 `tensors`, encoded as the layout says; what a codec draws is drawn from `seed`.
 
         Names and shapes must match the layout; raises InvalidAdapter naming the first that does not.
         """
         self.written_as(PLAIN).check_equal(Layout.of(tensors))
-        return b"".join(codecs.encode(s.dtype, tensors[s.name]).tobytes() for s in self.tensors)
+        return b"".join(_written(s, tensors[s.name], seed) for s in self.tensors)
 
     def split(self, payload: bytes) -> dict[str, np.ndarray]:
-        """Return the float32 tensors of `payload` by name; where nothing has to be decoded, read-only views of it.
+        """Return the float32 tensors of `payload` by name.
 
-        Raises InvalidAdapter on a wrong size or a non-finite value.
+        Raises InvalidAdapter on a wrong size, bytes that are no tensor's, or a non-finite value.
         """
-        if len(payload) != self.size:
+        if not self.fits(len(payload)):
             raise InvalidAdapter(f"payload has {len(payload)} bytes, the layout has {self.size}")
-        tensors, offset = {}, 0
-        for spec in self.tensors:
-            count = math.prod(spec.shape)
-            written = np.frombuffer(payload, DTYPES[spec.dtype], count, offset).reshape(spec.shape)
-            array = codecs.decode(spec.dtype, written)
+        tensors = {}
+        for spec, array in self.read([payload]):
             if not np.isfinite(array).all():
                 raise InvalidAdapter(f"tensor '{spec.name}' has {int((~np.isfinite(array)).sum())} non-finite values")
             tensors[spec.name] = array
-            offset += spec.size
         return tensors
+
+    def read(self, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+        """Yield (spec, float32 array) in order from payload bytes cut anywhere: one tensor and one piece in memory at a time.
+
+        Raises InvalidAdapter naming the tensor if the bytes end early, go on after the last one or are no tensor's.
+        """
+        source = _Source(pieces)
+        for spec in self.tensors:
+            encoding = spec.encoding
+            length = most = encoding.size(spec.shape)
+            if not encoding.fixed:
+                (length,) = _LENGTH.unpack(source.take(_LENGTH.size, spec.name))
+                if length > most:
+                    raise InvalidAdapter(f"tensor '{spec.name}' says {length} bytes, it has at most {most}")
+            data = source.take(length, spec.name)
+            try:
+                yield spec, encoding.decode(data, spec.shape)
+            except InvalidAdapter as error:
+                raise InvalidAdapter(f"tensor '{spec.name}': {error}") from error
+        if not source.is_empty():
+            raise InvalidAdapter(f"the payload goes on after the last tensor; it has at most {self.size} bytes")
+
+
+class _Source:
+    """Bytes taken from pieces in other pieces."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._held, self._start = iter(pieces), b"", 0
+
+    def take(self, count: int, name: str) -> bytes:
+        """Return the next bytes. Raises InvalidAdapter if there are fewer, naming the tensor they belong to."""
+        if self._start + count > len(self._held):
+            parts = [self._held[self._start :]] if self._start < len(self._held) else []
+            there = sum(map(len, parts))
+            while there < count:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    raise InvalidAdapter(f"the payload ends inside tensor '{name}'")
+                parts.append(piece)
+                there += len(piece)
+            self._held, self._start = parts[0] if len(parts) == 1 else b"".join(parts), 0
+        self._start += count
+        return self._held[self._start - count : self._start]
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is left."""
+        return self._start == len(self._held) and not any(self._pieces)
+
+
+def _written(spec: TensorSpec, array: np.ndarray, seed: bytes) -> bytes:
+    data = spec.encoding.encode(array, seed + spec.name.encode())
+    return data if spec.encoding.fixed else _LENGTH.pack(len(data)) + data
 
 
 def spec_of(name: object, shape: object, dtype: object) -> TensorSpec:
@@ -167,8 +240,8 @@ def _check_spec(spec: TensorSpec) -> None:
         raise InvalidAdapter(f"tensor name '{RESERVED_NAME}' is taken: safetensors files keep their metadata under it")
     if not (spec.name.isascii() and spec.name.isprintable()):
         raise InvalidAdapter(f"tensor name {spec.name!a} has characters other than printable ASCII")
-    if spec.dtype not in DTYPES:
-        raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype[:40]}, allowed are {', '.join(DTYPES)}")
+    if codecs.encoding(spec.dtype) is None:
+        raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype[:40]}, allowed are {codecs.DTYPES}")
     if len(spec.shape) > MAX_DIMENSIONS:
         raise InvalidAdapter(f"tensor '{spec.name}' has {len(spec.shape)} dimensions, the limit is {MAX_DIMENSIONS}")
     for size in spec.shape:

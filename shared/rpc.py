@@ -1,12 +1,15 @@
 """One `rpc_finished` event per call and side: the measurement that `aggregator comm-cost` reads.
 
 Bytes are exact sizes of the serialised protobuf messages, without gRPC's 5-byte prefix, HTTP/2 and TLS. `payload` is what of
-it are tensor bytes. Both sides log the call's id, so that their accounts can be joined call by call.
+it are tensor bytes, `offset` where in the tensors' payload a transfer began: what two attempts sent twice follows from it.
+`connection` tells connections apart, on either side by a name of its own. Both sides log the call's id, so that their accounts
+can be joined call by call.
 """
 
 import asyncio
+import hashlib
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -36,9 +39,9 @@ MAX_DETAILS = 2000
 """Characters of an error's text that travel: headers above 8 KiB are refused by gRPC, and the error would be lost."""
 
 
-def new_call_id() -> str:
-    """Return a random id for one call attempt."""
-    return uuid.uuid4().hex
+def new_id() -> str:
+    """Return a random id for one call attempt or one connection: 64 bits are enough to tell a run's apart, and travel often."""
+    return secrets.token_hex(8)
 
 
 @dataclass
@@ -51,7 +54,9 @@ class CallRecord:
     attempt: int
     site: str = ""
     federation: str = ""
+    connection: str = ""
     round: int = 0
+    offset: int | None = None
     started: float = field(default_factory=time.monotonic)
     up: list[int] = field(default_factory=lambda: [0, 0, 0])
     down: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -59,15 +64,24 @@ class CallRecord:
     def count_up(self, message: Message) -> None:
         """Count a request message and note the federation and round it names."""
         _count(self.up, message)
-        named = getattr(message, "start", message)
+        self._note_offset(message)
+        named: Any = getattr(message, "start", message)
+        if getattr(named, "announcement", None) is not None and named.HasField("announcement"):
+            named = named.announcement
         self.federation = getattr(named, "federation", "") or self.federation
         self.round = getattr(named, "round", 0) or self.round
 
     def count_down(self, message: Message) -> None:
         """Count a response message."""
         _count(self.down, message)
+        self._note_offset(message)
         if self.method in ("Join", "AwaitRound"):
             self.federation = getattr(message, "federation", "") or self.federation
+
+    def _note_offset(self, message: Message) -> None:
+        chunk = getattr(message, "chunk", None)
+        if self.offset is None and chunk is not None and chunk.data:
+            self.offset = chunk.offset
 
     def finish(self, code: str, error: str = "") -> None:
         """Write the event."""
@@ -79,7 +93,9 @@ class CallRecord:
             "attempt": self.attempt,
             "site": self.site,
             "federation": self.federation,
+            "connection": self.connection,
             "round": self.round,
+            "offset": self.offset or 0,
             "code": code,
             "duration_s": round(time.monotonic() - self.started, 6),
         }
@@ -109,6 +125,11 @@ class ServerCalls(grpc.aio.ServerInterceptor):
 
     def __init__(self, whoami: Whoami) -> None:
         self._whoami = whoami
+        self._salt = secrets.token_bytes(16)
+
+    def _connection(self, context: Any) -> str:
+        """Return a name for the caller's connection that says nothing of its address."""
+        return hashlib.blake2s(str(context.peer()).encode(), key=self._salt, digest_size=8).hexdigest()
 
     async def intercept_service(
         self,
@@ -132,6 +153,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 call_id=str(metadata.get(CALL_ID_KEY, ""))[:64],
                 attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 9 else 0,
                 site=self._whoami(context),
+                connection=self._connection(context),
             )
 
         return _wrap(handler, begin)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -18,6 +18,7 @@ from med_duallora.v1 import federation_pb2_grpc as rpc
 from shared import status
 from shared.errors import Draining
 from shared.protocol import CHUNK_BYTES
+from shared.rpc import new_id
 from shared.tls import TlsFiles
 
 T = TypeVar("T")
@@ -29,9 +30,12 @@ SHORTEST_KEEPALIVE_S = 2.0
 
 
 @dataclass(eq=False)
-class _Dialled:
+class Dialled:
+    """A channel in use. `name` tells it from others in the log."""
+
     channel: grpc.aio.Channel
     stub: Stub
+    name: str = field(default_factory=new_id)
     calls: int = 0
 
 
@@ -53,19 +57,19 @@ class Connection:
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
         ]
-        self._current: _Dialled | None = None
-        self._open: list[_Dialled] = []
+        self._current: Dialled | None = None
+        self._open: list[Dialled] = []
 
     @asynccontextmanager
-    async def stub(self) -> AsyncIterator[Stub]:
-        """Yield the stub for one call; if it fails in a way that puts the connection in doubt, the next call dials anew."""
+    async def use(self) -> AsyncIterator[Dialled]:
+        """Yield a channel for one call; if it fails in a way that puts the connection in doubt, the next call dials anew."""
         if self._current is None:
             self._current = self._dial()
             self._open.append(self._current)
         used = self._current
         used.calls += 1
         try:
-            yield used.stub
+            yield used
         except grpc.aio.AioRpcError as error:
             if self._current is used and _in_doubt(error):
                 self._current = None
@@ -85,12 +89,12 @@ class Connection:
             self._open.remove(one)
             await one.channel.close()
 
-    def _dial(self) -> _Dialled:
+    def _dial(self) -> Dialled:
         if self._tls is None:
             channel = grpc.aio.insecure_channel(self._address, options=self._options)
         else:
             channel = grpc.aio.secure_channel(self._address, self._tls.channel_credentials(), options=self._options)
-        return _Dialled(channel, rpc.FederationServiceStub(channel))
+        return Dialled(channel, rpc.FederationServiceStub(channel))
 
 
 class Moves:

@@ -5,7 +5,7 @@ tensor could come: the local adapter lives in the site's state and is never an a
 The allow-list is the adapter manifest both sides agreed on; whatever does not match it exactly is refused, not filtered.
 
 What a lossy codec cannot say in one round is not lost but owed: it is kept as the residual and added to the next delta
-(error feedback, Seide et al. 2014, Interspeech; Karimireddy et al. 2019, arXiv:1901.09847).
+(`shared.feedback`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import codecs
+from shared import codecs, feedback
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import check_metrics
@@ -63,30 +63,20 @@ def seal(
     facts: UpdateFacts,
     sites: int,
     residual: Mapping[str, np.ndarray] | None = None,
+    seed: bytes = b"",
 ) -> tuple[Update, dict[str, np.ndarray]]:
     """Return the update for one round, and the residual it leaves; both by the recipe's codec.
 
-    delta = trained - received in float32. With a lossless codec delta is what is sent, and the residual is empty. Otherwise
-    delta + `residual` is sent as the codec writes it, and what that loses is the new residual, in float64:
-
-        sent + new residual == delta + residual
-
-    exactly, as long as each of these sums needs at most float64's 53 bits (true whenever the last bit of everything ever
-    added lies within 2^52 of the sum); beyond that, to one rounding of float64.
+    `trained` holds the tensors that travel in this round, and no others. delta = trained - received in float32. With a
+    lossless codec delta is what is sent, and the residual is empty; otherwise see `shared.feedback.send`.
 
     Raises InvalidAdapter naming the first tensor of `trained` that is missing, extra, of another shape or not finite, and
     InputError for a metric that may not leave: the site fails closed before anything is sent.
     """
     layout = recipe.upload_layout(received.manifest, facts.round, sites)
     check_metrics(facts.metrics)
-    received.manifest.layout.check_equal(Layout.of(trained))
+    layout.written_as(codecs.PLAIN).check_equal(Layout.of(trained))
     delta = {s.name: (trained[s.name] - received.tensors[s.name]).astype(np.float32) for s in layout.tensors}
-    owed: dict[str, np.ndarray] = {}
-    if codecs.is_lossy(recipe.codec):
-        before = residual or {}
-        owed = {name: value + before.get(name, np.zeros_like(value, np.float64)) for name, value in delta.items()}
-        delta = {name: value.astype(np.float32) for name, value in owed.items()}
-    payload = layout.join(delta)
-    sent = layout.split(payload)
-    update = Update(replace(facts, codec=recipe.codec), layout, payload)
-    return update, {name: value - sent[name] for name, value in owed.items()}
+    sent = feedback.send(layout, delta, residual or {}, seed)
+    update = Update(replace(facts, codec=recipe.codec), layout, sent.payload)
+    return update, sent.residual if codecs.is_lossy(recipe.codec) else {}

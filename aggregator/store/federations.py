@@ -207,6 +207,14 @@ def adapter(connection: sa.Connection, federation: str, version: int) -> Adapter
     return Adapter.from_bytes(adapter_file(connection, federation, version))
 
 
+def adapter_with(connection: sa.Connection, federation: str, digest: str) -> Adapter | None:
+    """Return the version with this digest; None if there is none."""
+    table = schema.adapters
+    query = sa.select(table.c.data).where(table.c.federation == federation, table.c.digest == digest)
+    data = connection.execute(query).scalar()
+    return None if data is None else Adapter.from_bytes(bytes(data))
+
+
 def adapter_file(connection: sa.Connection, federation: str, version: int) -> bytes:
     """Return the stored file of one version as it is. Raises NotFound."""
     table = schema.adapters

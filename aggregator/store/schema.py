@@ -88,6 +88,17 @@ adapters = Table(
 )
 """Canonical adapter files, one per version; never changed."""
 
+changes = Table(
+    "changes",
+    metadata,
+    Column("federation", NAME, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("round", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("owed", LargeBinary, nullable=False),
+)
+"""What made a version from its parent, where the broadcast codec is lossy; never changed. `owed`: its residual."""
+
 rounds = Table(
     "rounds",
     metadata,
@@ -158,6 +169,6 @@ evaluations = Table(
     Column("reported_at", Double, nullable=False),
 )
 
-for _table in (adapters, chunks):  # float32 weights do not compress: PostgreSQL is not to try
+for _table in (adapters, changes, chunks):  # float32 weights do not compress: PostgreSQL is not to try
     _ddl = DDL("ALTER TABLE %(table)s ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
     event.listen(_table, "after_create", _ddl.execute_if(dialect="postgresql"))

@@ -25,7 +25,7 @@ from shared.tls import TlsFiles
 from site_agent.client import FederationClient
 from site_agent.egress import Update, UpdateFacts
 from tests.chaos import served
-from tests.chaos.relay import Fault, FaultPlan, Relay
+from experiments.relay import Fault, FaultPlan, Relay
 from tests.support import adapters
 from tests.support.serving import make_store, tls_of
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from tests.chaos import relay
-from tests.chaos.relay import FaultPlan, Relay
+from experiments import relay
+from experiments.relay import FaultPlan, Relay
 from tests.chaos.scenario import Scenario, Trouble
 from tests.integration.federation import SITES
 

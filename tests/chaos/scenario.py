@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tests.chaos.points import STEP, Fault
-from tests.chaos.relay import Direction
+from experiments.relay import Direction
 
 AGGREGATOR = "aggregator"
 """The role of every aggregator; with two replicas either may meet the fault, whichever comes to the point."""

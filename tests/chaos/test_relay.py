@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.chaos.relay import KINDS, PIECE_BYTES, Fault, FaultPlan, Link, Relay
+from experiments.relay import KINDS, PIECE_BYTES, Fault, FaultPlan, Link, Relay
 
 DATA = random.Random(0).randbytes(1 << 18)
 

@@ -22,7 +22,7 @@ from site_agent.client import Joined, Task
 from site_agent.egress import Update, UpdateFacts
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
-from tests.chaos.relay import Relay
+from experiments.relay import Relay
 from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve
@@ -143,7 +143,7 @@ class Sending(Agent):
     derived_layout = False
 
     async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
-        received = await self._fetch(joined, task)
+        received = await self._fetch(joined, trainer, task)
         tensors = {name: np.zeros_like(value) for name, value in received.tensors.items()}
         tensors[LOCAL_Q] = trainer.initial_local()[LOCAL_Q]
         layout = Layout.of(tensors)

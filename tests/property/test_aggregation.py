@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aggregator import aggregation, payload
+from shared.forms import moved
 from shared.layout import Layout, TensorSpec
 from tests.support import adapters
 
@@ -36,7 +37,7 @@ def test_the_weighted_mean_is_kept(data: st.DataObject, counts: dict[str, int]) 
     base = data.draw(hnp.arrays(np.float32, shape, elements=values))
     deltas = [data.draw(hnp.arrays(np.float32, shape, elements=values)) for _ in counts]
     weight = list(aggregation.weights(counts, "patients").values())
-    found = aggregation.weighted_mean(base, deltas, weight, 1.0)
+    found = moved(base, aggregation.weighted_mean(deltas, weight))
     expected = sum(w * (base.astype(float) + d.astype(float)) for w, d in zip(weight, deltas, strict=True))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-3 * 2**-10)
 
@@ -45,7 +46,7 @@ def test_the_weighted_mean_is_kept(data: st.DataObject, counts: dict[str, int]) 
 def test_equal_deltas_are_their_own_mean(data: st.DataObject, sites: int) -> None:
     delta = data.draw(hnp.arrays(np.float32, (4,), elements=values))
     weight = list(aggregation.weights({str(k): 1 + k for k in range(sites)}, "patients").values())
-    found = aggregation.weighted_mean(np.zeros(4, np.float32), [delta] * sites, weight, 1.0)
+    found = aggregation.weighted_mean([delta] * sites, weight)
     np.testing.assert_allclose(found, delta, rtol=1e-6)
 
 
@@ -57,10 +58,14 @@ def test_the_order_of_arrival_never_changes_a_bit(order: list[str], seed: int) -
     weight = aggregation.weights(dict(zip("abcd", rng.integers(1, 300, 4).tolist(), strict=True)), "patients")
 
     def result(sites: list[str]) -> bytes:
-        tensors, _ = aggregation.aggregate(base, {s: iter(stream(updates[s])) for s in sites}, weight, 1.0)
+        tensors, _ = aggregation.aggregate(base, {s: iter(stream(updates[s])) for s in sites}, weight, moved)
         return Layout.of(tensors).join(tensors)
 
     assert result(order) == result(list("abcd"))
+
+
+def half(base: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    return moved(base, 0.5 * mean)
 
 
 @given(st.integers(2, 9), st.integers(0, 2**31))
@@ -74,7 +79,7 @@ def test_many_sites_are_summed_to_the_same_bytes_as_few(sites: int, seed: int) -
     def result(diagnosed: int) -> tuple[bytes, dict[str, float]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(aggregation, "MAX_DIAGNOSED_SITES", diagnosed)
-            tensors, figures = aggregation.aggregate(base, {s: iter(stream(updates[s])) for s in names}, weight, 0.5)
+            tensors, figures = aggregation.aggregate(base, {s: iter(stream(updates[s])) for s in names}, weight, half)
         return Layout.of(tensors).join(tensors), {k: v for k, v in figures.items() if k.startswith("update_norm/")}
 
     (together, norms), (one_by_one, same_norms) = result(sites), result(sites - 1)

@@ -11,7 +11,6 @@ from aggregator.store import engine, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
-from shared.adapter import Adapter
 from tests.support import adapters
 
 PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
@@ -43,7 +42,7 @@ def announce(store: Store, site: str, payload: bytes) -> UpdateKey:
         round=state.round.number,
         digest=digest,
         size=len(payload),
-        codec="f32",
+        codec=store.read(federations.contract, "demo").recipe.codec,
         base_version=state.round.base_version,
         training_patients=state.sites[site].training_patients or 0,
     )
@@ -67,15 +66,15 @@ def close(store: Store) -> str:
     contract = store.read(federations.contract, "demo")
     parent = store.read(federations.adapter, "demo", state.round.base_version)
     version = store.read(federations.last_version, "demo") + 1
-    decided = manifest.of_round(state, contract.recipe.weighting, contract.recipe.server_lr, parent.digest, version)
+    decided = manifest.of_round(state, contract.recipe, parent.digest, version)
     assert store.write(closing.begin_closing, state, decided)
-    result, figures = compute(store)
-    assert store.write(closing.write_result, contract, decided, result, figures, 1003.0)
-    return result.digest
+    outcome = compute(store)
+    assert store.write(closing.write_result, contract, decided, outcome, 1003.0)
+    return outcome.adapter.digest
 
 
-def compute(store: Store) -> tuple[Adapter, dict[str, float]]:
-    """Return the result of the round that is closing."""
+def compute(store: Store) -> closing.Outcome:
+    """Return what the round that is closing makes."""
     number = store.read(round_rows.last, "demo").number
     decided = RoundManifest.from_bytes(store.read(round_rows.record, "demo", number).manifest)
     parent = store.read(federations.adapter, "demo", decided.parent_version)
@@ -84,9 +83,10 @@ def compute(store: Store) -> tuple[Adapter, dict[str, float]]:
 
 def run(store: Store, order: Sequence[str] = tuple(PATIENTS), rounds_count: int = 2) -> list[str]:
     """Run rounds, from round 1, with the invited sites reporting in this order; return the digests of the results."""
-    layout = store.read(federations.contract, "demo").manifest.layout
+    contract = store.read(federations.contract, "demo")
     digests = []
     for number in range(1, rounds_count + 1):
+        layout = contract.recipe.upload_layout(contract.manifest, number, len(PATIENTS))
         invited = store.read(federations.state, "demo").round.invited
         for site in (name for name in order if name in invited):
             send(store, site, adapters.delta(layout, seed=100 * number + sorted(order).index(site)))

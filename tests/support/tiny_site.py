@@ -1,18 +1,26 @@
 """One site without a network: a few cases of noise on disk and a classifier of a few thousand numbers with dual adapters."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
 
+from shared.adapter import Adapter
+from shared.contract import Contract, RoundPolicy
+from shared.recipe import Recipe
+from site_agent.config import SiteConfig
 from site_agent.data.cases import Case
-from site_agent.models import lora
+from site_agent.data.cohort import Cohort, Preparation
+from site_agent.models import lora, weights
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig, Frames
 from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
+from site_agent.new_adapter import AdapterChoices, init_adapter
 from site_agent.training.activations import Activations
+from site_agent.training.site import SiteTrainer, load_base
 
 SIZE = (32, 32, 4)
 CONFIG = ConvViTConfig(
@@ -50,15 +58,19 @@ def write_cases(folder: Path, count: int, seed: int = 0, slices: int = 4) -> tup
 
 
 def classifier(
-    frames: Frames = "stacked", head: HeadPolicy = "global+local-bias", seed: int = 0, kind: type = CineClassifier
+    frames: Frames = "stacked",
+    head: HeadPolicy = "global+local-bias",
+    seed: int = 0,
+    kind: type = CineClassifier,
+    rank_local: int = 2,
 ) -> CineClassifier:
     """Return a random classifier with rank 2 + 2 adapters on its last two blocks; B drawn too, so that no gradient is zero."""
     generator = torch.Generator().manual_seed(seed)
     backbone = ConvViT(CONFIG.for_frames(frames), heads=False, generator=generator)
     model: CineClassifier = kind(backbone, frames, 2, generator)
-    lora.attach(model, DualLoRAConfig(rank_global=2, rank_local=2, head=head), generator)
+    lora.attach(model, DualLoRAConfig(rank_global=2, rank_local=rank_local, head=head), generator)
     for layer in lora.adapted_layers(model).values():
-        for part in lora.PARTS:
+        for part in layer.scales:
             torch.nn.init.uniform_(layer.lora_B[part], -0.1, 0.1, generator=generator)
     return model.eval()
 
@@ -66,3 +78,34 @@ def classifier(
 def activations(model: CineClassifier, limit_bytes: int = 1 << 30, seed: int = 0) -> Activations:
     """Return a cache for the model's prefixes."""
     return Activations(model, SIZE, seed, torch.device("cpu"), limit_bytes)
+
+
+def write_backbone(folder: Path, seed: int = 1) -> Path:
+    """Write a random backbone of the same network as weights that an agent can load."""
+    network = ConvViT(CONFIG, heads=False, generator=torch.Generator().manual_seed(seed))
+    weights.save_backbone(folder, CONFIG, network.state_dict())
+    return folder
+
+
+def contract(backbone: Path, recipe: Recipe, rounds: int = 4, **choices: object) -> tuple[Contract, Adapter]:
+    """Return a contract on this base model, with adapters of rank 2, and version 0."""
+    initial = init_adapter(backbone, "", AdapterChoices(**{"rank": 2, "seed": 3, **choices}))
+    policy = RoundPolicy(rounds=rounds, invited=2, quorum=2)
+    made = Contract(
+        federation="hearts",
+        adapter_digest=initial.digest,
+        manifest=initial.manifest,
+        recipe=recipe,
+        policy=policy,
+    )
+    return made, initial
+
+
+def trainer(folder: Path, backbone: Path, contract: Contract, site: str = "ge", cases: int = 12) -> SiteTrainer:
+    """Return a site's trainer on cases of its own, written to `folder`: every fifth is for validation, two are held out."""
+    written = write_cases(folder, cases + 2, seed=len(site))
+    held_out = tuple(replace(case, split="test", fold=None) for case in written[cases:])
+    preparation = Preparation((4.0, 4.0, 20.0), SIZE[:2], "none")
+    cohort = Cohort(folder, "ge", (*written[:cases], *held_out), preparation)
+    config = SiteConfig(aggregator="127.0.0.1:1", plain_site=site, cohort=folder, weights=backbone)
+    return SiteTrainer(config, site, contract, load_base(backbone, "", "stacked"), cohort)

@@ -65,6 +65,38 @@ INSTRUCTION_EVICTED: Instruction.ValueType  # 6
 """The site was evicted; stop."""
 Global___Instruction: typing_extensions.TypeAlias = Instruction
 
+class _Form:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FormEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Form.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FORM_UNSPECIFIED: _Form.ValueType  # 0
+    """Not said: plain."""
+    FORM_PLAIN: _Form.ValueType  # 1
+    """Little-endian float32 tensors in the order of the layout."""
+    FORM_PACKED: _Form.ValueType  # 2
+    """The plain bytes, XORed with those of the copy that base_digest names (if any), byte-shuffled and compressed with zstd."""
+    FORM_CHANGES: _Form.ValueType  # 3
+    """One after the other, the changes that lead from the copy that base_digest names to the version; each was encoded by
+    the recipe's broadcast codec when its round closed.
+    """
+
+class Form(_Form, metaclass=_FormEnumTypeWrapper):
+    """How the bytes of a download stand for a version's tensors. The aggregator sends the smallest. Since 1.2."""
+
+FORM_UNSPECIFIED: Form.ValueType  # 0
+"""Not said: plain."""
+FORM_PLAIN: Form.ValueType  # 1
+"""Little-endian float32 tensors in the order of the layout."""
+FORM_PACKED: Form.ValueType  # 2
+"""The plain bytes, XORed with those of the copy that base_digest names (if any), byte-shuffled and compressed with zstd."""
+FORM_CHANGES: Form.ValueType  # 3
+"""One after the other, the changes that lead from the copy that base_digest names to the version; each was encoded by
+the recipe's broadcast codec when its round closed.
+"""
+Global___Form: typing_extensions.TypeAlias = Form
+
 @typing.final
 class Chunk(google.protobuf.message.Message):
     """A piece of an encoded tensor payload. Pieces are at most 1 MiB and arrive in order."""
@@ -293,7 +325,7 @@ class AwaitRoundResponse(google.protobuf.message.Message):
     version: builtins.int
     """The current version of the global adapter: what a TRAIN starts from."""
     digest: builtins.str
-    """Digest of that version, hex."""
+    """Digest of that version, hex; empty where there is nothing to fetch (WAIT, PAUSED, since 1.2)."""
     remaining_s: builtins.float
     """Seconds left until the round's deadline; 0 if none is running."""
     reason: builtins.str
@@ -323,6 +355,7 @@ class FetchAdapterRequest(google.protobuf.message.Message):
     IF_NONE_MATCH_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
+    ANY_FORM_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     version: builtins.int
@@ -333,6 +366,8 @@ class FetchAdapterRequest(google.protobuf.message.Message):
     """First payload byte wanted, to go on after a cut."""
     round: builtins.int
     """The round this download belongs to, for the accounts."""
+    any_form: builtins.bool
+    """The site understands every `Form`; without it the answer is FORM_PLAIN. Since 1.2."""
     def __init__(
         self,
         *,
@@ -341,8 +376,9 @@ class FetchAdapterRequest(google.protobuf.message.Message):
         if_none_match: builtins.str = ...,
         offset: builtins.int = ...,
         round: builtins.int = ...,
+        any_form: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["federation", b"federation", "if_none_match", b"if_none_match", "offset", b"offset", "round", b"round", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["any_form", b"any_form", "federation", b"federation", "if_none_match", b"if_none_match", "offset", b"offset", "round", b"round", "version", b"version"]) -> None: ...
 
 Global___FetchAdapterRequest: typing_extensions.TypeAlias = FetchAdapterRequest
 
@@ -379,6 +415,32 @@ class FetchAdapterResponse(google.protobuf.message.Message):
 Global___FetchAdapterResponse: typing_extensions.TypeAlias = FetchAdapterResponse
 
 @typing.final
+class Change(google.protobuf.message.Message):
+    """What one round added to the global adapter. Since 1.2."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    version: builtins.int
+    """The version it made."""
+    round: builtins.int
+    """The round that made it, from which its layout follows."""
+    size: builtins.int
+    """Its bytes in the payload."""
+    def __init__(
+        self,
+        *,
+        version: builtins.int = ...,
+        round: builtins.int = ...,
+        size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["round", b"round", "size", b"size", "version", b"version"]) -> None: ...
+
+Global___Change: typing_extensions.TypeAlias = Change
+
+@typing.final
 class AdapterInfo(google.protobuf.message.Message):
     """One version of the global adapter, without its tensors. With the adapter manifest this is enough to rebuild the file."""
 
@@ -389,6 +451,10 @@ class AdapterInfo(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     SIZE_FIELD_NUMBER: builtins.int
     LAYOUT_DIGEST_FIELD_NUMBER: builtins.int
+    FORM_FIELD_NUMBER: builtins.int
+    BASE_DIGEST_FIELD_NUMBER: builtins.int
+    CHANGES_FIELD_NUMBER: builtins.int
+    PAYLOAD_DIGEST_FIELD_NUMBER: builtins.int
     version: builtins.int
     """Version."""
     parent_digest: builtins.str
@@ -399,6 +465,16 @@ class AdapterInfo(google.protobuf.message.Message):
     """Payload bytes in all."""
     layout_digest: builtins.str
     """Digest of the layout the payload follows, hex."""
+    form: Global___Form.ValueType
+    """How the payload stands for the tensors. Since 1.2."""
+    base_digest: builtins.str
+    """Digest of the copy the payload builds on, which the site named in if_none_match; empty if it builds on none. Since 1.2."""
+    payload_digest: builtins.str
+    """SHA-256 of the payload, hex, so that a download is not gone on with in other bytes. Since 1.2."""
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """FORM_CHANGES: what the payload holds, in order. Since 1.2."""
+
     def __init__(
         self,
         *,
@@ -407,8 +483,12 @@ class AdapterInfo(google.protobuf.message.Message):
         digest: builtins.str = ...,
         size: builtins.int = ...,
         layout_digest: builtins.str = ...,
+        form: Global___Form.ValueType = ...,
+        base_digest: builtins.str = ...,
+        changes: collections.abc.Iterable[Global___Change] | None = ...,
+        payload_digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "layout_digest", b"layout_digest", "parent_digest", b"parent_digest", "size", b"size", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_digest", b"base_digest", "changes", b"changes", "digest", b"digest", "form", b"form", "layout_digest", b"layout_digest", "parent_digest", b"parent_digest", "payload_digest", b"payload_digest", "size", b"size", "version", b"version"]) -> None: ...
 
 Global___AdapterInfo: typing_extensions.TypeAlias = AdapterInfo
 
@@ -581,6 +661,7 @@ class UploadStart(google.protobuf.message.Message):
     AGENT_ID_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    ANNOUNCEMENT_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     agent_id: builtins.str
@@ -589,6 +670,12 @@ class UploadStart(google.protobuf.message.Message):
     """Round."""
     digest: builtins.str
     """Digest announced."""
+    @property
+    def announcement(self) -> Global___BeginUploadRequest:
+        """Announces the update in the same call, in place of BeginUpload and of the fields above, which stay empty: for an update
+        that is one chunk. Since 1.2.
+        """
+
     def __init__(
         self,
         *,
@@ -596,8 +683,10 @@ class UploadStart(google.protobuf.message.Message):
         agent_id: builtins.str = ...,
         round: builtins.int = ...,
         digest: builtins.str = ...,
+        announcement: Global___BeginUploadRequest | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "digest", b"digest", "federation", b"federation", "round", b"round"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["announcement", b"announcement"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "announcement", b"announcement", "digest", b"digest", "federation", b"federation", "round", b"round"]) -> None: ...
 
 Global___UploadStart: typing_extensions.TypeAlias = UploadStart
 

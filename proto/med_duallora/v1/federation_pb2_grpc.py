@@ -108,7 +108,8 @@ class FederationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UploadDelta(self, request_iterator, context):
-        """Send the update's bytes from the committed offset; the receipt says that the update counts.
+        """Send the update's bytes from the committed offset; the receipt says that the update counts. An update of one chunk may be
+        announced in the same call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -227,7 +227,9 @@ class FederationServiceStub(typing.Generic[_FederationServiceJoinType, _Federati
     """Announce an update. Returns how many of its bytes are already durable, or the receipt if it is already accepted."""
 
     UploadDelta: _FederationServiceUploadDeltaType
-    """Send the update's bytes from the committed offset; the receipt says that the update counts."""
+    """Send the update's bytes from the committed offset; the receipt says that the update counts. An update of one chunk may be
+    announced in the same call.
+    """
 
     ReportEvaluation: _FederationServiceReportEvaluationType
     """Report aggregate metrics of one version on the site's validation cases. Never per-case values."""
@@ -311,7 +313,9 @@ class FederationServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[med_duallora.v1.federation_pb2.UploadDeltaRequest],
         context: _ServicerContext,
     ) -> typing.Union[med_duallora.v1.federation_pb2.UploadDeltaResponse, collections.abc.Awaitable[med_duallora.v1.federation_pb2.UploadDeltaResponse]]:
-        """Send the update's bytes from the committed offset; the receipt says that the update counts."""
+        """Send the update's bytes from the committed offset; the receipt says that the update counts. An update of one chunk may be
+        announced in the same call.
+        """
 
     @abc.abstractmethod
     def ReportEvaluation(

@@ -5,6 +5,7 @@ import pytest
 
 from aggregator import aggregation
 from shared.errors import InputError
+from shared.forms import moved
 from shared.layout import Layout, TensorSpec
 from tests.support import adapters
 
@@ -18,9 +19,9 @@ def test_a_hand_worked_2x2_case() -> None:
     base = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     first = np.array([[4.0, 0.0], [0.0, 8.0]], np.float32)
     second = np.array([[0.0, 4.0], [8.0, 0.0]], np.float32)
-    mean = aggregation.weighted_mean(base, [first, second], [0.25, 0.75], server_lr=1.0)
+    mean = moved(base, aggregation.weighted_mean([first, second], [0.25, 0.75]))
     np.testing.assert_array_equal(mean, np.array([[2.0, 5.0], [9.0, 6.0]], np.float32))
-    half = aggregation.weighted_mean(base, [first, second], [0.25, 0.75], server_lr=0.5)
+    half = moved(base, 0.5 * aggregation.weighted_mean([first, second], [0.25, 0.75]))
     np.testing.assert_array_equal(half, np.array([[1.5, 3.5], [6.0, 5.0]], np.float32))
     assert mean.dtype == np.float32
 
@@ -28,7 +29,7 @@ def test_a_hand_worked_2x2_case() -> None:
 def test_sums_are_kept_in_double_precision() -> None:
     """2^24 + 1 - 2^24 is 1; a float32 sum would lose it."""
     deltas = [np.array([x], np.float32) for x in (2.0**24, 1.0, -(2.0**24))]
-    assert aggregation.weighted_mean(np.zeros(1, np.float32), deltas, [1.0, 1.0, 1.0], 1.0)[0] == 1.0
+    assert aggregation.weighted_mean(deltas, [1.0, 1.0, 1.0])[0] == 1.0
 
 
 def test_weights_follow_patients_or_are_uniform() -> None:
@@ -51,7 +52,7 @@ def test_any_order_of_arrival_gives_the_same_bytes() -> None:
     results = []
     for order in ("abc", "cba", "bca"):
         deltas = {site: iter(stream(updates[site])) for site in order}
-        tensors, _ = aggregation.aggregate(base, deltas, weight, 1.0)
+        tensors, _ = aggregation.aggregate(base, deltas, weight, moved)
         results.append(Layout.of(tensors).join(tensors))
     assert results[0] == results[1] == results[2]
 
@@ -82,7 +83,7 @@ def test_diagnostics_use_the_trained_factors_and_not_the_deltas() -> None:
     one = {"m.lora_A.weight": np.array([[0.0, 1.0]], np.float32), "m.lora_B.weight": np.ones((1, 1), np.float32)}
     two = {"m.lora_A.weight": np.array([[0.0, -1.0]], np.float32), "m.lora_B.weight": np.zeros((1, 1), np.float32)}
     deltas = {"a": iter(stream(one)), "b": iter(stream(two))}
-    _, figures = aggregation.aggregate(base, deltas, {"a": 0.5, "b": 0.5}, 1.0)
+    _, figures = aggregation.aggregate(base, deltas, {"a": 0.5, "b": 0.5}, moved)
     # products: [1, 1] and [0, 0], mean [0.5, 0.5]; averaged factors: 0.5 * [1, 0]; gap [0, 0.5]
     assert figures["aggregation_error"] == pytest.approx(0.5 / np.sqrt(0.5))
     assert figures["update_norm/a"] == pytest.approx(np.sqrt(2.0))
@@ -93,7 +94,9 @@ def test_diagnostics_use_the_trained_factors_and_not_the_deltas() -> None:
 def test_an_update_of_zeros_is_no_division_by_zero() -> None:
     base = adapters.tensors()
     nothing = {name: np.zeros_like(array) for name, array in base.items()}
-    tensors, figures = aggregation.aggregate(base, {s: iter(stream(nothing)) for s in "ab"}, {"a": 0.5, "b": 0.5}, 1.0)
+    tensors, figures = aggregation.aggregate(
+        base, {s: iter(stream(nothing)) for s in "ab"}, {"a": 0.5, "b": 0.5}, moved
+    )
     assert figures["cosine/a/b"] == 0.0
     assert "aggregation_error" not in figures  # every product is zero: the ratio says nothing
     for name, array in base.items():
@@ -104,7 +107,7 @@ def test_with_very_many_sites_only_norms_are_kept() -> None:
     base = {"head.weight": np.zeros(3, np.float32)}
     sites = [f"s{k:03}" for k in range(aggregation.MAX_DIAGNOSED_SITES + 1)]
     deltas = {s: iter(stream({"head.weight": np.full(3, 2.0, np.float32)})) for s in sites}
-    tensors, figures = aggregation.aggregate(base, deltas, dict.fromkeys(sites, 1 / len(sites)), 1.0)
+    tensors, figures = aggregation.aggregate(base, deltas, dict.fromkeys(sites, 1 / len(sites)), moved)
     np.testing.assert_allclose(tensors["head.weight"], 2.0, rtol=1e-6)
     assert set(figures) == {f"update_norm/{s}" for s in sites}
     assert figures["update_norm/s000"] == pytest.approx(np.sqrt(12.0))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from aggregator.rounds import FederationState
 from aggregator.store import federations, schema, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
-from shared.adapter import Adapter
+from shared.recipe import Recipe
 from tests.support import adapters, closed_rounds
 
 Logs = list[Any]
@@ -41,7 +42,7 @@ def state_of(store: Store) -> FederationState:
 
 def fix_manifest(store: Store) -> None:
     seen = state_of(store)
-    assert store.write(closing.begin_closing, seen, manifest.of_round(seen, "patients", 1.0, seen.digest, 1))
+    assert store.write(closing.begin_closing, seen, manifest.of_round(seen, Recipe(), seen.digest, 1))
 
 
 def zero_a_chunk(store: Store) -> None:
@@ -91,12 +92,12 @@ async def test_a_replica_that_lags_behind_the_retention_goes_on(store: Store, mo
     """While it computed round 1, another replica closed rounds 1 to 3 and dropped the bytes of the first two."""
     compute = closing.compute
 
-    def late(*arguments: Any) -> tuple[Adapter, dict[str, float]]:
+    def late(*arguments: Any) -> closing.Outcome:
         monkeypatch.setattr(closing, "compute", compute)
         fix = closed_rounds.compute(store)
         contract = store.read(federations.contract, "demo")
         decided = manifest.RoundManifest.from_bytes(store.read(round_rows.record, "demo", 1).manifest)
-        assert store.write(closing.write_result, contract, decided, *fix, 1003.0)
+        assert store.write(closing.write_result, contract, decided, fix, 1003.0)
         for _ in range(2):
             fill(store)
             closed_rounds.close(store)
@@ -112,13 +113,13 @@ async def test_a_replica_that_lags_behind_the_retention_goes_on(store: Store, mo
 async def test_a_result_that_differs_from_the_one_written_down_is_an_error_in_the_log(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(*arguments: Any) -> tuple[Adapter, dict[str, float]]:
+    def other(*arguments: Any) -> closing.Outcome:
         monkeypatch.setattr(closing, "compute", compute)
         decided = arguments[2]
-        mine, figures = compute(*arguments)
-        wrong = mine.successor({name: 2 * array for name, array in mine.tensors.items()}, decided.version)
-        assert store.write(closing.write_result, arguments[1], decided, mine, figures, 1003.0)
-        return wrong, figures
+        mine = compute(*arguments)
+        doubled = {name: 2 * array for name, array in mine.adapter.tensors.items()}
+        assert store.write(closing.write_result, arguments[1], decided, mine, 1003.0)
+        return replace(mine, adapter=arguments[3].successor(doubled, decided.version))
 
     compute = closing.compute
     monkeypatch.setattr(closing, "compute", other)

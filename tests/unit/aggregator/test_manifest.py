@@ -9,6 +9,7 @@ from aggregator import manifest, rounds
 from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteState
 from shared.contract import RoundPolicy
 from shared.errors import InputError
+from shared.recipe import Recipe
 
 
 def federation(order: tuple[str, ...] = ("ge", "siemens")) -> FederationState:
@@ -24,7 +25,7 @@ def federation(order: tuple[str, ...] = ("ge", "siemens")) -> FederationState:
 
 
 def made(order: tuple[str, ...] = ("ge", "siemens")) -> manifest.RoundManifest:
-    return manifest.of_round(federation(order), "patients", 1.0, "00" * 32, version=1)
+    return manifest.of_round(federation(order), Recipe(), "00" * 32, version=1)
 
 
 def test_a_manifest_holds_sites_digests_weights_and_who_was_left_out() -> None:
@@ -52,7 +53,15 @@ def test_a_manifest_reads_back_and_its_digest_leaves_the_result_out() -> None:
 
 def test_the_input_digest_is_a_known_number() -> None:
     """Pinned: a change of it means that stores of this release can no longer be verified."""
-    assert made().input_digest == "5828480892e007b7407c2f7878525d6963476726c2cf5888438e8a8ec7db7ea1"
+    assert made().input_digest == "84c66f2af3852a9ef5fa2893e8cf9fcc23f9f75e0fd86f1bfaf1a144db8bbed7"
+    before = replace(made(), recipe="", codec="", broadcast_codec="")  # as releases wrote it that had no choice
+    assert before.input_digest == "5828480892e007b7407c2f7878525d6963476726c2cf5888438e8a8ec7db7ea1"
+
+
+def test_it_says_how_updates_and_change_were_written() -> None:
+    recipe = Recipe(name="ffa-lora", codec="int4+zstd", broadcast_codec="int8")
+    value = json.loads(manifest.of_round(federation(("ge",)), recipe, "00" * 32, 1).to_bytes())
+    assert (value["recipe"], value["codec"], value["broadcast_codec"]) == ("ffa-lora", "int4+zstd", "int8")
 
 
 @pytest.mark.parametrize("change", [{"parent_digest": "33" * 32}, {"server_lr": 0.5}, {"round": 2}, {"left_out": {}}])
@@ -64,7 +73,7 @@ def test_the_state_decides_who_is_in() -> None:
     state = federation()
     gone = replace(state.sites["ge"], phase="evicted", reason="asked to leave")
     state = replace(state, sites={**state.sites, "ge": gone})
-    found = manifest.of_round(state, "patients", 1.0, "00" * 32, 1)
+    found = manifest.of_round(state, Recipe(), "00" * 32, 1)
     assert [(e.site, e.weight) for e in found.entries] == [("siemens", 1.0)]
     assert found.left_out["ge"] == "evicted: asked to leave"
     assert rounds.quorum(state) == 2
@@ -74,7 +83,7 @@ def test_an_accepted_update_of_an_evicted_site_is_set_aside_by_its_digest() -> N
     """Without one the manifest says nothing of it: it then has the digest it had before it could."""
     state = federation()
     gone = replace(state.sites["ge"], phase="evicted", reason="asked to leave")
-    found = manifest.of_round(replace(state, sites={**state.sites, "ge": gone}), "patients", 1.0, "00" * 32, 1)
+    found = manifest.of_round(replace(state, sites={**state.sites, "ge": gone}), Recipe(), "00" * 32, 1)
     assert found.set_aside == {"ge": "11" * 32}
     assert manifest.RoundManifest.from_bytes(found.to_bytes()) == found
     assert replace(found, set_aside={"ge": "33" * 32}).input_digest != found.input_digest

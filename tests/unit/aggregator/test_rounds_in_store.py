@@ -14,6 +14,7 @@ from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store, sa
 from aggregator.store.updates import UpdateKey
 from shared.errors import BadOffset, InputError, StaleRound
+from shared.recipe import Recipe
 from tests.support import adapters, closed_rounds
 
 SIX = dict.fromkeys("abcdef", 10)
@@ -145,12 +146,12 @@ def test_no_manifest_is_fixed_on_what_is_no_longer_so(sampled: Store) -> None:
     ]
     for change in changes:
         seen = state_of(sampled)
-        decided = manifest.of_round(seen, "patients", 1.0, "00" * 32, 1)
+        decided = manifest.of_round(seen, Recipe(), "00" * 32, 1)
         change()
         assert not sampled.write(closing.begin_closing, seen, decided)
         assert state_of(sampled).round.phase == "open"
     seen = state_of(sampled)
-    assert sampled.write(closing.begin_closing, seen, manifest.of_round(seen, "patients", 1.0, "00" * 32, 1))
+    assert sampled.write(closing.begin_closing, seen, manifest.of_round(seen, Recipe(), "00" * 32, 1))
 
 
 def test_bytes_that_are_no_longer_those_accepted_never_reach_a_version(store: Store) -> None:
@@ -187,7 +188,7 @@ def test_no_update_counts_whose_site_was_evicted_before_the_manifest_was_fixed(s
     for site in closed_rounds.PATIENTS:
         closed_rounds.send(store, site, payload(store))
     seen = state_of(store)
-    decided = manifest.of_round(seen, "patients", 1.0, "00" * 32, 1)
+    decided = manifest.of_round(seen, Recipe(), "00" * 32, 1)
     store.write(federations.evict, "demo", "ge", "left the study")
     assert not store.write(closing.begin_closing, seen, decided)
     assert state_of(store).round.phase == "open"

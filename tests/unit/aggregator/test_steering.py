@@ -11,6 +11,7 @@ from aggregator.store import federations
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from shared.errors import InputError, NotFound
+from shared.recipe import Recipe
 from tests.support import adapters, closed_rounds
 
 
@@ -84,7 +85,7 @@ async def test_a_round_that_is_being_closed_is_not_taken_back(store: Store, fede
     for site in closed_rounds.PATIENTS:
         send(store, site)
     seen, parent = store.read(federations.state, "demo"), store.read(federations.adapter, "demo", 1)
-    decided = manifest.of_round(seen, "patients", 1.0, parent.digest, 2)
+    decided = manifest.of_round(seen, Recipe(), parent.digest, 2)
     assert store.write(closing.begin_closing, seen, decided)
     for number in (0, 1, 3):
         with pytest.raises(InputError, match=r"round 2 is being closed this moment; try again .* with --round 2"):
@@ -98,11 +99,11 @@ async def test_a_round_that_cannot_be_closed_is_given_up_by_its_number(store: St
         send(store, site)
     seen, parent = store.read(federations.state, "demo"), store.read(federations.adapter, "demo", 1)
     contract = store.read(federations.contract, "demo")
-    decided = manifest.of_round(seen, "patients", 1.0, parent.digest, 2)
+    decided = manifest.of_round(seen, Recipe(), parent.digest, 2)
     assert store.write(closing.begin_closing, seen, decided)
     result = closed_rounds.compute(store)
     assert await steering.rollback(federation, "anna", 1, "", 2) == steering.RolledBack(3, abandoned=2)
-    assert not store.write(closing.write_result, contract, decided, *result, 9.0)  # a replica that was about to
+    assert not store.write(closing.write_result, contract, decided, result, 9.0)  # a replica that was about to
     assert [check.difference for check in verify.verify(store, "demo")] == ["", "", ""]
     assert course(store)[1:] == [(2, "abandoned", 1, 3), (3, "open", 1, 0)]
 

@@ -1,15 +1,17 @@
-"""Codecs against torch's own bfloat16 and against numbers worked by hand."""
+"""Codecs against torch's own bfloat16, against numbers worked by hand, and against hostile bytes."""
 
 import struct
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shared import codecs
+from shared.codecs import CODECS, Encoding
 from shared.errors import InvalidAdapter
 from shared.layout import Layout
 from shared.recipe import Recipe
@@ -20,6 +22,15 @@ floats = arrays.arrays(
     arrays.array_shapes(min_dims=0, max_dims=3, max_side=5),
     elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
+
+
+def of(codec: str, share: float = 0.25) -> Encoding:
+    found = codecs.encoding(codecs.dtype(codec, share))
+    assert found is not None
+    return found
+
+
+BF16 = of("bf16")
 
 
 @pytest.mark.parametrize(
@@ -38,45 +49,133 @@ floats = arrays.arrays(
     ],
 )
 def test_bf16_rounds_to_nearest_and_ties_to_even(value: float, bits: int) -> None:
-    encoded = codecs.encode("BF16", np.array([value], np.float32))
-    assert encoded.tobytes() == struct.pack("<H", bits)
+    assert BF16.encode(np.array([value], np.float32), b"") == struct.pack("<H", bits)
 
 
 @given(floats)
 @settings(max_examples=300, deadline=None)
 def test_bf16_is_torch_s_bfloat16_bit_for_bit(array: np.ndarray) -> None:
-    encoded = codecs.encode("BF16", array)
+    encoded = BF16.encode(array, b"")
     reference = torch.from_numpy(array.copy()).to(torch.bfloat16)
-    assert encoded.tobytes() == reference.view(torch.uint16).numpy().astype("<u2").tobytes()
-    assert encoded.shape == array.shape
-    decoded = codecs.decode("BF16", encoded)
+    assert encoded == reference.view(torch.uint16).numpy().astype("<u2").tobytes()
+    decoded = BF16.decode(encoded, array.shape)
     assert (decoded.dtype, decoded.shape) == (np.float32, array.shape)
     np.testing.assert_array_equal(decoded, reference.float().numpy())
 
 
-@given(floats)
-@settings(max_examples=100, deadline=None)
-def test_what_was_decoded_is_encoded_to_the_same_bytes(array: np.ndarray) -> None:
-    for dtype in codecs.DTYPES:
-        encoded = codecs.encode(dtype, array)
-        assert codecs.encode(dtype, codecs.decode(dtype, encoded)).tobytes() == encoded.tobytes()
-
-
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFC00000])
-def test_a_nan_stays_one(bits: int) -> None:
+@pytest.mark.parametrize("codec", ["f32", "bf16", "int8", "int4"])
+def test_a_nan_stays_one_and_is_refused_where_numbers_must_be_finite(codec: str, bits: int) -> None:
     array = np.array([bits], np.uint32).view(np.float32)
-    assert np.isnan(codecs.decode("BF16", codecs.encode("BF16", array))).all()
+    assert np.isnan(of(codec).decode(of(codec).encode(array, b""), (1,))).all()
 
 
-def test_bf16_halves_an_update_and_a_broadcast_stays_as_it_is() -> None:
+@pytest.mark.parametrize("codec", CODECS)
+@given(array=floats, seed=st.binary(max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_every_codec_gives_the_shape_back_within_its_size_and_the_same_bytes_for_one_seed(
+    codec: str, array: np.ndarray, seed: bytes
+) -> None:
+    one = of(codec)
+    encoded = one.encode(array, seed)
+    assert encoded == one.encode(array, seed)
+    assert len(encoded) == one.size(array.shape) if one.fixed else 0 < len(encoded) <= one.size(array.shape)
+    decoded = one.decode(encoded, array.shape)
+    assert (decoded.dtype, decoded.shape) == (np.float32, array.shape)
+    if not codecs.is_lossy(codec):
+        assert decoded.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("codec", ["f32+zstd", "bf16+zstd", "int8+zstd", "int4+zstd", "topk+zstd"])
+def test_compression_loses_nothing_and_is_left_out_where_it_does_not_pay(codec: str) -> None:
+    name = codec.removesuffix("+zstd")
+    rng = np.random.default_rng(0)
+    gaussian = rng.standard_normal((64, 96)).astype(np.float32)
+    plain, packed = of(name).encode(gaussian, b"s"), of(codec).encode(gaussian, b"s")
+    assert len(packed) < len(plain)
+    np.testing.assert_array_equal(of(codec).decode(packed, gaussian.shape), of(name).decode(plain, gaussian.shape))
+    tiny = rng.standard_normal((2, 2)).astype(np.float32)
+    assert of(codec).encode(tiny, b"s") == b"\0" + of(name).encode(tiny, b"s")
+
+
+def bomb(said: int | None, holds: int) -> bytes:
+    """A frame of zeros that says it holds `said` bytes (None: says nothing) and holds others."""
+    writer = zstandard.ZstdCompressor(write_content_size=said is not None)
+    if said is None:
+        stream = writer.compressobj()
+        return stream.compress(bytes(holds)) + stream.flush()
+    frame = bytearray(writer.compress(bytes(holds)))
+    assert zstandard.get_frame_parameters(bytes(frame)).content_size == holds
+    place = frame.index(struct.pack("<I", holds))
+    frame[place : place + 4] = struct.pack("<I", said)
+    return bytes(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (b"", "no zstd frame"),
+        (b"no frame at all", "no zstd frame"),
+        (bomb(1 << 20, 1 << 20), "says 1048576 bytes, allowed are 0 to 4000"),
+        (bomb(None, 1 << 20), "says -1 bytes, allowed are 0 to 4000"),
+        (bomb(3000, 1 << 20), "no zstd frame|are compressed"),
+    ],
+    ids=["empty", "garbage", "too large", "says nothing", "lies"],
+)
+def test_a_bomb_is_refused_before_it_takes_memory(frame: bytes, message: str) -> None:
+    with pytest.raises(InvalidAdapter, match=message):
+        codecs.decompressed(frame, 4000)
+
+
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec not in ("f32", "bf16")])
+@given(data=st.binary(max_size=80))
+@settings(max_examples=300, deadline=None)
+def test_whatever_bytes_come_they_are_a_tensor_or_refused(codec: str, data: bytes) -> None:
+    try:
+        found = of(codec).decode(data, (5, 7))
+    except InvalidAdapter:
+        return
+    assert (found.dtype, found.shape) == (np.float32, (5, 7))
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "topk", "int8+zstd", "topk+zstd"])
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_true_payload_with_a_byte_changed_cut_or_added_is_a_tensor_or_refused(
+    codec: str, data: st.DataObject
+) -> None:
+    array = np.random.default_rng(1).standard_normal((6, 9)).astype(np.float32)
+    encoded = bytearray(of(codec).encode(array, b""))
+    place = data.draw(st.integers(0, len(encoded) - 1))
+    match data.draw(st.sampled_from(["change", "cut", "add"])):
+        case "change":
+            encoded[place] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            del encoded[place:]
+        case _:
+            encoded[place:place] = b"\x55"
+    try:
+        found = of(codec).decode(bytes(encoded), array.shape)
+    except InvalidAdapter:
+        return
+    assert found.shape == array.shape
+
+
+@pytest.mark.parametrize(
+    "dtype", ["F64", "f32", "int8", "TOPK@", "TOPK@0", "TOPK@1.5", "TOPK@.5", "TOPK@nan", "F32+zstd+zstd", "+zstd"]
+)
+def test_a_type_that_is_none_or_is_spelled_another_way_is_none(dtype: str) -> None:
+    assert codecs.encoding(dtype) is None
+
+
+def test_bf16_halves_an_update() -> None:
     manifest = adapters.adapter().manifest
-    recipe = Recipe(codec="bf16")
-    upload = recipe.upload_layout(manifest, 1, 3)
+    upload = Recipe(codec="bf16").upload_layout(manifest, 1, 3)
     assert 2 * upload.size == manifest.layout.size
     assert {spec.dtype for spec in upload.tensors} == {"BF16"}
     assert upload.digest != manifest.layout.digest
-    assert recipe.broadcast_layout(manifest, 1) == manifest.layout
     assert Recipe().upload_layout(manifest, 1, 3) == manifest.layout
+    assert Recipe(broadcast_codec="bf16").change_layout(manifest, 1) == upload
 
 
 def test_a_payload_comes_back_as_float32_and_a_number_too_large_is_refused_by_name() -> None:
@@ -92,4 +191,4 @@ def test_a_payload_comes_back_as_float32_and_a_number_too_large_is_refused_by_na
 
 
 def test_only_lossless_codecs_leave_nothing_behind() -> None:
-    assert {codec: codecs.is_lossy(codec) for codec in codecs.CODECS} == {"f32": False, "bf16": True}
+    assert [codec for codec in codecs.CODECS if not codecs.is_lossy(codec)] == ["f32", "f32+zstd"]

@@ -35,6 +35,8 @@ CONTRACT = Contract(
 def other(value: Any) -> Any:
     """Another value of the same type that every field takes."""
     match value:
+        case None:
+            return 7
         case bool():
             return not value
         case int():

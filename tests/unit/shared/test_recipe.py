@@ -35,7 +35,7 @@ def test_a_recipe_that_is_not_installed_says_what_is() -> None:
     with pytest.raises(InputError) as caught:
         recipe.make("fed-magic", {})
     assert str(caught.value) == (
-        "recipe 'fed-magic' is not installed here (installed: med-duallora); upgrade med-duallora"
+        "recipe 'fed-magic' is not installed here (installed: med-duallora, ffa-lora, fedsa-lora, rolora); upgrade med-duallora"
     )
 
 
@@ -59,8 +59,11 @@ def test_an_unknown_parameter_says_which_there_are() -> None:
         ("class_balanced", [], r"recipe parameter class_balanced must be true or false, got '\[\]'"),
         ("mode", "both", "recipe parameter mode must be one of joint, alternating, got 'both'"),
         ("weighting", "steps", "recipe parameter weighting must be one of patients, uniform, got 'steps'"),
-        ("codec", "zip", "recipe parameter codec must be one of f32, bf16, got 'zip'"),
-        ("rank_local", 0, "recipe parameter rank_local must be at least 1, got 0"),
+        ("codec", "zip", r"recipe parameter codec must be one of f32, f32\+zstd, bf16, .*topk\+zstd, got 'zip'"),
+        ("broadcast_codec", "zip", r"recipe parameter broadcast_codec must be one of f32, .*, got 'zip'"),
+        ("topk_share", 0, r"recipe parameter topk_share must be above 0 and at most 1, got 0.0"),
+        ("topk_share", 1.5, r"recipe parameter topk_share must be above 0 and at most 1, got 1.5"),
+        ("rank_local", -1, "recipe parameter rank_local must be at least 0, got -1"),
         ("batch_size", 0, "recipe parameter batch_size must be at least 1, got 0"),
         ("local_epochs", -1, "recipe parameter local_epochs must be at least 1, got -1"),
         ("alpha_local", 0, "recipe parameter alpha_local must be positive, got 0"),
@@ -83,3 +86,34 @@ def test_a_value_that_cannot_be_is_refused_with_what_was_seen(key: str, value: o
 def test_every_recipe_that_is_made_has_a_canonical_text() -> None:
     for name in recipe.INSTALLED:
         assert json.loads(replace(Recipe(), name=name).parameters())["codec"] == "f32"
+
+
+A, B, HEAD = (f"base_model.model.{name}.weight" for name in ("blocks.1.q.lora_A", "blocks.1.q.lora_B", "head"))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "trained", "travels"),
+    [
+        ("med-duallora", 1, "AB", {A, B, HEAD}),
+        ("ffa-lora", 1, "B", {B, HEAD}),
+        ("ffa-lora", 2, "B", {B, HEAD}),
+        ("fedsa-lora", 1, "AB", {A, HEAD}),
+        ("rolora", 1, "B", {B, HEAD}),  # B is zero in version 0: A alone would learn nothing
+        ("rolora", 2, "A", {A, HEAD}),
+        ("rolora", 3, "B", {B, HEAD}),
+    ],
+)
+def test_the_name_says_what_is_trained_and_what_of_it_travels(
+    name: str, number: int, trained: str, travels: set[str]
+) -> None:
+    one = Recipe(name=name)
+    assert one.trained(number) == set(trained)
+    assert {tensor for tensor in (A, B, HEAD) if one.travels(tensor, number)} == travels
+
+
+def test_numbers_that_came_later_leave_the_text_of_older_contracts_as_it_was() -> None:
+    """A 1.1 agent refuses parameters it does not know: they stand only where they say something."""
+    assert not {"broadcast_codec", "topk_share"} & json.loads(Recipe().parameters()).keys()
+    one = Recipe(broadcast_codec="int8", topk_share=0.1)
+    assert {"broadcast_codec", "topk_share"} < json.loads(one.parameters()).keys()
+    assert recipe.make(one.name, json.loads(one.parameters())) == one

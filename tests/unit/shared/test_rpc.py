@@ -1,6 +1,7 @@
 """Every call leaves one event with exact byte counts, and every error arrives as the class that was raised: over real gRPC."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -96,7 +97,9 @@ async def test_a_unary_call_is_counted_to_the_byte() -> None:
     with structlog.testing.capture_logs() as logs:
         async with connected(Servicer()) as stub:
             response = await stub.Probe(request, metadata=METADATA)
-    assert the_event(logs) == {
+    event = the_event(logs)
+    assert re.fullmatch("[0-9a-f]{16}", event.pop("connection"))
+    assert event == {
         "event": "rpc_finished",
         "log_level": "info",
         "side": "aggregator",
@@ -107,6 +110,7 @@ async def test_a_unary_call_is_counted_to_the_byte() -> None:
         "site": "ge",
         "federation": "",
         "round": 0,
+        "offset": 0,
         "code": "OK",
         "messages_up": 1,
         "bytes_up": size(request),
@@ -127,7 +131,33 @@ async def test_a_download_is_counted_message_by_message() -> None:
     assert (event["purpose"], event["federation"], event["round"], event["code"]) == ("adapter_down", "hearts", 4, "OK")
     assert (event["messages_up"], event["bytes_up"], event["payload_bytes_up"]) == (1, size(request), 0)
     assert (event["messages_down"], event["bytes_down"]) == (4, size(*received))
-    assert event["payload_bytes_down"] == len(PAYLOAD) - 1000
+    assert (event["payload_bytes_down"], event["offset"]) == (len(PAYLOAD) - 1000, 1000)
+
+
+async def test_an_upload_that_announces_itself_names_its_federation_round_and_first_byte() -> None:
+    announced = pb.BeginUploadRequest(federation="hearts", round=7, digest="ab")
+    messages = [
+        pb.UploadDeltaRequest(start=pb.UploadStart(announcement=announced)),
+        *(pb.UploadDeltaRequest(chunk=chunk) for chunk in chunks.split(PAYLOAD, 5)),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with connected(Servicer()) as stub:
+            await stub.UploadDelta(iter(messages), metadata=METADATA)
+    event = the_event(logs)
+    assert (event["federation"], event["round"], event["offset"]) == ("hearts", 7, 5)
+    assert event["bytes_up"] == size(*messages)
+
+
+async def test_calls_of_one_connection_carry_its_name_and_another_connection_has_another_name() -> None:
+    names = []
+    for _ in range(2):
+        with structlog.testing.capture_logs() as logs:
+            async with connected(Servicer()) as stub:
+                for _ in range(2):
+                    await stub.Probe(pb.ProbeRequest(), metadata=METADATA)
+        names.append({event["connection"] for event in logs if event["event"] == "rpc_finished"})
+    assert [len(name) for name in names] == [1, 1]
+    assert names[0] != names[1]
 
 
 async def test_an_upload_is_counted_message_by_message() -> None:
@@ -259,4 +289,4 @@ async def test_a_call_that_its_caller_gives_up_is_logged_as_cancelled() -> None:
 
 
 def test_ids_of_calls_do_not_repeat() -> None:
-    assert len({rpc.new_call_id() for _ in range(1000)}) == 1000
+    assert len({rpc.new_id() for _ in range(1000)}) == 1000
