@@ -4,21 +4,19 @@ Kill this at any instruction and start it anywhere: a round left closing is fini
 """
 
 import asyncio
-from dataclasses import dataclass
 
-import numpy as np
 import sqlalchemy as sa
 import structlog
 
-from aggregator import aggregation, manifest, payload, rounds
+from aggregator import manifest, payload, results, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
+from aggregator.results import Result
 from aggregator.store import changes, federations, updates
-from aggregator.store.changes import Change
 from aggregator.store import rounds as round_rows
+from aggregator.store.changes import Change
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
-from shared import codecs, feedback, forms
 from shared.adapter import Adapter
 from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
@@ -109,79 +107,51 @@ class Closer:
         decided = RoundManifest.from_bytes(record.manifest)
         parent = await federation.adapter(decided.parent_version)
         try:
-            outcome = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+            result = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
         except InputError:
             record = await federation.read(round_rows.record, federation.name, number)
             if record.state.phase != "closing":
                 return  # another replica was faster by so much that what it was made of is purged
             raise
-        result = outcome.adapter
-        closed = await federation.decide(write_result, federation.contract, decided, outcome, federation.clock())
+        closed = await federation.decide(write_result, federation.contract, decided, result, federation.clock())
+        version = result.version
         if not closed:
-            _compare(await federation.read(round_rows.record, federation.name, number), result)
+            _compare(await federation.read(round_rows.record, federation.name, number), version)
             return
         log.info(
             "round_closed",
             round=number,
-            version=result.version,
-            digest=result.digest[:12],
+            version=version.version,
+            digest=version.digest[:12],
             sites_count=len(decided.entries),
             left_out=decided.left_out,
-            aggregation_error=round(outcome.figures.get("aggregation_error", 0.0), 6),
+            aggregation_error=round(result.figures.get("aggregation_error", 0.0), 6),
         )
         if (keep := federation.limits.keep_rounds) and (
             purged := await federation.write(updates.purge, federation.name, keep, federation.clock())
         ):
             log.info("updates_purged", rounds=purged)
         if (await federation.state()).phase == "finished":
-            log.info("federation_finished", rounds=number, version=result.version, digest=result.digest)
+            log.info("federation_finished", rounds=number, version=version.version, digest=version.digest)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a round makes: the next version, figures about it, and where the broadcast codec is lossy, the change as written."""
-
-    adapter: Adapter
-    figures: dict[str, float]
-    change: Change | None = None
-
-
-def compute(store: Store, contract: Contract, decided: RoundManifest, parent: Adapter) -> Outcome:
-    """Return the round's result and diagnostics: a pure function of the manifest and the immutable rows it names.
-
-    Where the broadcast codec is lossy the change is written by it first, with what the parent's change still owed, and the
-    version is made of what can be read from that: whoever has the parent and the change has the version.
+def compute(store: Store, contract: Contract, decided: RoundManifest, parent: Adapter) -> Result:
+    """Return the round's result: a pure function of the manifest and the immutable rows it names.
 
     Raises InputError naming the update whose stored bytes are not those its digest was given for.
     """
-    recipe, number = contract.recipe, decided.round
-    layout = recipe.upload_layout(contract.manifest, number, contract.policy.invited)
+    name, number = decided.federation, decided.round
+    layout = contract.recipe.upload_layout(contract.manifest, number, contract.policy.invited)
     deltas = {
         entry.site: payload.tensors(
-            layout,
-            updates.checked_pieces(store, UpdateKey(decided.federation, number, entry.site, entry.digest)),
+            layout, updates.checked_pieces(store, UpdateKey(name, number, entry.site, entry.digest))
         )
         for entry in decided.entries
     }
-    base = {name: np.asarray(array) for name, array in parent.tensors.items()}
     weight = {entry.site: entry.weight for entry in decided.entries}
-    lossy = codecs.is_lossy(recipe.broadcast_codec)
-
-    def finish(base: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        step = decided.server_lr * mean
-        return step if lossy else forms.moved(base, step)
-
-    made, figures = aggregation.aggregate(base, deltas, weight, finish)
-    if not lossy:
-        return Outcome(parent.successor({**base, **made}, decided.version), figures)
-    before = store.read(changes.find, decided.federation, parent.version)
+    before = store.read(changes.find, name, parent.version)
     owed = before.residual() if before else {}
-    sent = feedback.send(
-        recipe.change_layout(contract.manifest, number), made, owed, bytes.fromhex(decided.input_digest)
-    )
-    tensors = {**base, **{name: forms.moved(base[name], step) for name, step in sent.values.items()}}
-    change = Change.of(decided.version, number, sent)
-    return Outcome(parent.successor(tensors, decided.version), figures, change)
+    return results.make(contract, number, decided.version, parent, deltas, weight, owed)
 
 
 def invite_more(
@@ -221,26 +191,25 @@ def write_result(
     connection: sa.Connection,
     contract: Contract,
     decided: RoundManifest,
-    outcome: Outcome,
+    result: Result,
     now: float,
 ) -> bool:
     """Close the round and open the next in one transaction. Returns False if the round was closed already."""
-    result = outcome.adapter
-    final = manifest.with_result(decided, result.digest)
-    name = contract.federation
-    if not round_rows.close(connection, name, decided.round, final.to_bytes(), result.version, outcome.figures, now):
+    name, version = contract.federation, result.version
+    final = manifest.with_result(decided, version.digest)
+    if not round_rows.close(connection, name, decided.round, final.to_bytes(), version.version, result.figures, now):
         return False
-    federations.add_adapter(connection, name, result, now)
-    if outcome.change is not None:
-        changes.add(connection, name, outcome.change)
-    round_rows.go_on(connection, name, result.version, contract.policy.rounds, contract.policy.deadline_s, now)
+    federations.add_adapter(connection, name, version, now)
+    if result.change is not None:
+        changes.add(connection, name, Change.of(version.version, decided.round, result.change))
+    round_rows.go_on(connection, name, version.version, contract.policy.rounds, contract.policy.deadline_s, now)
     return True
 
 
-def _compare(record: round_rows.RoundRecord, result: Adapter) -> None:
+def _compare(record: round_rows.RoundRecord, version: Adapter) -> None:
     """Log an error if whoever closed the round computed something else. A round may have been given up meanwhile."""
     if record.state.phase != "closed":
         return
     theirs = RoundManifest.from_bytes(record.manifest).result_digest
-    if theirs != result.digest:
-        log.error("result_differs", round=record.state.number, stored=theirs, computed=result.digest)
+    if theirs != version.digest:
+        log.error("result_differs", round=record.state.number, stored=theirs, computed=version.digest)

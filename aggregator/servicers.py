@@ -9,6 +9,7 @@ from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import identity, slots, steering, wire
+from aggregator.downloads import Downloads
 from aggregator.federation import Federation
 from aggregator.store import federations
 from aggregator.store import rounds as round_rows
@@ -25,7 +26,8 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._uploads = Uploads(federation)
-        self._downloads = slots.Slots(federation.limits.concurrent_uploads)
+        self._downloads = Downloads(federation)
+        self._download_slots = slots.Slots(federation.limits.concurrent_uploads)
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         caller = identity.site_of(context)
@@ -43,9 +45,13 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.FetchAdapterRequest, context: Any
     ) -> AsyncIterator[pb.FetchAdapterResponse]:
         caller = identity.site_of(context)
-        async with self._downloads.one(caller.site) as slot:
+        async with self._download_slots.one(caller.site) as slot:
             adapter = await self._federation.fetch(caller, request.federation, request.version)
-            parts = wire.adapter_parts(adapter, self._federation.contract, request)
+            if request.if_none_match == adapter.digest:
+                yield wire.not_modified()
+                return
+            download = await self._downloads.choose(adapter, request.if_none_match, request.any_form)
+            parts = wire.download_parts(download, request)
             async for part in slot.paced(parts, self._federation.limits.chunk_wait_s):
                 yield part
 

@@ -238,9 +238,9 @@ def _recompute(ground: _Ground, record: RoundRecord) -> str:
         _check_update(ground, record, site)
     made = None
     if record.purged_at is None:
-        outcome = closing.compute(ground.store, ground.contract, decided, parent)
-        _same(f"result of round {decided.round}", decided.result_digest, outcome.adapter.digest)
-        made = outcome.change
+        result = closing.compute(ground.store, ground.contract, decided, parent)
+        _same(f"result of round {decided.round}", decided.result_digest, result.version.digest)
+        made = result.change
     stored = _adapter(ground, decided.version, decided.result_digest)
     _check_change(ground, decided, parent, stored, made)
     _same(f"parent of version {decided.version}", stored.parent_digest, parent.digest)
@@ -248,7 +248,7 @@ def _recompute(ground: _Ground, record: RoundRecord) -> str:
 
 
 def _check_change(
-    ground: _Ground, decided: RoundManifest, parent: Adapter, stored: Adapter, made: Change | None
+    ground: _Ground, decided: RoundManifest, parent: Adapter, stored: Adapter, made: Sent | None
 ) -> None:
     """Compare the change that was broadcast with the versions before and after it; what it owes with what the round makes,
     unless the update bytes are gone."""
@@ -269,7 +269,11 @@ def _check_change(
     if change.round != decided.round:
         raise Difference(f"{what}: it is of round {change.round}, expected {decided.round}")
     if made is not None:
-        _same(f"{what}, what it owes", sha256_hex(change.owed), sha256_hex(made.owed))
+        _same(
+            f"{what}, what it owes",
+            sha256_hex(change.owed),
+            sha256_hex(Change.of(change.version, change.round, made).owed),
+        )
 
 
 def _check_manifest(ground: _Ground, record: RoundRecord, version: int | None) -> tuple[RoundManifest, Adapter]:

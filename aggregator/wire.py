@@ -7,11 +7,11 @@ from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import rounds
+from aggregator.downloads import Download
 from aggregator.federation import Evaluation, JoinClaim
 from aggregator.store.rounds import RoundRecord
 from aggregator.uploads import Announcement, Progress, Receipt
 from shared import chunks, protocol
-from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import BadOffset, InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
@@ -91,37 +91,41 @@ def site_report(request: pb.AwaitRoundRequest) -> rounds.SiteReport:
 
 
 def answer(value: rounds.Answer) -> pb.AwaitRoundResponse:
-    """Encode an instruction."""
+    """Encode an instruction. Who only waits is told no digest: it would be half of what a waiting site costs."""
     return pb.AwaitRoundResponse(
         instruction=_INSTRUCTIONS[value.instruction],
         round=value.round,
         version=value.version,
-        digest=value.digest,
+        digest=value.digest if value.instruction in ("TRAIN", "FINISHED", "ABANDON") else "",
         remaining_s=value.remaining_s,
         reason=value.reason,
     )
 
 
-def adapter_parts(
-    adapter: Adapter, contract: Contract, request: pb.FetchAdapterRequest
-) -> Iterator[pb.FetchAdapterResponse]:
-    """Yield a download: not_modified alone, or what follows and then its bytes from the offset asked for."""
-    if request.if_none_match == adapter.digest:
-        yield pb.FetchAdapterResponse(not_modified=True)
-        return
-    size = len(adapter.payload)
+def not_modified() -> pb.FetchAdapterResponse:
+    """Encode that the site has the version it asks for."""
+    return pb.FetchAdapterResponse(not_modified=True)
+
+
+def download_parts(download: Download, request: pb.FetchAdapterRequest) -> Iterator[pb.FetchAdapterResponse]:
+    """Encode a download: what follows and then its bytes from the offset asked for."""
+    adapter, size = download.adapter, len(download.payload)
     if request.offset > size:
         raise BadOffset(f"asked for byte {request.offset} of version {adapter.version}, which has {size}; begin at 0")
-    layout = contract.recipe.broadcast_layout(contract.manifest, adapter.version)
     info = pb.AdapterInfo(
         version=adapter.version,
         parent_digest=adapter.parent_digest,
         digest=adapter.digest,
         size=size,
-        layout_digest=layout.digest,
+        layout_digest=adapter.manifest.layout.digest,
     )
+    if request.any_form:
+        info.form = pb.Form.Value(f"FORM_{download.form}")
+        info.base_digest = download.base_digest
+        info.changes.extend(pb.Change(version=c.version, round=c.round, size=len(c.data)) for c in download.changes)
+        info.payload_digest = download.payload_digest
     yield pb.FetchAdapterResponse(info=info)
-    for chunk in chunks.split(adapter.payload, request.offset):
+    for chunk in chunks.split(download.payload, request.offset):
         yield pb.FetchAdapterResponse(chunk=chunk)
 
 

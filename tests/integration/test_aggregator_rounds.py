@@ -191,10 +191,10 @@ async def test_a_round_left_closing_is_finished_at_the_next_start(tmp_path: Path
                 await site.upload(adapters.delta(site.layout, k))
     opened = engine.open_store(store)  # what a process killed right after the swap leaves behind
     state = opened.read(federations.state, "demo")
-    decided = manifest.of_round(state, "patients", 1.0, state.digest, 1)
+    decided = manifest.of_round(state, Recipe(), state.digest, 1)
     assert opened.write(closing.begin_closing, state, decided)
     contract = opened.read(federations.contract, "demo")
-    expected, _ = closing.compute(opened, contract, decided, opened.read(federations.adapter, "demo", 0))
+    expected = closing.compute(opened, contract, decided, opened.read(federations.adapter, "demo", 0)).version
     opened.close()
     async with serve(store) as running, RawSite(running.address, "ge") as site:
         answer = await site.wait("WAIT", 1, wait_s=10)

@@ -7,6 +7,7 @@ from typing import Any
 
 from aggregator import closing, manifest, rounds, setup
 from aggregator.manifest import RoundManifest
+from aggregator.results import Result
 from aggregator.store import engine, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
@@ -68,12 +69,12 @@ def close(store: Store) -> str:
     version = store.read(federations.last_version, "demo") + 1
     decided = manifest.of_round(state, contract.recipe, parent.digest, version)
     assert store.write(closing.begin_closing, state, decided)
-    outcome = compute(store)
-    assert store.write(closing.write_result, contract, decided, outcome, 1003.0)
-    return outcome.adapter.digest
+    result = compute(store)
+    assert store.write(closing.write_result, contract, decided, result, 1003.0)
+    return result.version.digest
 
 
-def compute(store: Store) -> closing.Outcome:
+def compute(store: Store) -> Result:
     """Return what the round that is closing makes."""
     number = store.read(round_rows.last, "demo").number
     decided = RoundManifest.from_bytes(store.read(round_rows.record, "demo", number).manifest)

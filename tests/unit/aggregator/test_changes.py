@@ -172,4 +172,4 @@ def test_after_a_rollback_what_is_owed_is_that_of_the_version_gone_back_to(store
     change = store.read(changes.find, "demo", 3)
     assert change is not None
     assert again.change is not None
-    assert again.change.owed == change.owed
+    assert changes.Change.of(3, 3, again.change) == change

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from aggregator import closing, manifest
 from aggregator.closing import Closer
 from aggregator.federation import Federation, ServiceLimits
+from aggregator.results import Result
 from aggregator.rounds import FederationState
 from aggregator.store import federations, schema, updates
 from aggregator.store import rounds as round_rows
@@ -92,7 +93,7 @@ async def test_a_replica_that_lags_behind_the_retention_goes_on(store: Store, mo
     """While it computed round 1, another replica closed rounds 1 to 3 and dropped the bytes of the first two."""
     compute = closing.compute
 
-    def late(*arguments: Any) -> closing.Outcome:
+    def late(*arguments: Any) -> Result:
         monkeypatch.setattr(closing, "compute", compute)
         fix = closed_rounds.compute(store)
         contract = store.read(federations.contract, "demo")
@@ -113,13 +114,13 @@ async def test_a_replica_that_lags_behind_the_retention_goes_on(store: Store, mo
 async def test_a_result_that_differs_from_the_one_written_down_is_an_error_in_the_log(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(*arguments: Any) -> closing.Outcome:
+    def other(*arguments: Any) -> Result:
         monkeypatch.setattr(closing, "compute", compute)
         decided = arguments[2]
         mine = compute(*arguments)
-        doubled = {name: 2 * array for name, array in mine.adapter.tensors.items()}
+        doubled = {name: 2 * array for name, array in mine.version.tensors.items()}
         assert store.write(closing.write_result, arguments[1], decided, mine, 1003.0)
-        return replace(mine, adapter=arguments[3].successor(doubled, decided.version))
+        return replace(mine, version=arguments[3].successor(doubled, decided.version))
 
     compute = closing.compute
     monkeypatch.setattr(closing, "compute", other)

@@ -249,10 +249,10 @@ def test_closing_refuses_a_decision_that_has_not_seen_every_accepted_update(stor
     put(store, "ge")
     seen = store.read(federations.state, "demo")
     put(store, "siemens")
-    assert not store.write(closing.begin_closing, seen, of_round(seen, "patients", 1.0, "00" * 32, 1))
+    assert not store.write(closing.begin_closing, seen, of_round(seen, Recipe(), "00" * 32, 1))
     seen = store.read(federations.state, "demo")
     assert seen.round.phase == "open"
-    assert store.write(closing.begin_closing, seen, of_round(seen, "patients", 1.0, "00" * 32, 1))
+    assert store.write(closing.begin_closing, seen, of_round(seen, Recipe(), "00" * 32, 1))
 
 
 def test_the_first_to_fix_the_manifest_wins(store: Store) -> None:
