@@ -30,6 +30,7 @@ from shared.adapter import Adapter
 from shared.canonical import sha256_hex
 from shared.contract import Contract
 from shared.errors import InputError, InvalidAdapter, MedDualLoRAError, NotFound
+from shared.feedback import Sent
 from shared.recipe import Recipe
 
 
