@@ -4,6 +4,7 @@ What a download holds is a pure function of the version and the copy the site ha
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -63,14 +64,19 @@ class Downloads:
         federation = self._federation
         lossy = codecs.is_lossy(federation.contract.recipe.broadcast_codec)
         base, chain = await federation.read(_base, federation.name, held, adapter.version if lossy else None)
-        found = [Download(adapter, "PLAIN", adapter.payload)]
-        if base is not None and chain:
-            payload = b"".join(change.data for change in chain)
-            found.append(Download(adapter, "CHANGES", payload, base.digest, tuple(chain)))
-        if 2 * len(found[-1].payload) > len(adapter.payload):  # else packing gains less, and takes time
-            packed = await asyncio.to_thread(forms.pack, adapter.payload, base.payload if base else None)
-            found.append(Download(adapter, "PACKED", packed, base.digest if base else ""))
-        return min(found, key=lambda download: len(download.payload))
+        return await asyncio.to_thread(smallest, adapter, base, chain)
+
+
+def smallest(adapter: Adapter, base: Adapter | None, chain: Sequence[Change] | None) -> Download:
+    """Return the download of a version with the fewest bytes, for a site that has `base`; `chain`: the changes from it."""
+    found = [Download(adapter, "PLAIN", adapter.payload)]
+    if base is not None and chain:
+        payload = b"".join(change.data for change in chain)
+        found.append(Download(adapter, "CHANGES", payload, base.digest, tuple(chain)))
+    if 2 * len(found[-1].payload) > len(adapter.payload):  # else packing gains less, and takes time
+        packed = forms.pack(adapter.payload, base.payload if base else None)
+        found.append(Download(adapter, "PACKED", packed, base.digest if base else ""))
+    return min(found, key=lambda download: len(download.payload))
 
 
 def _base(

@@ -72,6 +72,18 @@ class Activations:
             torch.cat([p.skips for p in parts]).to(self.device, non_blocking=True),
         )
 
+    def adopt(self, other: "Activations") -> None:
+        """Take what another one has computed, of the same base model up to the same block, for the same site.
+
+        Raises ValueError if it stops at another block, draws other views or cuts images otherwise.
+        """
+        mine, theirs = (
+            (one.model.first_block, one.seed, one.image_size, one.ranges) for one in (self, other)
+        )
+        if mine != theirs:
+            raise ValueError(f"these activations are of other views: block, seed, size and ranges are {theirs}, not {mine}")
+        self._kept, self._pairs, self.bytes_held = other._kept, other._pairs, other.bytes_held
+
     def fill(self, views: Sequence[View], should_stop: Callable[[], bool] = lambda: False) -> None:
         """Compute what is missing of `views` without handing anything out; leave off when asked to stop."""
         for start in range(0, len(views), PREFIX_BATCH):
