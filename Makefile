@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 OUT ?= runs/demo
+COMM_OUT ?= runs/communication
 JOBS ?= 2
 RUNS ?= 300
 UV_VERSION := 0.13.9
@@ -66,6 +67,10 @@ test-unit: $(DEV_READY) servers ## unit and property tests only
 .PHONY: chaos
 chaos: $(DEV_READY) servers ## kills, cuts and full disks at seeded moments, with figures; half an hour (RUNS=300, SEED=0, JOBS=2)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos all --runs $(RUNS) --seed $(SEED) --jobs $(JOBS)
+
+.PHONY: bench-comm
+bench-comm: $(DEV_READY) servers ## what communication costs: wire, idle, slow line, orchestration, bytes to target; about an hour, as root (COMM_OUT=runs/communication)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m experiments.communication all --out $(COMM_OUT)
 
 .PHONY: check
 check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing

@@ -85,27 +85,28 @@ def _site_by_site(
 def aggregation_error(a: Sequence[np.ndarray], b: Sequence[np.ndarray], weight: Sequence[float]) -> tuple[float, float]:
     """Return (|| sum_k w_k B_k A_k - B A ||^2, || sum_k w_k B_k A_k ||^2) in the Frobenius norm, for one module.
 
-    A = sum w_k A_k and B = sum w_k B_k are the plainly averaged factors. A_k: (r, in), B_k: (out, r). With
-    tr((B_i A_i)^T B_j A_j) = sum((B_i^T B_j) * (A_i A_j^T)) only r x r products are formed, never an out x in one.
-    The gap is what averaging factors instead of products costs: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA), section 3.
+    A = sum w_k A_k and B = sum w_k B_k are the plainly averaged factors, sum w_k = 1. A_k: (r, in), B_k: (out, r). As the
+    weights sum to 1 the first is || sum_k w_k (B_k - B)(A_k - A) ||^2. With tr((B_i A_i)^T B_j A_j) = sum((B_i^T B_j) *
+    (A_i A_j^T)) only r x r products are formed, all of them as blocks of one Gram matrix of the factors side by side, never an
+    out x in one. The gap is what averaging factors instead of products costs: Sun et al. 2024, arXiv:2403.12313, section 3.
     """
-    factors_a = [x.astype(np.float64) for x in a]
-    factors_b = [x.astype(np.float64) for x in b]
-    mean_a = sum((w * x for w, x in zip(weight, factors_a, strict=True)), np.zeros_like(factors_a[0]))
-    mean_b = sum((w * x for w, x in zip(weight, factors_b, strict=True)), np.zeros_like(factors_b[0]))
-    ideal = _squared_norm(factors_a, factors_b, list(weight))
-    gap = _squared_norm([*factors_a, mean_a], [*factors_b, mean_b], [*weight, -1.0])
-    return max(gap, 0.0), max(ideal, 0.0)
+    rows, columns = np.concatenate(a, axis=0, dtype=np.float64), np.concatenate(b, axis=1, dtype=np.float64)
+    gram_a, gram_b = rows @ rows.T, columns.T @ columns  # every A_i A_j^T and B_i^T B_j, side by side
+    rank = len(gram_a) // len(weight)
+    shares = np.repeat(np.asarray(weight), rank)
+    ideal = shares @ (gram_a * gram_b) @ shares
+    centred_a, centred_b = _centred(gram_a, weight, rank), _centred(gram_b, weight, rank)
+    gap = shares @ (centred_a * centred_b) @ shares
+    return max(float(gap), 0.0), max(float(ideal), 0.0)
 
 
-def _squared_norm(a: Sequence[np.ndarray], b: Sequence[np.ndarray], coefficient: Sequence[float]) -> float:
-    """Return || sum_i c_i B_i A_i ||^2 through r x r Gram matrices."""
-    total = 0.0
-    for i, (a_i, b_i, c_i) in enumerate(zip(a, b, coefficient, strict=True)):
-        for j in range(i, len(a)):
-            term = c_i * coefficient[j] * float(np.sum((b_i.T @ b[j]) * (a_i @ a[j].T)))
-            total += term if i == j else 2 * term
-    return total
+def _centred(gram: np.ndarray, weight: Sequence[float], rank: int) -> np.ndarray:
+    """Return the products of the factors less their weighted mean."""
+    mean = np.kron(np.asarray(weight)[None, :], np.eye(rank))  # (r, sites r)
+    rows = (gram.reshape(len(weight), rank, -1) - mean @ gram).reshape(gram.shape)
+    columns = rows @ mean.T
+    both: np.ndarray = rows.reshape(len(gram), len(weight), rank) - columns[:, None, :]
+    return both.reshape(gram.shape)
 
 
 @dataclass
@@ -124,7 +125,7 @@ class _Diagnosis:
 
     def add(self, name: str, base: np.ndarray, deltas: Sequence[np.ndarray]) -> None:
         """Take one tensor of every site."""
-        flat = np.stack([d.astype(np.float64).ravel() for d in deltas])
+        flat = np.stack([d.ravel() for d in deltas], dtype=np.float64)
         self.gram += flat @ flat.T
         module, _, factor = name.rpartition(".lora_")
         if not module:

@@ -8,7 +8,7 @@ import asyncio
 import sqlalchemy as sa
 import structlog
 
-from aggregator import manifest, payload, results, rounds
+from aggregator import manifest, memory, payload, results, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.results import Result
@@ -23,6 +23,8 @@ from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
 
 log = structlog.get_logger()
 LONGEST_PAUSE_S = 10.0
+GIVE_BACK_S = 10.0
+"""Memory that is freed is kept for so long: rounds may follow each other fast."""
 LONGEST_WAIT_S = 30.0
 """A round is looked at so often even if nothing is heard: what another replica changed may never have been announced."""
 
@@ -33,6 +35,7 @@ class Closer:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._warned = 0
+        self._gave_back_at = 0.0
 
     async def run(self) -> None:
         """Go on until the server drains.
@@ -52,7 +55,14 @@ class Closer:
                 event = "closing_postponed" if isinstance(error, StoreUnavailable) else "closing_failed"
                 log.error(event, error=str(error), retry_in_s=wait_s)
             if wait_s > 0:
+                await self._give_back_memory()
                 await passed(change, wait_s)
+
+    async def _give_back_memory(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._gave_back_at >= GIVE_BACK_S:
+            self._gave_back_at = now
+            await asyncio.to_thread(memory.give_back)
 
     async def _step(self) -> float:
         """Do what is to be done about the round. Returns seconds until there may be more to do, 0 for at once.

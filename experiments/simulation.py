@@ -1,21 +1,26 @@
-"""A federation in one process: the site's own trainer and the aggregator's own rule, without a wire between them.
+"""A federation in one process: the site's own trainer and door out and the aggregator's own rule, without a wire between them.
 
-For reference figures (a model trained on all cases pooled) and for choosing settings quickly. What is reported as the demo's
-result comes from real processes over gRPC, never from here.
+For reference figures (a model trained on all cases pooled) and for choosing settings and recipes quickly. What is reported as
+the demo's result comes from real processes over gRPC, never from here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aggregator import aggregation, results
 from shared.adapter import Adapter
+from shared.canonical import canonical_json
 from shared.contract import Contract, RoundPolicy
+from shared.feedback import Sent
 from shared.recipe import Recipe
+from site_agent import egress
 from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort
+from site_agent.egress import Update, UpdateFacts
 from site_agent.new_adapter import AdapterChoices, init_adapter
 from site_agent.training import evaluate, local
 from site_agent.training.evaluate import Scored
@@ -67,12 +72,62 @@ def centralise(setting: Setting, sites: Sequence[str]) -> dict[str, dict[str, An
     tensors, current = trainer.initial_local(), initial
     for number in range(1, setting.rounds + 1):
         trained = trainer.train(number, current, tensors, local.Hooks())
-        tensors, current = trained.local_tensors, current.successor(trained.global_tensors, number)
+        tensors, current = trained.local_tensors, _next(current, trained.global_tensors, number)
     validation = Scored.of(trainer.model, trainer.activations, trainer.validation_cases)
     return {
         member.vendor: evaluate.figures(validation, Scored.of(trainer.model, trainer.activations, member.test()))
         for member in members
     }
+
+
+@dataclass(frozen=True)
+class SimulatedRound:
+    """What a round left: each site's update and private tensors, and the version made of them."""
+
+    updates: Mapping[str, Update]
+    private: Mapping[str, Mapping[str, np.ndarray]]
+    version: Adapter
+    change: Sent | None
+    """What is broadcast, where the recipe's broadcast codec is lossy."""
+
+    @property
+    def train_loss(self) -> float:
+        """Mean over the sites."""
+        return float(np.mean([update.facts.metrics["train_loss"] for update in self.updates.values()]))
+
+
+def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTrainer]) -> Iterator[SimulatedRound]:
+    """Train all rounds of a contract with these sites, every one in every round."""
+    recipe, sites = contract.recipe, sorted(trainers)
+    private = {site: trainers[site].initial_local() for site in sites}
+    owed: dict[str, dict[str, np.ndarray]] = {site: {} for site in sites}
+    patients = {site: trainers[site].training_patients for site in sites}
+    weight, current = aggregation.weights(patients, recipe.weighting), initial
+    kept_back: Mapping[str, np.ndarray] = {}
+    for number in range(1, contract.policy.rounds + 1):
+        updates: dict[str, Update] = {}
+        for site in sites:
+            trained = trainers[site].train(number, current, private[site], local.Hooks())
+            facts = UpdateFacts(
+                round=number,
+                base_version=current.version,
+                training_patients=patients[site],
+                metrics=trained.metrics,
+            )
+            seed = canonical_json([trainers[site].seed, number])
+            updates[site], owed[site] = egress.seal(
+                current, trained.global_tensors, recipe, facts, len(sites), owed[site], seed
+            )
+            private[site] = trained.local_tensors
+        deltas = {site: update.layout.read([update.payload]) for site, update in updates.items()}
+        result = results.make(contract, number, number, current, deltas, weight, kept_back)
+        current, kept_back = result.version, result.change.residual if result.change else {}
+        yield SimulatedRound(updates, dict(private), current, result.change)
+
+
+def _next(current: Adapter, made: Mapping[str, np.ndarray], version: int) -> Adapter:
+    """Return the version after this one; what did not travel in the round stays as it was."""
+    return current.successor({**current.tensors, **made}, version)
 
 
 def mean_of(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -88,6 +88,10 @@ class Recipe:
         for name, least in (("rank_local", 0), ("local_epochs", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"recipe parameter {name} must be at least {least}, got {getattr(self, name)}")
+        if self.mode == "alternating" and not self.rank_local:
+            raise InputError(
+                "recipe parameter mode is alternating and rank_local 0: half of the steps would train nothing"
+            )
         if not 0 < self.topk_share <= 1:
             raise InputError(f"recipe parameter topk_share must be above 0 and at most 1, got {self.topk_share}")
         for name in ("alpha_local", "clip_norm", "server_lr"):

@@ -180,7 +180,7 @@ class Agent:
         finished = rounds.find(task.round)
         if finished is None or not _is_what_is_asked(finished, task):
             await self._settle(before_round=task.round)
-            received = await self._fetch(joined, task)
+            received = await self._fetch(joined, trainer, task)
             local_before = self._begin(trainer, task.round, received).local
             await self._evaluate(trainer, received, local_before, task.round - 1)
             if not await self._train(joined, trainer, task, received, local_before):
@@ -216,23 +216,33 @@ class Agent:
         """Write to the state folder, however long its disk is full."""
         return await disk.keep_trying(write, self._state.folder, self._view.warned)
 
-    async def _fetch(self, joined: Joined, task: Task) -> Adapter:
+    async def _fetch(self, joined: Joined, trainer: SiteTrainer, task: Task) -> Adapter:
         began = time.monotonic()
         held = self._state.global_adapter()
-        adapter = await self._client.fetch(joined.contract.manifest, task, held)
+        adapter = await self._version(joined, trainer, task, held)
         if held is None or held.digest != adapter.digest:
             await self._write(lambda: self._state.store_global(adapter))
         self._phases.add("fetching", began)
         return adapter
 
-    async def _initial(self, joined: Joined) -> Adapter:
+    async def _initial(self, joined: Joined, trainer: SiteTrainer) -> Adapter:
         """Return version 0; a site that joined late has not had it yet."""
         held = self._state.initial_adapter()
         if held is None:
             task = Task("FINISHED", 0, 0, joined.contract.adapter_digest, 0.0, "")
-            fetched = held = await self._client.fetch(joined.contract.manifest, task, None)
-            await self._write(lambda: self._state.store_initial(fetched))
+            found = held = await self._version(joined, trainer, task, None)
+            await self._write(lambda: self._state.store_initial(found))
         return held
+
+    async def _version(self, joined: Joined, trainer: SiteTrainer, task: Task, held: Adapter | None) -> Adapter:
+        """Return the version a task names. Version 0 need not travel to a site that draws the same for its own base model."""
+        if held is None and task.version == 0:
+            began = time.monotonic()
+            drawn = await asyncio.to_thread(starting.version_0, trainer, joined.contract)
+            if drawn is not None and drawn.digest == task.digest:
+                log.info("version_0_drawn", digest=drawn.digest, duration_s=round(time.monotonic() - began, 3))
+                return drawn
+        return await self._client.fetch(joined.contract, task, held)
 
     async def _train(
         self,
@@ -263,8 +273,15 @@ class Agent:
             training_patients=trainer.training_patients,
             metrics=trained.metrics,
         )
-        invited = joined.contract.policy.invited
-        update, owed = egress.seal(received, trained.global_tensors, trainer.recipe, facts, invited, beginning.residual)
+        update, owed = egress.seal(
+            received,
+            trained.global_tensors,
+            trainer.recipe,
+            facts,
+            joined.contract.policy.invited,
+            beginning.residual,
+            canonical_json([trainer.seed, task.round]),
+        )
         await self._write(lambda: self._state.rounds.commit(update, trained.local_tensors, beginning.start, owed))
         self._checkpoints.clear()
         self._phases.add("training", began)
@@ -337,12 +354,12 @@ class Agent:
     async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""
         await self._settle(before_round=task.round + 1)
-        final = await self._fetch(joined, task)
+        final = await self._fetch(joined, trainer, task)
         local_now = self._begin(trainer, task.round + 1, final).local
         await self._evaluate(trainer, final, local_now, task.round)
         began = time.monotonic()
         self._view.comparing()
-        initial = await self._initial(joined)
+        initial = await self._initial(joined, trainer)
         hooks = local.Hooks(should_stop=self._stopping.is_set, on_step=self._on_step)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)

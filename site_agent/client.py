@@ -22,9 +22,10 @@ from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, SITE_KEY, VERSION
 from shared.recipe import CODECS, INSTALLED, make
-from shared.rpc import CallRecord, new_call_id
+from shared.rpc import CallRecord, new_id
 from shared.tls import TlsFiles
 from site_agent.connection import Connection, Moves, Stub, is_transient
+from site_agent.download import Download
 from site_agent.egress import Update
 
 log = structlog.get_logger()
@@ -149,80 +150,87 @@ class FederationClient:
             _instruction(reply.instruction), reply.round, reply.version, reply.digest, reply.remaining_s, reply.reason
         )
 
-    async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
-        """Return version `task.version`, downloading it unless `held` is it; a cut download goes on where it stopped.
+    async def fetch(self, contract: Contract, task: Task, held: Adapter | None) -> Adapter:
+        """Return version `task.version`, downloading what of it is not in `held`; a cut download goes on where it stopped.
 
-        Raises InvalidAdapter if what arrived has not the digest that was announced.
+        Raises InvalidAdapter if what arrived has not the digest that was announced, even when sent as a whole.
         """
-        received = bytearray()
-        info: list[pb.AdapterInfo] = []
+        download = Download(contract, held)
+        if await self._download(download, task):
+            try:
+                return download.adapter(task.version, task.digest)
+            except InvalidAdapter as error:
+                log.warning("download_not_reproduced", version=task.version, form=download.form, error=str(error))
+        download = Download(
+            contract, held, any_form=False
+        )  # what came cannot be used or gone on with: all of it, plainly
+        await self._download(download, task)
+        return download.adapter(task.version, task.digest)
+
+    async def _download(self, download: Download, task: Task) -> bool:
+        """Take a download in. Returns False if another attempt finds other bytes than those that arrived before it."""
 
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> bool:
             request = pb.FetchAdapterRequest(
                 federation=self.federation,
                 version=task.version,
-                if_none_match=held.digest if held else "",
-                offset=len(received),
+                if_none_match=download.held_digest,
+                offset=download.received,
                 round=task.round,
+                any_form=download.any_form,
             )
             record.count_up(request)
             async for part in stub.FetchAdapter(request, **options):
                 record.count_down(part)
                 if part.not_modified:
-                    return False
+                    return True
                 if part.HasField("info"):
-                    info[:] = [part.info]
-                    if part.info.size != manifest.layout.size:
-                        raise InvalidAdapter(
-                            f"the aggregator offers {part.info.size} bytes, expected {manifest.layout.size}"
-                        )
+                    if not download.begin(part.info):
+                        return False
                 else:
-                    chunks.check(part.chunk, len(received), manifest.layout.size)
-                    received.extend(part.chunk.data)
+                    download.add(part.chunk)
             return True
 
-        timeout_s = self._transfer_s(manifest.layout.size)
-        modified = await self._retrying(
+        timeout_s = self._transfer_s(download.most_bytes)
+        return await self._retrying(
             "FetchAdapter",
             lambda attempt: self._logged("FetchAdapter", attempt, timeout_s, once),
-            durable=lambda: len(received),
+            durable=lambda: download.received,
         )
-        if not modified and held is not None:
-            return held
-        if not info:
-            raise InvalidAdapter(
-                f"the aggregator answered the download of version {task.version} without saying what it sends"
-            )
-        adapter = Adapter.from_payload(manifest, info[0].version, info[0].parent_digest, bytes(received))
-        if adapter.digest != task.digest:
-            raise InvalidAdapter(
-                f"version {task.version} arrived with digest {adapter.digest[:12]}, announced was {task.digest[:12]}"
-            )
-        return adapter
 
     async def upload(self, update: Update) -> None:
         """Send an update; returns once the aggregator's receipt says that it counts.
 
-        A transfer that does not move for `call_timeout_s` begins again at the durable offset. After an attempt that made
-        nothing durable the chunks are smaller: a slow uplink may be why.
+        An update of one chunk is announced with its bytes, in one call. If that fails, as with a larger one the aggregator is
+        asked first how much of it is durable. A transfer that does not move for `call_timeout_s` begins again there. After an
+        attempt that made nothing durable the chunks are smaller: a slow uplink may be why.
         """
-        chunk_bytes, durable = CHUNK_BYTES, -1
+        at_once = len(update.payload) <= CHUNK_BYTES
+        chunk_bytes, durable = CHUNK_BYTES, 0 if at_once else -1
+
+        async def send(attempt: int, offset: int, start: pb.UploadStart) -> None:
+            async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
+                moves = Moves(self._call_timeout_s)
+                stream = self._stream(update, start, offset, chunk_bytes, record, moves)
+                record.count_down(await moves.reply(stub.UploadDelta(stream, **options)))
+
+            await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), once)
 
         async def once(attempt: int) -> None:
             nonlocal chunk_bytes, durable
+            if at_once and attempt == 0:
+                await send(attempt, 0, pb.UploadStart(announcement=self._begin_request(update)))
+                return
             begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
             if begun.HasField("receipt"):
                 return
             if begun.committed == durable:
                 chunk_bytes = min(chunk_bytes, self._patient_bytes())
             durable = begun.committed
-
-            async def send(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
-                moves = Moves(self._call_timeout_s)
-                stream = self._stream(update, begun.committed, chunk_bytes, record, moves)
-                record.count_down(await moves.reply(stub.UploadDelta(stream, **options)))
-
-            await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), send)
+            start = pb.UploadStart(
+                federation=self.federation, agent_id=self._agent_id, round=update.facts.round, digest=update.digest
+            )
+            await send(attempt, durable, start)
 
         await self._retrying("UploadDelta", once, durable=lambda: durable)
 
@@ -255,11 +263,8 @@ class FederationClient:
         )
 
     async def _stream(
-        self, update: Update, offset: int, chunk_bytes: int, record: CallRecord, moves: Moves
+        self, update: Update, start: pb.UploadStart, offset: int, chunk_bytes: int, record: CallRecord, moves: Moves
     ) -> AsyncIterator[pb.UploadDeltaRequest]:
-        start = pb.UploadStart(
-            federation=self.federation, agent_id=self._agent_id, round=update.facts.round, digest=update.digest
-        )
         first = pb.UploadDeltaRequest(start=start)
         record.count_up(first)
         record.federation, record.round = self.federation, update.facts.round
@@ -319,11 +324,12 @@ class FederationClient:
         call: Callable[[Stub, dict[str, Any], CallRecord], Awaitable[T]],
     ) -> T:
         """Make one attempt with an id of its own, and write its event however it ends."""
-        record = CallRecord("site", method, new_call_id(), attempt, self.site, self.federation)
+        record = CallRecord("site", method, new_id(), attempt, self.site, self.federation)
         metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
         try:
-            async with self._connection.stub() as stub:
-                result = await call(stub, {"timeout": timeout_s, "metadata": metadata}, record)
+            async with self._connection.use() as dialled:
+                record.connection = dialled.name
+                result = await call(dialled.stub, {"timeout": timeout_s, "metadata": metadata}, record)
         except grpc.aio.AioRpcError as error:
             record.finish(error.code().name, error.details() or "")
             raise

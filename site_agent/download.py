@@ -22,6 +22,11 @@ class Download:
         self._data = bytearray()
 
     @property
+    def most_bytes(self) -> int:
+        """The most that can come."""
+        return self._contract.manifest.layout.size
+
+    @property
     def held_digest(self) -> str:
         """Digest of the copy the site has; empty if it has none."""
         return self._held.digest if self._held else ""
@@ -41,7 +46,7 @@ class Download:
 
         Raises InvalidAdapter for more bytes than a version has, or for a form or a base that was not asked for.
         """
-        most = self._contract.manifest.layout.size
+        most = self.most_bytes
         plain = info.form in (pb.FORM_UNSPECIFIED, pb.FORM_PLAIN)
         if not 0 < info.size <= most or (plain and info.size != most):
             raise InvalidAdapter(f"the aggregator offers {info.size} bytes, expected {most}")

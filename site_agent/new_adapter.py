@@ -1,7 +1,12 @@
-"""Version 0 of a federation's global adapter: drawn from a seed on a base model, before any site has trained."""
+"""Version 0 of a federation's global adapter: drawn from a seed for a base model, before any site has trained.
+
+What is drawn depends on the adapter's metadata and the shapes of the network alone, so a site that has the base model can draw
+it too, with the same digest, instead of downloading it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -9,10 +14,14 @@ from shared.adapter import MAX_RANK, Adapter, AdapterManifest, AdapterMetadata
 from shared.errors import InputError
 from shared.layout import Layout
 from site_agent.models import adapter_tensors, lora, weights
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.models.config import Frames
+from site_agent.models.config import ConvViTConfig, Frames
+from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
 from site_agent.training.site import load_base
+
+MAX_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +48,16 @@ class AdapterChoices:
             )
         if self.rank > MAX_RANK:
             raise InputError(f"rank must be at most {MAX_RANK}, got {self.rank}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed must be 0 to 2^63 - 1, got {self.seed}")
 
 
 def init_adapter(source: Path, size: str, choices: AdapterChoices) -> Adapter:
-    """Return version 0: A Kaiming-uniform from the seed, B zero, head weights uniform in +-1/sqrt(features).
+    """Return version 0 for the base model that lies at `source`.
 
     Raises InputError for weights that cannot be read, or blocks and targets that the model does not have.
     """
     loaded = load_base(source, size, choices.frames)
-    generator = torch.Generator().manual_seed(choices.seed)
-    model = CineClassifier(loaded.model, loaded.frames, len(choices.class_names), generator)
     config = DualLoRAConfig(
         blocks=choices.blocks,
         targets=choices.targets,
@@ -57,19 +66,50 @@ def init_adapter(source: Path, size: str, choices: AdapterChoices) -> Adapter:
         alpha_global=choices.alpha,
         head=choices.head_policy,
     )
-    blocks = tuple(sorted({int(p.split(".")[2]) for p in lora.layer_paths(model, config)}))
-    base_model = weights.base_model_sha256(loaded.model)
-    lora.attach(model, config, generator)
-    tensors = adapter_tensors.global_tensors(model, choices.head_policy)
+    paths = lora.layer_paths(CineClassifier(loaded.model, loaded.frames), config)
     metadata = AdapterMetadata(
-        base_model_sha256=base_model,
+        base_model_sha256=weights.base_model_sha256(loaded.model),
         rank=choices.rank,
         alpha=choices.alpha,
         target_modules=choices.targets,
-        blocks=blocks,
+        blocks=tuple(sorted({int(path.split(".")[2]) for path in paths})),
         head_policy=choices.head_policy,
         frames=choices.frames,
         task=choices.task,
         class_names=choices.class_names,
+        seed=choices.seed,
+        base_parameters=sum(value.numel() for value in loaded.model.state_dict().values()),
+        base_blocks=len(loaded.model.blocks),
     )
+    return draw(loaded.model.config, metadata)
+
+
+def draw(network: ConvViTConfig, metadata: AdapterMetadata) -> Adapter:
+    """Return version 0 as the metadata say: A Kaiming-uniform, B zero, head weights uniform in +-1/sqrt(features), biases zero.
+
+    `network`: the base model's, for the metadata's frames. Raises InputError if the metadata name no seed, or blocks and
+    targets that such a network does not have.
+    """
+    if metadata.seed is None or metadata.seed > MAX_SEED:
+        raise InputError(f"an adapter is drawn from a seed of 0 to 2^63 - 1, got {metadata.seed}")
+    generator = torch.Generator().manual_seed(metadata.seed)
+    frames, policy = cast(Frames, metadata.frames), cast(HeadPolicy, metadata.head_policy)
+    model = CineClassifier(_shapes(network), frames, len(metadata.class_names), generator)
+    config = DualLoRAConfig(
+        blocks=metadata.blocks,
+        targets=metadata.target_modules,
+        rank_global=metadata.rank,
+        rank_local=0,
+        alpha_global=metadata.alpha,
+        head=policy,
+    )
+    lora.attach(model, config, generator)
+    tensors = adapter_tensors.global_tensors(model, Ownership(policy))
     return Adapter(AdapterManifest(Layout.of(tensors), metadata), 0, "", tensors)
+
+
+def _shapes(network: ConvViTConfig) -> ConvViT:
+    """Return a network whose numbers nobody has written: CineMA-base takes milliseconds, and no memory is touched."""
+    with torch.device("meta"):
+        model = ConvViT(network, heads=False)
+    return model.to_empty(device="cpu")

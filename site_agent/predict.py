@@ -13,9 +13,9 @@ from shared.errors import ContractMismatch, InputError
 from site_agent import state
 from site_agent.data import cohort, windows
 from site_agent.models import adapter_tensors, weights
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import Frames
-from site_agent.models.lora import HeadPolicy
 from site_agent.training.site import build, load_base
 
 
@@ -77,14 +77,14 @@ def site_model(source: Path, size: str, folder: Path) -> Model:
             f"{source} is not the base model of this federation; give the --weights it was trained on"
         )
     image_size = loaded.model.config.image_size
-    policy = cast(HeadPolicy, metadata.head_policy)
+    owned = Ownership.of(metadata, contract.recipe)
     classifier = build(loaded, contract, 0)
-    adapter_tensors.load_global(classifier, policy, Adapter.read(folder / state.GLOBAL).tensors)
+    adapter_tensors.load_global(classifier, owned, Adapter.read(folder / state.GLOBAL).tensors)
     local = state.read_local_adapter(folder)
-    if local is None:
+    if local is None and adapter_tensors.local_tensors(classifier, owned):
         raise InputError(
             f"{folder} holds no local adapter that goes with its newest global one: the agent has not finished a round before "
             "it; try again after the next round"
         )
-    adapter_tensors.load_local(classifier, policy, local)
+    adapter_tensors.load_local(classifier, owned, local or {})
     return Model(classifier, image_size, metadata.class_names)

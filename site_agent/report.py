@@ -36,17 +36,27 @@ def make(
     history: list[dict[str, Any]],
     phases: Phases,
 ) -> dict[str, Any]:
-    """Return what `site-agent report` shows; it stays at the site."""
+    """Return what `site-agent report` shows; it stays at the site.
+
+    `adapter` counts what a version holds, `update` the most that left in a round: an update may hold less, more shortly.
+    """
+    contract = joined.contract
+    recipe, manifest, policy = contract.recipe, contract.manifest, contract.policy
+    updates = [recipe.upload_layout(manifest, number, policy.invited) for number in (1, 2)]  # no recipe has more turns
     return {
         "site": joined.site,
-        "federation": joined.contract.federation,
-        "rounds": joined.contract.policy.rounds,
+        "federation": contract.federation,
+        "rounds": policy.rounds,
         **trainer.facts(),
         "adapter": {
             "version": final.version,
             "digest": final.digest,
             "parameters": final.manifest.layout.parameters,
             "bytes": final.manifest.layout.size,
+        },
+        "update": {
+            "parameters": max(layout.parameters for layout in updates),
+            "bytes": max(layout.size for layout in updates),
         },
         "arms": arms,
         "history": history,

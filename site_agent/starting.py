@@ -10,7 +10,9 @@ import structlog
 import torch
 
 from shared.adapter import Adapter
+from shared.contract import Contract
 from shared.errors import IdentityInUse, InputError
+from site_agent import new_adapter
 from site_agent.client import FederationClient, Joined
 from site_agent.config import SiteConfig
 from site_agent.damage import Damaged
@@ -82,6 +84,19 @@ def trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
     frames: Any = joined.contract.manifest.metadata.frames
     loaded = load_base(config.weights, config.weights_size, frames)
     return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
+
+
+def version_0(trainer: SiteTrainer, contract: Contract) -> Adapter | None:
+    """Return version 0, drawn here; None if that is not the contract's: its file names no seed, or what it was made by (another
+    release of torch, somebody's own program) drew other numbers."""
+    metadata = contract.manifest.metadata
+    if metadata.seed is None:
+        return None
+    try:
+        drawn = new_adapter.draw(trainer.network, metadata)
+    except InputError:
+        return None
+    return drawn if drawn.digest == contract.adapter_digest else None
 
 
 @dataclass(frozen=True, slots=True)

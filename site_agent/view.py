@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from shared.contract import Contract
+from shared.recipe import factor_of
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
 
@@ -64,16 +66,12 @@ class Terminal:
         self._task: TaskID = self._bar.add_task("starting", total=None)
 
     def joined(self, joined: Joined, config: SiteConfig) -> None:
-        contract = joined.contract
-        layout = contract.manifest.layout
-        policy = contract.policy
+        contract, policy = joined.contract, joined.contract.policy
         self._console.print(
             f"[bold]{joined.site}[/bold] in federation [bold]{contract.federation}[/bold] at {config.aggregator}"
             f" ({'TLS, both ends certified' if config.tls else 'PLAIN TEXT, loopback only'})\n"
-            f"  leaves     global adapter change, {layout.parameters:,} numbers, {layout.size / 1000:.1f} kB a round;"
-            f" figures on validation cases\n"
-            f"  never      images, labels, local adapter"
-            f"{', head bias' if contract.manifest.metadata.head_policy == 'global+local-bias' else ''}\n"
+            f"  leaves     {leaves(contract)} a round; figures on validation cases\n"
+            f"  never      {', '.join(stays(contract))}\n"
             f"  until      {policy.rounds} rounds are closed; {joined.training_patients} patients train here\n"
             f"  contract   {contract.sha256[:16]}   recipe {contract.recipe.name}"
         )
@@ -116,6 +114,27 @@ class Terminal:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+def leaves(contract: Contract) -> str:
+    """Say what an update changes, and how large it is; both, where rounds take turns."""
+    recipe, head = contract.recipe, {"global": ["head"], "global+local-bias": ["head weight"], "local": []}
+    turns = []
+    for number in (1, 2):
+        layout = recipe.upload_layout(contract.manifest, number, contract.policy.invited)
+        factors = sorted({factor for spec in layout.tensors if (factor := factor_of(spec.name))})
+        parts = ", ".join([*factors, *head[contract.manifest.metadata.head_policy]])
+        size = f"{'' if layout.fixed else 'at most '}{layout.size / 1000:.1f} kB"
+        turns.append(f"change of {layout.parameters:,} numbers of the global part ({parts}), {size}")
+    return " or ".join(dict.fromkeys(turns))
+
+
+def stays(contract: Contract) -> list[str]:
+    """Name what never leaves a site."""
+    recipe, policy = contract.recipe, contract.manifest.metadata.head_policy
+    named = ["images", "labels"] + ["local adapter"] * (recipe.rank_local > 0)
+    named += [f"the global part's {factor}" for factor in sorted(recipe.trained(1) - recipe.shared(1))]
+    return named + {"global": [], "global+local-bias": ["head bias"], "local": ["head"]}[policy]
 
 
 def for_stream() -> View:

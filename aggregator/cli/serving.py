@@ -68,7 +68,7 @@ def serve(
             logs.configure(log)
         except OSError as error:
             raise InputError(f"cannot append events to {log}: {error.strerror}; choose another --log") from error
-        memory.give_back_what_is_freed()
+        memory.keep_what_is_freed()
         asyncio.run(server.run(opened, config, lambda address, state: _announce(address, state, screen)))
     finally:
         opened.close()

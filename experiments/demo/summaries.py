@@ -80,6 +80,7 @@ def build(found: Findings, seconds: Facts) -> dict[str, Any]:
         "adapter": {
             "parameters": final["parameters"],
             "bytes": final["bytes"],
+            "update_bytes": max(report["update"]["bytes"] for report in found.reports.values()),
             "digest": final["digest"],
             "version": final["version"],
             "initial_digest": found.initial["digest"],

@@ -88,8 +88,8 @@ def communication(summary: Facts) -> list[str]:
         f"               the full model is {size(cost['full_model_bytes'])}: both ways in each round that is "
         f"{cost['reduction']:.0f} times as much",
         f"               {cost['calls_agreed']} of {cost['calls_compared']} calls have the same bytes in both sides' logs",
-        f"[bold]adapter[/bold]        {adapter['parameters']:,} numbers, {size(adapter['bytes'])}, version {adapter['version']}, "
-        f"digest {adapter['digest'][:16]}",
+        f"[bold]adapter[/bold]        {adapter['parameters']:,} numbers, {size(adapter['update_bytes'])} an update, "
+        f"version {adapter['version']}, digest {adapter['digest'][:16]}",
         f"               {summary['verified_rounds']} of {summary['rounds']} rounds recompute to the same bytes",
     ]
 

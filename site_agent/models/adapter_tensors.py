@@ -1,25 +1,45 @@
-"""The adapter's tensors by name: what travels, what stays, and the parameters behind each.
+"""The adapter's tensors by name: what is the federation's, what is the site's own, and the parameters behind each.
 
 Global names follow Hugging Face PEFT (`base_model.model.encoder.blocks.10.attn.q.lora_A.weight`, and for a shared head
-`base_model.model.pred_head_dict.sax.weight`). Local names start with `local.`, so that none can pass for a global one.
+`base_model.model.pred_head_dict.sax.weight`). Private names start with `local.`, so that none can pass for a global one; a factor
+of the global part that a recipe trains but does not share is `local.global.encoder.blocks.10.attn.q.lora_B.weight`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from shared.adapter import AdapterMetadata
 from shared.errors import InvalidAdapter
+from shared.recipe import Factor, Recipe, factor_of
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.lora import HeadPolicy, Part, adapted_layers
 
 GLOBAL_PREFIX = "base_model.model."
 LOCAL_PREFIX = "local."
+OWN_GLOBAL_PREFIX = "local.global."
 
 Tensors = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which trainable numbers are the federation's and which the site's own: the heads' by policy, the global part's by factor."""
+
+    head: HeadPolicy
+    own_factors: frozenset[Factor] = frozenset()
+    """Factors of the global part that the site trains and keeps; every version says for them what version 0 said."""
+
+    @classmethod
+    def of(cls, metadata: AdapterMetadata, recipe: Recipe) -> Self:
+        """Return who owns what in a federation. A recipe keeps the same factors back in every round."""
+        return cls(cast(HeadPolicy, metadata.head_policy), recipe.trained(1) - recipe.shared(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +47,67 @@ class AdapterParameters:
     """Trainable parameters by who owns them, each in name order; for optimiser groups."""
 
     global_lora: tuple[nn.Parameter, ...]
+    global_own: tuple[nn.Parameter, ...]
+    """Factors of the global part that stay at the site."""
     local_lora: tuple[nn.Parameter, ...]
     head_shared: tuple[nn.Parameter, ...]
     head_private: tuple[nn.Parameter, ...]
 
 
-def parameters(model: CineClassifier, policy: HeadPolicy) -> AdapterParameters:
+def parameters(model: CineClassifier, owned: Ownership) -> AdapterParameters:
     return AdapterParameters(
-        global_lora=tuple(_lora(model, "global").values()),
+        global_lora=tuple(_global_lora(model, owned, own=False).values()),
+        global_own=tuple(_global_lora(model, owned, own=True).values()),
         local_lora=tuple(_lora(model, "local").values()),
-        head_shared=tuple(_head(model, policy, shared=True).values()),
-        head_private=tuple(_head(model, policy, shared=False).values()),
+        head_shared=tuple(_head(model, owned.head, shared=True).values()),
+        head_private=tuple(_head(model, owned.head, shared=False).values()),
     )
 
 
-def global_tensors(model: CineClassifier, policy: HeadPolicy) -> Tensors:
-    """Everything that travels: global low-rank tensors and the shared part of the heads; float32 copies in name order."""
-    return _as_arrays(_global_parameters(model, policy))
+@contextmanager
+def only_trained(model: CineClassifier, factors: Collection[Factor]) -> Iterator[None]:
+    """Within, no other factor of the global part has or gets a gradient; afterwards all are trainable again."""
+    frozen = [value for name, value in _lora(model, "global").items() if factor_of(name) not in factors]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
-def load_global(model: CineClassifier, policy: HeadPolicy, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Set every global tensor. Raises InvalidAdapter naming the first that is missing, extra, reshaped or not finite."""
-    _load(_global_parameters(model, policy), tensors)
+def global_tensors(model: CineClassifier, owned: Ownership) -> Tensors:
+    """What is the federation's: global low-rank tensors and the shared part of the heads; float32 copies in name order.
+
+    No tensor in it is private, whatever the recipe; which of them travel in a round the recipe says.
+    """
+    return _as_arrays(_global_parameters(model, owned))
 
 
-def local_tensors(model: CineClassifier, policy: HeadPolicy) -> Tensors:
-    """Everything private: local low-rank tensors and the private part of the heads. Never leaves the site."""
-    return _as_arrays(_local_parameters(model, policy))
+def load_global(model: CineClassifier, owned: Ownership, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Set every tensor of an adapter file; also those of a factor of which the site has its own, until `load_local` sets that.
+
+    Raises InvalidAdapter naming the first that is missing, extra, reshaped or not finite.
+    """
+    _load(_global_parameters(model, Ownership(owned.head)), tensors)
 
 
-def load_local(model: CineClassifier, policy: HeadPolicy, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Set every local tensor; errors as `load_global`."""
-    _load(_local_parameters(model, policy), tensors)
+def local_tensors(model: CineClassifier, owned: Ownership) -> Tensors:
+    """Everything private: local low-rank tensors, factors of the global part that are the site's own, and the private part of
+    the heads. Never leaves the site."""
+    return _as_arrays(_local_parameters(model, owned))
+
+
+def load_local(model: CineClassifier, owned: Ownership, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Set every private tensor; errors as `load_global`."""
+    _load(_local_parameters(model, owned), tensors)
+
+
+def load_both(model: CineClassifier, owned: Ownership, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Set everything trainable to what `global_tensors` and `local_tensors` returned; errors as `load_global`."""
+    _load(_global_parameters(model, owned) | _local_parameters(model, owned), tensors)
 
 
 def combined_tensors(model: CineClassifier) -> Tensors:
@@ -76,14 +125,22 @@ def combined_tensors(model: CineClassifier) -> Tensors:
     return tensors | _as_arrays({GLOBAL_PREFIX + name: value for name, value in model.heads().items()})
 
 
-def _global_parameters(model: CineClassifier, policy: HeadPolicy) -> dict[str, nn.Parameter]:
-    named = _lora(model, "global") | _head(model, policy, shared=True)
+def _global_parameters(model: CineClassifier, owned: Ownership) -> dict[str, nn.Parameter]:
+    named = _global_lora(model, owned, own=False) | _head(model, owned.head, shared=True)
     return {GLOBAL_PREFIX + name: value for name, value in named.items()}
 
 
-def _local_parameters(model: CineClassifier, policy: HeadPolicy) -> dict[str, nn.Parameter]:
-    named = _lora(model, "local") | _head(model, policy, shared=False)
-    return {LOCAL_PREFIX + name: value for name, value in named.items()}
+def _local_parameters(model: CineClassifier, owned: Ownership) -> dict[str, nn.Parameter]:
+    named = _lora(model, "local") | _head(model, owned.head, shared=False)
+    kept = {OWN_GLOBAL_PREFIX + name: value for name, value in _global_lora(model, owned, own=True).items()}
+    return {LOCAL_PREFIX + name: value for name, value in named.items()} | kept
+
+
+def _global_lora(model: CineClassifier, owned: Ownership, *, own: bool) -> dict[str, nn.Parameter]:
+    """The global part's factors that are the site's own, or the others."""
+    return {
+        name: value for name, value in _lora(model, "global").items() if (factor_of(name) in owned.own_factors) == own
+    }
 
 
 def _lora(model: CineClassifier, part: Part) -> dict[str, nn.Parameter]:

@@ -77,11 +77,11 @@ class Activations:
 
         Raises ValueError if it stops at another block, draws other views or cuts images otherwise.
         """
-        mine, theirs = (
-            (one.model.first_block, one.seed, one.image_size, one.ranges) for one in (self, other)
-        )
+        mine, theirs = ((one.model.first_block, one.seed, one.image_size, one.ranges) for one in (self, other))
         if mine != theirs:
-            raise ValueError(f"these activations are of other views: block, seed, size and ranges are {theirs}, not {mine}")
+            raise ValueError(
+                f"these activations are of other views: block, seed, size and ranges are {theirs}, not {mine}"
+            )
         self._kept, self._pairs, self.bytes_held = other._kept, other._pairs, other.bytes_held
 
     def fill(self, views: Sequence[View], should_stop: Callable[[], bool] = lambda: False) -> None:

@@ -2,7 +2,8 @@
 
     probe    frozen backbone, only a head, fitted at the site
     alone    the site's own dual LoRA (rank r_g + r_l) and head, never federated, same number of steps
-    global   the federated model with the site's local part (and private head parts) switched off
+    global   the federated model with everything that is the site's own switched off: local part, private head parts, and what
+             a recipe trains of the global part and does not share
     dual     the federated model with the site's local part
 
 A jointly trained model with one part off keeps its ranking but loses its offset: judge `global` by its AUC and at its own
@@ -19,6 +20,7 @@ from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.data.cohort import labels
 from site_agent.models import lora
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import evaluate, local
 from site_agent.training.activations import Activations
@@ -89,7 +91,7 @@ class Comparison:
         self,
         model: CineClassifier,
         recipe: Recipe,
-        policy: lora.HeadPolicy,
+        owned: Ownership,
         rounds: int,
         seed: int,
         hooks: local.Hooks,
@@ -99,16 +101,17 @@ class Comparison:
         for number in range(1, rounds + 1):
             position = local.Position(number, rounds, seed)
             local.train_round(
-                model, self._activations, self._train, recipe, policy, position, hooks=hooks, micro_batch=micro_batch
+                model, self._activations, self._train, recipe, owned, position, hooks=hooks, micro_batch=micro_batch
             )
         return self.figures(model)
 
 
-def switch_local_off(model: CineClassifier, policy: lora.HeadPolicy) -> None:
-    """Turn a dual model into its global arm: no local product, private biases zero (what a new site would be given)."""
+def switch_local_off(model: CineClassifier, owned: Ownership) -> None:
+    """Turn a dual model whose global part is a version's into its global arm: no local product, private biases zero (what a
+    new site would be given)."""
     only: tuple[lora.Part, ...] = ("global",)
     lora.switch(model, only)
-    if policy == "global+local-bias":
+    if owned.head == "global+local-bias":
         with torch.no_grad():
             for name, value in model.heads().items():
                 if name.endswith(".bias"):

@@ -1,5 +1,7 @@
 """One site's share of one round: both low-rank parts and the head, trained on the cached activations.
 
+Of the global part only the factors that the recipe trains in this round have a gradient and a place in the optimiser.
+
 The order of cases, the view each step uses and the learning rate are pure functions of (seed, round, epoch, step), so a
 round that is trained again from the same start, or goes on from a checkpoint, ends with the same bytes.
 """
@@ -16,8 +18,8 @@ from torch import nn
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.models import adapter_tensors
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.models.lora import HeadPolicy
 from site_agent.training import checkpoint
 from site_agent.training.activations import Activations, View
 from site_agent.training.checkpoint import Keeper, Progress
@@ -91,7 +93,7 @@ def train_round(
     activations: Activations,
     cases: Sequence[Case],
     recipe: Recipe,
-    policy: HeadPolicy,
+    owned: Ownership,
     position: Position,
     *,
     hooks: Hooks = Hooks(),
@@ -103,39 +105,42 @@ def train_round(
     A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm. With a
     keeper, training goes on from the newest checkpoint, and leaves one now and then and when it is stopped.
     """
-    device = activations.device
-    groups = _parameter_groups(model, recipe, policy)
-    parameters = [p for group in groups for p in group["params"]]
-    optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
-    loss_of = nn.CrossEntropyLoss(
-        weight=class_weights(np.array([c.label for c in cases]), recipe.class_balanced).to(device), reduction="none"
-    )
-    total, first, losses = steps_of(len(cases), recipe), 0, list[float]()
-    if keeper is not None and (held := keeper.newest()) is not None:
-        first, losses = held.step, list(held.losses)
-        _restore(model, policy, optimiser, activations.device, held)
-    for step, batch in enumerate(batches(cases, activations, recipe, position)):
-        if step < first:
-            continue
-        if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
-            keeper.save(_progress(model, policy, optimiser, activations.device, step, losses))
-        if hooks.should_stop():
-            raise Stopped
-        _set_rates(optimiser, recipe, position, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss = _backward(model, activations, batch, loss_of, micro_batch)
-        _let_rest(optimiser)
-        nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        optimiser.step()
-        if batch.epoch == recipe.local_epochs - 1:
-            losses.append(loss)
-        hooks.on_step(step + 1, total, optimiser)
-    return float(np.mean(losses))
+    with adapter_tensors.only_trained(model, recipe.trained(position.round)):
+        groups = _parameter_groups(model, recipe, owned)
+        parameters = [p for group in groups for p in group["params"]]
+        optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
+        loss_of = _loss(cases, recipe, activations.device)
+        total, first, losses = steps_of(len(cases), recipe), 0, list[float]()
+        if keeper is not None and (held := keeper.newest()) is not None:
+            first, losses = held.step, list(held.losses)
+            _restore(model, owned, optimiser, activations.device, held)
+        for step, batch in enumerate(batches(cases, activations, recipe, position)):
+            if step < first:
+                continue
+            if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
+                keeper.save(_progress(model, owned, optimiser, activations.device, step, losses))
+            if hooks.should_stop():
+                raise Stopped
+            _set_rates(optimiser, recipe, position, batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss = _backward(model, activations, batch, loss_of, micro_batch)
+            _let_rest(optimiser)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+            optimiser.step()
+            if batch.epoch == recipe.local_epochs - 1:
+                losses.append(loss)
+            hooks.on_step(step + 1, total, optimiser)
+        return float(np.mean(losses))
+
+
+def _loss(cases: Sequence[Case], recipe: Recipe, device: torch.device) -> nn.Module:
+    weight = class_weights(np.array([case.label for case in cases]), recipe.class_balanced)
+    return nn.CrossEntropyLoss(weight=weight.to(device), reduction="none")
 
 
 def _progress(
     model: CineClassifier,
-    policy: HeadPolicy,
+    owned: Ownership,
     optimiser: torch.optim.Optimizer,
     device: torch.device,
     step: int,
@@ -144,8 +149,8 @@ def _progress(
     return Progress(
         step=step,
         losses=list(losses),
-        global_tensors=_as_torch(adapter_tensors.global_tensors(model, policy)),
-        local_tensors=_as_torch(adapter_tensors.local_tensors(model, policy)),
+        global_tensors=_as_torch(adapter_tensors.global_tensors(model, owned)),
+        local_tensors=_as_torch(adapter_tensors.local_tensors(model, owned)),
         optimiser=optimiser.state_dict(),
         generators=checkpoint.generators(device),
     )
@@ -153,13 +158,13 @@ def _progress(
 
 def _restore(
     model: CineClassifier,
-    policy: HeadPolicy,
+    owned: Ownership,
     optimiser: torch.optim.Optimizer,
     device: torch.device,
     held: Progress,
 ) -> None:
-    adapter_tensors.load_global(model, policy, {name: value.numpy() for name, value in held.global_tensors.items()})
-    adapter_tensors.load_local(model, policy, {name: value.numpy() for name, value in held.local_tensors.items()})
+    tensors = held.global_tensors | held.local_tensors
+    adapter_tensors.load_both(model, owned, {name: value.numpy() for name, value in tensors.items()})
     optimiser.load_state_dict(held.optimiser)
     checkpoint.set_generators(held.generators, device)
 
@@ -168,19 +173,23 @@ def _as_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in tensors.items()}
 
 
-def _parameter_groups(model: CineClassifier, recipe: Recipe, policy: HeadPolicy) -> list[dict[str, Any]]:
-    owned = adapter_tensors.parameters(model, policy)
+def _parameter_groups(model: CineClassifier, recipe: Recipe, owned: Ownership) -> list[dict[str, Any]]:
+    """What is trained, by who owns it; what has no gradient in this round is in no group."""
+    of = adapter_tensors.parameters(model, owned)
     groups = [
-        ("global", owned.global_lora, recipe.lr_global),
-        ("local", owned.local_lora, recipe.lr_local),
-        ("head_shared", owned.head_shared, recipe.lr_head),
-        ("head_private", owned.head_private, recipe.lr_head),
+        ("global", of.global_lora, recipe.lr_global),
+        ("global_own", of.global_own, recipe.lr_global),
+        ("local", of.local_lora, recipe.lr_local),
+        ("head_shared", of.head_shared, recipe.lr_head),
+        ("head_private", of.head_private, recipe.lr_head),
     ]
-    return [{"name": n, "params": list(p), "lr": lr, "base_lr": lr} for n, p, lr in groups if p]
+    trained = [(name, [p for p in group if p.requires_grad], rate) for name, group, rate in groups]
+    return [{"name": name, "params": group, "lr": rate, "base_lr": rate} for name, group, rate in trained if group]
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:
-    """Apply the schedule. Alternating: first half of the steps global and shared head, second half local and private head."""
+    """Apply the schedule. Alternating: first half of the steps the global part, also what of it stays here, and the shared head;
+    second half local and private head."""
     factor = learning_rate_factor(recipe, position, batch.at)
     for group in optimiser.param_groups:
         private = group["name"] in ("local", "head_private")

@@ -1,6 +1,6 @@
 """One site's model and data together: what the agent's loop calls, without a word about networks or files of state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,10 @@ from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract
 from shared.errors import ContractMismatch, InputError
 from site_agent.config import SiteConfig
+from site_agent.data.cases import Case
 from site_agent.data.cohort import CLASS_NAMES, Cohort
 from site_agent.models import adapter_tensors, lora, weights
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
@@ -47,7 +49,12 @@ def load_base(source: Path, size: str, frames: Frames, *, warn: bool = True) -> 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a round of local training left: the global part (to be sealed), the private part, aggregate metrics."""
+    """What a round of local training left.
+
+    global_tensors: exactly the tensors that travel in this round, to be sealed; none of them is private.
+    local_tensors: everything private, also what the recipe trains of the global part and does not share.
+    metrics: aggregate figures.
+    """
 
     global_tensors: Tensors
     local_tensors: Tensors
@@ -65,7 +72,8 @@ class SiteTrainer:
     ) -> None:
         self.contract, self.recipe = contract, contract.recipe
         self.metadata = contract.manifest.metadata
-        self.policy = cast(HeadPolicy, self.metadata.head_policy)
+        self.owned = Ownership.of(self.metadata, self.recipe)
+        self.network = loaded.model.config
         self._check_base(loaded)
         if len(self.metadata.class_names) != len(CLASS_NAMES):
             raise ContractMismatch(
@@ -79,9 +87,10 @@ class SiteTrainer:
         self.validation_cases = self.cohort.validation(config.validation_fold)
         self.device = pick_device(config.device)
         self.model = build(loaded, contract, self.seed).to(self.device)
-        self._initial_local = adapter_tensors.local_tensors(self.model, self.policy)
-        image_size = loaded.model.config.image_size
-        self.activations = Activations(self.model, image_size, self.seed, self.device, config.cache_mb * 1_000_000)
+        self._initial_local = adapter_tensors.local_tensors(self.model, self.owned)
+        self.activations = Activations(
+            self.model, self.network.image_size, self.seed, self.device, config.cache_mb * 1_000_000
+        )
 
     @property
     def training_patients(self) -> int:
@@ -108,7 +117,7 @@ class SiteTrainer:
         }
 
     def initial_local(self) -> Tensors:
-        """Private tensors before the first round: A from the site's seed, B zero, private biases zero."""
+        """Private tensors before the first round: the local A from the site's seed, every B zero, private biases zero."""
         return dict(self._initial_local)
 
     def train(
@@ -129,15 +138,16 @@ class SiteTrainer:
             self.activations,
             self.train_cases,
             self.recipe,
-            self.policy,
+            self.owned,
             position,
             hooks=hooks,
             micro_batch=self._micro_batch,
             keeper=keeper,
         )
+        shared = adapter_tensors.global_tensors(self.model, self.owned)
         return Trained(
-            adapter_tensors.global_tensors(self.model, self.policy),
-            adapter_tensors.local_tensors(self.model, self.policy),
+            {name: value for name, value in shared.items() if self.recipe.travels(name, round_number)},
+            adapter_tensors.local_tensors(self.model, self.owned),
             {"train_loss": loss},
         )
 
@@ -157,9 +167,13 @@ class SiteTrainer:
         """Figures of the dual model on the validation cases; empty if there are none."""
         if not self.validation_cases:
             return {}
-        self._load(adapter, local_now)
-        scored = Scored.of(self.model, self.activations, self.validation_cases)
+        scored = self.score(adapter, local_now, self.validation_cases)
         return evaluate.figures(scored, scored)
+
+    def score(self, adapter: Adapter, local_now: Mapping[str, np.ndarray], cases: Sequence[Case]) -> Scored:
+        """Scores of cases under the dual model, beside their labels."""
+        self._load(adapter, local_now)
+        return Scored.of(self.model, self.activations, cases)
 
     def compare_arms(
         self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
@@ -169,18 +183,20 @@ class SiteTrainer:
         comparison = arms.Comparison(self.activations, self.train_cases, self.validation_cases, self.cohort.test())
         self._load(final, local_now)
         dual = comparison.figures(self.model)
-        arms.switch_local_off(self.model, self.policy)
+        # a version has values of its own for what the site trains of the global part and keeps
+        adapter_tensors.load_global(self.model, self.owned, final.tensors)
+        arms.switch_local_off(self.model, self.owned)
         global_only = comparison.figures(self.model)
         self._load(initial, self.initial_local())
         probe = comparison.probe(self.model, self.recipe, rounds, self.seed)
         self._load(initial, self.initial_local())
-        alone = comparison.alone(self.model, self.recipe, self.policy, rounds, self.seed, hooks, self._micro_batch)
+        alone = comparison.alone(self.model, self.recipe, self.owned, rounds, self.seed, hooks, self._micro_batch)
         return {"probe": probe, "alone": alone, "global": global_only, "dual": dual}
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
         lora.switch(self.model, lora.PARTS)
-        adapter_tensors.load_global(self.model, self.policy, adapter.tensors)
-        adapter_tensors.load_local(self.model, self.policy, local_tensors)
+        adapter_tensors.load_global(self.model, self.owned, adapter.tensors)
+        adapter_tensors.load_local(self.model, self.owned, local_tensors)
 
     def _check_base(self, loaded: weights.LoadedBackbone) -> None:
         found, wanted = weights.base_model_sha256(loaded.model), self.metadata.base_model_sha256

@@ -93,13 +93,20 @@ def prepare_phantoms(
 
 
 def create_store(
-    folder: Path, adapter: Path, sites: Sequence[str] = SITES, rounds: int = 2, url: str = "", **parameters: str
+    folder: Path,
+    adapter: Path,
+    sites: Sequence[str] = SITES,
+    rounds: int = 2,
+    url: str = "",
+    recipe: str = "med-duallora",
+    **parameters: str,
 ) -> str:
     """Make a federation of these sites, quorum = all: in a new SQLite file, or in the empty database at `url`."""
     folder.mkdir(exist_ok=True)
     plan = setup.FederationPlan(
         name=NAME,
         adapter=adapter,
+        recipe=recipe,
         parameters={**FEW_STEPS, **parameters},
         sites=dict.fromkeys(sites),
         rounds=rounds,

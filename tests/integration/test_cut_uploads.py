@@ -14,12 +14,15 @@ from structlog.testing import capture_logs
 
 from aggregator.store import engine, updates
 from aggregator.store.updates import UpdateKey
+from experiments.relay import Fault, FaultPlan, Relay
+from shared import forms
+from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable, ConflictingUpdate
 from shared.protocol import CHUNK_BYTES
+from shared.recipe import Recipe
 from site_agent.client import FederationClient, Task
 from site_agent.egress import Update, UpdateFacts
 from tests.chaos import cut_uploads
-from tests.chaos.relay import Fault, FaultPlan, Relay
 from tests.support import adapters
 from tests.support.raw_site import RawSite
 from tests.support.serving import make_store, serve
@@ -28,6 +31,9 @@ pytestmark = pytest.mark.integration
 
 SITES = ("ge", "philips")
 BIG = adapters.adapter(**cut_uploads.SHAPE)
+CONTRACT = Contract(
+    federation="hearts", adapter_digest=BIG.digest, manifest=BIG.manifest, recipe=Recipe(), policy=RoundPolicy()
+)
 SMALL = adapters.adapter()
 WAITS = {"round_number": 1, "following": "TRAIN", "version": 0}
 
@@ -158,18 +164,18 @@ async def test_a_live_long_poll_is_left_alone_by_frequent_probing(tmp_path: Path
 
 
 async def test_a_download_that_falls_silent_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    plan = FaultPlan(script=(Fault("half_open", 3_000_000, "down"),))
+    plan = FaultPlan(script=(Fault("half_open", 1_500_000, "down"),))
     async with (
         serve(big_store(tmp_path)) as running,
         Relay([running.address], plan) as relay,
         joined(relay.address, call_timeout_s=4.0) as client,
     ):
         began = time.monotonic()
-        fetched = await client.fetch(BIG.manifest, Task("TRAIN", 1, 0, BIG.digest, 60.0, ""), None)
+        fetched = await client.fetch(CONTRACT, Task("TRAIN", 1, 0, BIG.digest, 60.0, ""), None)
         assert time.monotonic() - began < 8.0
     assert fetched.digest == BIG.digest
     assert len(relay.links) == 2
-    assert relay.bytes_down < BIG.manifest.layout.size + 2 * CHUNK_BYTES
+    assert relay.bytes_down < len(forms.pack(BIG.payload, None)) + 2 * CHUNK_BYTES
 
 
 async def test_a_call_that_fails_does_not_end_another_one_under_way(tmp_path: Path) -> None:
@@ -241,7 +247,7 @@ async def test_a_receipt_lost_on_its_way_is_asked_for_and_nothing_is_sent_again(
         async with RawSite(running.address, "ge", agent_id="agent-of-ge") as site:
             assert (await site.begin(update.payload)).receipt.accepted_at == at
     calls = [(e["rpc"], e["code"]) for e in events if e["event"] == "rpc_finished" and e["side"] == "site"]
-    assert [call for call in calls if call[1] == "OK"] == [("BeginUpload", "OK"), ("BeginUpload", "OK")]
+    assert [call for call in calls if call[1] == "OK"] == [("BeginUpload", "OK")]
     assert [rpc for rpc, code in calls if code != "OK"][:1] == ["UploadDelta"]
 
 

@@ -16,6 +16,7 @@ from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent import new_adapter
 from site_agent.models import adapter_tensors, lora, weights
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
@@ -56,7 +57,7 @@ def classifier(backbone: Path, adapter: Adapter) -> CineClassifier:
         federation="t", adapter_digest=adapter.digest, manifest=adapter.manifest, recipe=recipe, policy=policy
     )
     model = build(load_base(backbone, "", "stacked"), contract, seed=1)
-    adapter_tensors.load_global(model, "global+local-bias", adapter.tensors)
+    adapter_tensors.load_global(model, Ownership("global+local-bias"), adapter.tensors)
     return model
 
 
@@ -94,9 +95,9 @@ def test_global_and_local_exported_by_the_site_have_our_logits(backbone: Path, t
     adapter = noisy_version(backbone)
     model = classifier(backbone, adapter)
     rng = np.random.default_rng(9)
-    local = adapter_tensors.local_tensors(model, "global+local-bias")
+    local = adapter_tensors.local_tensors(model, Ownership("global+local-bias"))
     local = {n: (t + rng.normal(0, 0.1, t.shape)).astype(np.float32) for n, t in local.items()}
-    adapter_tensors.load_local(model, "global+local-bias", local)
+    adapter_tensors.load_local(model, Ownership("global+local-bias"), local)
     peft.write_folder(tmp_path, adapter_tensors.combined_tensors(model), adapter.manifest.metadata, rank=5, alpha=5.0)
     image = torch.rand(3, 2, 32, 32, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from experiments.relay import Relay
 from shared.adapter import Adapter
 from shared.errors import InvalidAdapter
 from shared.layout import Layout
@@ -22,7 +23,6 @@ from site_agent.client import Joined, Task
 from site_agent.egress import Update, UpdateFacts
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
-from experiments.relay import Relay
 from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve
@@ -72,7 +72,7 @@ class Watched(Agent):
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         super()._on_step(step, steps, optimiser)
         for group in optimiser.param_groups:
-            if group["name"] not in ("local", "head_private"):
+            if group["name"] not in ("global_own", "local", "head_private"):
                 continue
             for index, parameter in enumerate(group["params"]):
                 name = f"{group['name']} {index}"
@@ -198,6 +198,16 @@ async def test_no_window_of_the_local_part_or_its_optimiser_state_leaves_a_site(
         f"{part}{group}" for part in ("", "exp_avg of ", "exp_avg_sq of ") for group in ("local", "head_private")
     }
     assert all(len(agent.secrets.names) > 5000 for agent in agents)
+    assert leaked(agents, relay) == set()
+
+
+@pytest.mark.parametrize("codec", ["f32", "int8"])
+async def test_no_window_of_a_global_factor_that_a_recipe_keeps_at_the_site_leaves_it(materials, tmp_path, codec):
+    """FedSA-LoRA trains B of the global part and shares A alone (Guo et al. 2024, arXiv:2410.01463)."""
+    agents, relay = await run_through_relay(materials, tmp_path, Watched, recipe="fedsa-lora", codec=codec)
+    assert_updates_passed(agents, relay)
+    watched = {name.rpartition(" ")[0] for agent in agents for name in agent.secrets.names.values()}
+    assert watched >= {f"{part}global_own" for part in ("", "exp_avg of ", "exp_avg_sq of ")}
     assert leaked(agents, relay) == set()
 
 

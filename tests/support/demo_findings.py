@@ -30,6 +30,7 @@ def site_report(index: int, rounds: int) -> dict[str, Any]:
         "validation_patients": 10,
         "test_patients": 100,
         "adapter": {"version": rounds, "digest": DIGEST, "parameters": 11_136, "bytes": 44_544},
+        "update": {"parameters": 11_136, "bytes": 44_544},
         "arms": {
             arm: {"test": figures(AUC[arm] - 0.02 * index), "validation": figures(0.9, 10)} for arm in reversed(ARMS)
         },

@@ -239,6 +239,7 @@ def test_every_message_has_bytes_worked_by_hand() -> None:
     shown = {type(message).DESCRIPTOR.name for message, _ in GOLDEN}
     inside = {
         "AdapterInfo",
+        "Change",
         "UploadStart",
         "RoundPolicy",
         "Receipt",

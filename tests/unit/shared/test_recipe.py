@@ -83,6 +83,11 @@ def test_a_value_that_cannot_be_is_refused_with_what_was_seen(key: str, value: o
         recipe.make("med-duallora", {key: value})
 
 
+def test_turns_need_a_local_part() -> None:
+    with pytest.raises(InputError, match="mode is alternating and rank_local 0"):
+        recipe.make("med-duallora", {"mode": "alternating", "rank_local": 0})
+
+
 def test_every_recipe_that_is_made_has_a_canonical_text() -> None:
     for name in recipe.INSTALLED:
         assert json.loads(replace(Recipe(), name=name).parameters())["codec"] == "f32"

@@ -6,17 +6,23 @@ import torch
 from torch import nn
 
 from shared.errors import InvalidAdapter
+from shared.recipe import Recipe
 from site_agent.models import adapter_tensors, lora
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import HEAD_POLICIES, DualLoRAConfig
+from tests.support import adapters
 
 SMALL = ConvViTConfig(
     image_size=(32, 32, 2), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=2, enc_n_heads=2
 )
 A = "base_model.model.encoder.blocks.1.attn.q.lora_A.weight"
-POLICY = "global+local-bias"
+B = A.replace("lora_A", "lora_B")
+OWN_B = "local.global.encoder.blocks.1.attn.q.lora_B.weight"
+POLICY = Ownership("global+local-bias")
+OWNERSHIPS = [Ownership(head, frozenset(factors)) for head in HEAD_POLICIES for factors in ("", "B", "A", "AB")]
 
 
 def adapted(seed: int = 0, **changes) -> CineClassifier:
@@ -55,45 +61,100 @@ def test_global_names_and_shapes_follow_peft():
 )
 def test_the_head_policy_decides_which_head_tensors_travel(policy, travels, stays):
     model = adapted()
-    shared = adapter_tensors.global_tensors(model, policy)
-    private = adapter_tensors.local_tensors(model, policy)
+    shared = adapter_tensors.global_tensors(model, Ownership(policy))
+    private = adapter_tensors.local_tensors(model, Ownership(policy))
     assert {name.rpartition(".")[2] for name in shared if "head" in name} == travels
     assert {name.rpartition(".")[2] for name in private if "head" in name} == stays
 
 
-@pytest.mark.parametrize("policy", HEAD_POLICIES)
-def test_every_trainable_parameter_is_either_global_or_local(policy):
+@pytest.mark.parametrize("owned", OWNERSHIPS)
+def test_every_trainable_parameter_is_either_global_or_local(owned):
     model = adapted()
-    groups = adapter_tensors.parameters(model, policy)
-    grouped = [*groups.global_lora, *groups.local_lora, *groups.head_shared, *groups.head_private]
+    groups = adapter_tensors.parameters(model, owned)
+    shared, private = (
+        (groups.global_lora, groups.head_shared),
+        (groups.global_own, groups.local_lora, groups.head_private),
+    )
+    grouped = [value for group in (*shared, *private) for value in group]
     trainable = [value for value in model.parameters() if value.requires_grad]
     assert len(grouped) == len(trainable)
     assert {id(value) for value in grouped} == {id(value) for value in trainable}
-    shared, private = adapter_tensors.global_tensors(model, policy), adapter_tensors.local_tensors(model, policy)
-    assert len(shared) + len(private) == len(trainable)
-    assert sum(value.size for value in shared.values()) == sum(
-        value.numel() for value in (*groups.global_lora, *groups.head_shared)
-    )
+    for tensors, parameters in (
+        (adapter_tensors.global_tensors(model, owned), shared),
+        (adapter_tensors.local_tensors(model, owned), private),
+    ):
+        expected = sorted(value.detach().numpy().tobytes() for group in parameters for value in group)
+        assert sorted(value.tobytes() for value in tensors.values()) == expected
 
 
-@pytest.mark.parametrize("policy", HEAD_POLICIES)
-def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_global_one(policy):
+@pytest.mark.parametrize("owned", OWNERSHIPS)
+def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_global_one(owned):
     model = adapted()
-    shared, private = adapter_tensors.global_tensors(model, policy), adapter_tensors.local_tensors(model, policy)
+    shared, private = adapter_tensors.global_tensors(model, owned), adapter_tensors.local_tensors(model, owned)
     assert not set(shared) & set(private)
     assert all(name.startswith("local.") for name in private)
     travelling = b"".join(value.tobytes() for value in shared.values())
     assert not any(value.tobytes() in travelling for value in private.values())
 
 
-@pytest.mark.parametrize("policy", HEAD_POLICIES)
-def test_both_files_together_carry_a_model_over_to_another(policy):
+@pytest.mark.parametrize("owned", OWNERSHIPS)
+def test_both_files_together_carry_a_model_over_to_another(owned):
     image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
     source, target = adapted(seed=1), adapted(seed=2)
     assert not torch.allclose(source(image), target(image))
-    adapter_tensors.load_global(target, policy, adapter_tensors.global_tensors(source, policy))
-    adapter_tensors.load_local(target, policy, adapter_tensors.local_tensors(source, policy))
+    both = adapter_tensors.global_tensors(source, owned) | adapter_tensors.local_tensors(source, owned)
+    adapter_tensors.load_both(target, owned, both)
     assert torch.equal(source(image), target(image))
+
+
+@pytest.mark.parametrize("head", HEAD_POLICIES)
+def test_a_version_and_a_local_file_together_carry_a_model_over_to_another(head):
+    image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
+    source, target, owned = adapted(seed=1), adapted(seed=2), Ownership(head)
+    adapter_tensors.load_global(target, owned, adapter_tensors.global_tensors(source, owned))
+    adapter_tensors.load_local(target, owned, adapter_tensors.local_tensors(source, owned))
+    assert torch.equal(source(image), target(image))
+
+
+@pytest.mark.parametrize(("name", "own"), [("med-duallora", ""), ("ffa-lora", ""), ("fedsa-lora", "B"), ("rolora", "")])
+def test_a_site_owns_what_its_recipe_trains_and_never_shares(name, own):
+    owned = Ownership.of(adapters.adapter().manifest.metadata, Recipe(name=name))
+    assert owned == Ownership("global+local-bias", frozenset(own))
+
+
+def test_a_factor_of_the_sites_own_has_a_private_name_and_no_global_one():
+    owned = Ownership("global+local-bias", frozenset("B"))
+    model = adapted()
+    shared, private = adapter_tensors.global_tensors(model, owned), adapter_tensors.local_tensors(model, owned)
+    assert A in shared
+    assert not any("lora_B" in name for name in shared)
+    assert np.array_equal(private[OWN_B], adapter_tensors.global_tensors(model, POLICY)[B])
+
+
+def test_a_version_says_what_is_in_force_of_a_factor_until_the_sites_own_is_loaded():
+    owned = Ownership("global+local-bias", frozenset("B"))
+    model = adapted()
+    version = adapter_tensors.global_tensors(adapted(seed=1), POLICY)
+    private = adapter_tensors.local_tensors(model, owned)
+    adapter_tensors.load_global(model, owned, version)
+    assert np.array_equal(adapter_tensors.local_tensors(model, owned)[OWN_B], version[B])
+    adapter_tensors.load_local(model, owned, private)
+    assert np.array_equal(adapter_tensors.local_tensors(model, owned)[OWN_B], private[OWN_B])
+    with pytest.raises(InvalidAdapter, match=r"tensor .*lora_B\.weight is missing"):
+        adapter_tensors.load_global(model, owned, adapter_tensors.global_tensors(model, owned))
+
+
+def test_only_the_trained_factors_take_gradients_and_afterwards_all_do_again():
+    image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
+    model = adapted()
+    model(image).sum().backward()
+    factors = {name: value for name, value in model.named_parameters() if "lora_" in name}
+    assert all(value.grad is not None for value in factors.values())
+    with adapter_tensors.only_trained(model, {"B"}):
+        model(image).sum().backward()
+        without = {name for name, value in factors.items() if value.grad is None}
+        assert without == {name for name in factors if "lora_A.global" in name}
+    assert all(value.requires_grad for value in factors.values())
 
 
 def test_tensors_are_copies_that_training_does_not_change():

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
 from shared.adapter import Adapter, AdapterManifest
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable
-from shared.recipe import Recipe
+from shared.recipe import INSTALLED, Recipe
 from site_agent import agent
 from site_agent.agent import Agent, Evicted
 from site_agent.client import Joined, Task
@@ -24,10 +25,11 @@ from site_agent.config import SiteConfig
 from site_agent.egress import Update
 from site_agent.lineage import Start
 from site_agent.local_rounds import LocalRounds
+from site_agent.models.config import ConvViTConfig
 from site_agent.training import local
-from site_agent.training.site import Trained
+from site_agent.training.site import SiteTrainer, Trained
 from site_agent.view import Silent
-from tests.support import adapters
+from tests.support import adapters, tiny_site
 
 FIRST = adapters.adapter()
 CONTRACT = Contract(
@@ -89,13 +91,15 @@ class Aggregator:
 
 @dataclass
 class Trainer:
-    """Adds the round's number to every private tensor, and a hundredth of it to every global one, when `ready` says so."""
+    """Adds the round's number to every private tensor, and a hundredth of it to what travels, when `ready` says so."""
 
     ready: Callable[[int, Callable[[], bool]], None] = lambda number, should_stop: None
     trained: list[tuple[int, str, float]] = field(default_factory=list)
     """Round, digest of the version and private number that each training began with."""
     training_patients = 9
-    recipe = CONTRACT.recipe
+    recipe: Recipe = CONTRACT.recipe
+    seed: int = 7
+    change: Callable[[int], float] = lambda number: 0.01 * number
 
     def initial_local(self) -> dict[str, np.ndarray]:
         return {PRIVATE: np.zeros((2, 6), np.float32)}
@@ -110,9 +114,9 @@ class Trainer:
         self.ready(number, hooks.should_stop)
         if hooks.should_stop():
             raise local.Stopped
-        change = np.float32(0.01 * number)
+        change = np.float32(self.change(number))
         return Trained(
-            {name: value + change for name, value in received.tensors.items()},
+            {n: v + change for n, v in received.tensors.items() if self.recipe.travels(n, number)},
             {name: value + np.float32(number) for name, value in local_before.items()},
             {"train_loss": 0.5},
         )
@@ -121,7 +125,7 @@ class Trainer:
 class Scripted(Agent):
     """An agent that has joined: its aggregator is scripted, its trainer only adds."""
 
-    def __init__(self, folder: Path, aggregator: Aggregator, trainer: Trainer) -> None:
+    def __init__(self, folder: Path, aggregator: Aggregator, trainer: Trainer, contract: Contract = CONTRACT) -> None:
         super().__init__(
             SiteConfig(
                 aggregator="127.0.0.1:1", cohort=folder, weights=folder, state=folder / "state", plain_site="ge"
@@ -130,9 +134,11 @@ class Scripted(Agent):
         )
         self._client: Any = aggregator
         self._trainer: Any = trainer
+        self.joined = Joined("ge", contract, 9, 0)
 
     async def _join(self) -> tuple[Joined, Any]:
-        return Joined("ge", CONTRACT, 9, 0), self._trainer
+        self._state.bind(self.joined.contract)
+        return self.joined, self._trainer
 
 
 async def take_part(made: Agent) -> None:
@@ -292,3 +298,170 @@ async def test_a_file_that_goes_bad_after_it_was_found_sound_is_set_aside_and_th
     (said,) = [event for event in events if event["event"] == "damage_set_aside"]
     assert said["path"] == f"rounds/0001/{name}"
     assert (tmp_path / f"state/rounds/0001/damaged-{name}").exists()
+
+
+# --- version 0 ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class WithNetwork(Trainer):
+    """A trainer that knows the shapes of its base model; asked for them more often than `looks`, it fails."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    looks: int = 1
+
+    @property
+    def network(self) -> ConvViTConfig:
+        assert self.looks > 0
+        self.looks -= 1
+        return tiny_site.CONFIG
+
+
+@pytest.fixture(scope="module")
+def drawable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contract, Adapter]:
+    """Return a contract whose version 0 was drawn from a seed for a base model, and that version."""
+    return tiny_site.contract(tiny_site.write_backbone(tmp_path_factory.mktemp("backbone")), Recipe())
+
+
+def other_release(contract: Contract) -> tuple[Contract, Adapter]:
+    """Return the same contract with a version 0 that a release of torch drew which draws other numbers."""
+    drawn = replace(FIRST, manifest=contract.manifest, tensors=_other(contract))
+    return replace(contract, adapter_digest=drawn.digest), drawn
+
+
+def _other(contract: Contract) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {s.name: rng.standard_normal(s.shape).astype(np.float32) for s in contract.manifest.layout.tensors}
+
+
+def names_of(events: list[Any]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+async def test_a_site_draws_version_0_and_downloads_nothing(tmp_path, drawable):
+    contract, initial = drawable
+    aggregator, trainer = Aggregator([train(1, initial), END], []), WithNetwork()
+    made = Scripted(tmp_path, aggregator, trainer, contract)
+    with capture_logs() as events:
+        await take_part(made)
+    assert trainer.trained == [(1, initial.digest, 0.0)]
+    (said,) = [event for event in events if event["event"] == "version_0_drawn"]
+    assert said["digest"] == contract.adapter_digest
+    for name in ("global.safetensors", "initial.safetensors"):
+        assert (tmp_path / "state" / name).read_bytes() == initial.to_bytes()
+
+
+async def test_a_site_that_has_a_version_draws_none(tmp_path, drawable):
+    contract, initial = drawable
+    trainer = WithNetwork(looks=1)
+    for number in (1, 2):
+        aggregator = Aggregator([train(number, initial), END], [initial])
+        await take_part(Scripted(tmp_path, aggregator, trainer, contract))
+    assert [number for number, _, _ in trainer.trained] == [1, 2]
+
+
+async def test_a_version_0_that_is_not_what_the_site_draws_is_downloaded(tmp_path, drawable):
+    contract, given = other_release(drawable[0])
+    aggregator, trainer = Aggregator([train(1, given), END], [given]), WithNetwork()
+    with capture_logs() as events:
+        await take_part(Scripted(tmp_path, aggregator, trainer, contract))
+    assert trainer.trained == [(1, given.digest, 0.0)]
+    assert "version_0_drawn" not in names_of(events)
+    assert (tmp_path / "state/initial.safetensors").read_bytes() == given.to_bytes()
+
+
+async def test_a_version_0_that_is_not_the_contracts_is_what_the_task_says_and_not_what_is_drawn(tmp_path, drawable):
+    contract, _ = drawable
+    _, other = other_release(contract)
+    aggregator, trainer = Aggregator([train(1, other), END], [other]), WithNetwork()
+    await take_part(Scripted(tmp_path, aggregator, trainer, contract))
+    assert trainer.trained == [(1, other.digest, 0.0)]
+
+
+async def test_a_later_version_is_never_drawn(tmp_path, drawable):
+    contract, initial = drawable
+    later = initial.successor(_other(contract), 3)
+    aggregator, trainer = Aggregator([train(4, later), END], [later]), WithNetwork(looks=0)
+    await take_part(Scripted(tmp_path, aggregator, trainer, contract))
+    assert trainer.trained == [(4, later.digest, 0.0)]
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+async def test_a_site_that_joined_late_draws_version_0_for_its_report_or_downloads_it(tmp_path, drawable, drawn):
+    contract, initial = drawable if drawn else other_release(drawable[0])
+    trainer = WithNetwork()
+    made = Scripted(tmp_path, Aggregator([], [] if drawn else [initial]), trainer, contract)
+    made._state.bind(contract)
+    with capture_logs() as events:
+        found = [await made._initial(made.joined, trainer) for _ in range(2)]
+    assert [one.digest for one in found] == [initial.digest] * 2
+    assert names_of(events) == (["version_0_drawn"] if drawn else [])
+
+
+# --- what a codec draws ---------------------------------------------------------------------------------------------
+
+
+async def test_a_round_that_is_done_again_sends_the_same_bytes_and_another_site_other_ones(tmp_path):
+    recipe = Recipe(codec="int4")
+    payloads = []
+    for folder, seed in (("first", 7), ("again", 7), ("other", 8)):
+        aggregator, trainer = Aggregator([train(1, FIRST), END], [FIRST]), Trainer(recipe=recipe, seed=seed)
+        await take_part(Scripted(tmp_path / folder, aggregator, trainer, replace(CONTRACT, recipe=recipe)))
+        payloads.append(aggregator.sent[0].payload)
+    assert payloads[0] == payloads[1] != payloads[2]
+
+
+async def test_the_same_change_in_another_round_is_rounded_otherwise(tmp_path):
+    recipe = Recipe(codec="int4")
+    payloads = []
+    for number in (1, 2):
+        trainer = Trainer(recipe=recipe, change=lambda number: 0.01)
+        aggregator = Aggregator([train(number, FIRST), END], [FIRST])
+        await take_part(Scripted(tmp_path / str(number), aggregator, trainer, replace(CONTRACT, recipe=recipe)))
+        payloads.append(aggregator.sent[0].payload)
+    assert payloads[0] != payloads[1]
+
+
+# --- what stays -----------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A real trainer, and what it gave the loop to be sealed."""
+
+    def __init__(self, trainer: SiteTrainer) -> None:
+        self._trainer = trainer
+        self.given: list[Mapping[str, np.ndarray]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    def train(self, *arguments: Any) -> Trained:
+        trained = self._trainer.train(*arguments)
+        self.given.append(trained.global_tensors)
+        return trained
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+async def test_no_private_number_is_given_to_the_door_or_sent(tmp_path, name):
+    """Learning rates of 0 keep the private low-rank tensors as they are, with FedSA-LoRA a marked B of the global part too."""
+    recipe = Recipe(name=name, rank_local=2, views=0, local_epochs=1, lr_global=0.0, lr_local=0.0)
+    backbone = tiny_site.write_backbone(tmp_path / "backbone")
+    contract, initial = tiny_site.contract(backbone, recipe)
+    trainer: Any = Recording(tiny_site.trainer(tmp_path / "cases", backbone, contract))
+    rng = np.random.default_rng(9)
+    private = {n: rng.uniform(0.01, 0.02, v.shape).astype(np.float32) for n, v in trainer.initial_local().items()}
+    assert any(tensor.startswith("local.global.") for tensor in private) == (name == "fedsa-lora")
+    (tmp_path / "state/rounds/0000").mkdir(parents=True)
+    save_file(private, tmp_path / "state/rounds/0000/local.safetensors")
+    aggregator = Aggregator([train(1, initial), END], [])
+    made = Scripted(tmp_path, aggregator, trainer, contract)
+    await take_part(made)
+    (given,), (update,) = trainer.given, aggregator.sent
+    assert given.keys() == {tensor for tensor in initial.tensors if recipe.travels(tensor, 1)}
+    sent = b"".join(value.tobytes() for value in given.values()) + update.payload
+    seen = {sent[i : i + 4] for i in range(len(sent) - 3)}
+    kept = made._state.rounds.local(1)
+    assert kept is not None
+    for tensor in (tensor for tensor in private if ".lora_" in tensor):
+        assert np.array_equal(kept[tensor], private[tensor]), tensor
+        assert not {number.tobytes() for number in private[tensor].reshape(-1)} & seen, tensor

@@ -8,11 +8,13 @@ import torch
 
 from shared.recipe import Recipe
 from site_agent.models import lora
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.backbone import Prefix
 from site_agent.training import arms, local
 from site_agent.training.activations import Activations, View
 from tests.support import tiny_site
 
+OWNED = Ownership("global+local-bias")
 RECIPE = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=4)
 
 
@@ -56,7 +58,7 @@ def test_alone_trains_in_micro_batches_to_the_same_model(cases):
         suffix = model.suffix
         model.suffix = lambda prefix, sizes=sizes, suffix=suffix: sizes.append(len(prefix.tokens)) or suffix(prefix)
         comparison = arms.Comparison(activations, cases, cases, ())
-        figures = comparison.alone(model, RECIPE, "global+local-bias", 1, 0, local.Hooks(), micro_batch)
+        figures = comparison.alone(model, RECIPE, OWNED, 1, 0, local.Hooks(), micro_batch)
         assert min(sizes) <= (micro_batch or RECIPE.batch_size)
         assert micro_batch == 0 or sizes[:2] == [2, 2]
         scores.append(figures["validation"]["auc"])
@@ -68,7 +70,15 @@ def test_the_global_arm_has_neither_local_product_nor_private_bias():
     with torch.no_grad():
         for value in model.heads().values():
             value.fill_(0.5)
-    arms.switch_local_off(model, "global+local-bias")
+    arms.switch_local_off(model, OWNED)
     assert all(layer.active == ("global",) for layer in lora.adapted_layers(model).values())
     assert {float(v.detach().abs().max()) for n, v in model.heads().items() if n.endswith(".bias")} == {0.0}
     assert {float(v.detach().min()) for n, v in model.heads().items() if n.endswith(".weight")} == {0.5}
+
+
+def test_without_a_local_part_the_global_arm_is_the_dual_one_but_for_its_bias(cases):
+    model = tiny_site.classifier(rank_local=0)
+    comparison = arms.Comparison(tiny_site.activations(model), cases, cases, ())
+    dual = comparison.figures(model)
+    arms.switch_local_off(model, OWNED)
+    assert comparison.figures(model) == dual

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from shared.canonical import sha256_hex
 from shared.recipe import Recipe
 from site_agent.damage import Infirmary
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.training import checkpoint, local
 from site_agent.training.checkpoint import Binding, Checkpoints, Progress
 from tests.support import disk_order, tiny_site
@@ -194,7 +195,7 @@ def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
                 tiny_site.activations(model),
                 cases,
                 recipe,
-                "global+local-bias",
+                Ownership("global+local-bias"),
                 local.Position(1, 4, 7),
                 hooks=hooks,
                 keeper=kept.keeper(BINDING),

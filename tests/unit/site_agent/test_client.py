@@ -6,17 +6,19 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from med_duallora.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from shared import chunks
+from shared import chunks, forms
+from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import (
     AggregatorUnreachable,
@@ -31,6 +33,7 @@ from shared.recipe import CODECS, INSTALLED, Recipe
 from shared.status import INTERNAL_TEXT
 from site_agent import client
 from site_agent.client import FederationClient, Task
+from site_agent.connection import Dialled
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
 
@@ -90,8 +93,8 @@ class ScriptedConnection:
     aggregator: Aggregator
 
     @asynccontextmanager
-    async def stub(self) -> AsyncIterator[Any]:
-        yield self.aggregator
+    async def use(self) -> AsyncIterator[Dialled]:
+        yield Dialled(None, self.aggregator, "c0ffee")  # type: ignore[arg-type]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -291,7 +294,7 @@ def pieces(start: int = 0, step: int = 100, payload: bytes = ADAPTER.payload) ->
 async def test_a_cut_download_goes_on_where_it_stopped():
     cut = [info(), *pieces()[:3], failure(grpc.StatusCode.UNAVAILABLE, "cut")]
     used = ScriptedClient(cut, [info(), *pieces(300)])
-    fetched = await used.fetch(ADAPTER.manifest, TASK, None)
+    fetched = await used.fetch(CONTRACT, TASK, None)
     assert fetched.digest == ADAPTER.digest
     assert [request.offset for request in used.aggregator.requests] == [0, 300]
 
@@ -301,14 +304,14 @@ async def test_a_download_that_is_cut_often_but_moves_on_is_not_an_outage():
     cuts = [[info(), *pieces(start, step=50)[:1], cut] for start in range(0, 300, 50)]
     used = ScriptedClient(*cuts, [info(), *pieces(300)], give_up_after_s=LESS_THAN_SIX_PAUSES_S)
     with capture_logs() as events:
-        assert (await used.fetch(ADAPTER.manifest, TASK, None)).digest == ADAPTER.digest
+        assert (await used.fetch(CONTRACT, TASK, None)).digest == ADAPTER.digest
     assert [request.offset for request in used.aggregator.requests] == list(range(0, 350, 50))
     assert max(pauses(events)) <= SHORTEST_BACKOFF_S
 
 
 async def test_a_version_the_site_has_is_not_downloaded():
     used = ScriptedClient([pb.FetchAdapterResponse(not_modified=True)])
-    assert await used.fetch(ADAPTER.manifest, TASK, ADAPTER) is ADAPTER
+    assert await used.fetch(CONTRACT, TASK, ADAPTER) is ADAPTER
     assert used.aggregator.requests[0].if_none_match == ADAPTER.digest
 
 
@@ -321,7 +324,7 @@ def other_payload() -> bytes:
     [
         (lambda: [info(), *pieces(payload=other_payload())], "version 0 arrived with digest .* announced was"),
         (lambda: [info(size=10**9)], "the aggregator offers 1000000000 bytes, expected"),
-        (lambda: [info(), *pieces()[:2]], "payload has 200 bytes, the layout has"),
+        (lambda: [info(), *pieces()[:2]], "the download of version 0 ended at byte 200 of"),
         (lambda: pieces(), "without saying what it sends"),
         (lambda: [pb.FetchAdapterResponse(not_modified=True)], "without saying what it sends"),
     ],
@@ -329,7 +332,86 @@ def other_payload() -> bytes:
 )
 async def test_a_download_that_is_not_what_was_announced_is_refused(parts: Callable[[], list[Any]], message: str):
     with pytest.raises(InvalidAdapter, match=message):
-        await ScriptedClient(parts()).fetch(ADAPTER.manifest, TASK, None)
+        await ScriptedClient(parts(), parts()).fetch(CONTRACT, TASK, None)  # asked for twice: the second time plainly
+
+
+def packed(base: Adapter | None = None, **changes: Any) -> list[pb.FetchAdapterResponse]:
+    data = forms.pack(ADAPTER.payload, base.payload if base else None)
+    values = {"size": len(data), "form": "FORM_PACKED", "base_digest": base.digest if base else "", **changes}
+    return [info(**values), *pieces(payload=data)]
+
+
+async def test_a_version_may_come_packed_alone_or_on_top_of_the_copy_the_site_has():
+    base = adapters.adapter(seed=5)
+    for held, parts in ((None, packed()), (base, packed()), (base, packed(base))):
+        used = ScriptedClient(parts)
+        assert (await used.fetch(CONTRACT, TASK, held)).digest == ADAPTER.digest
+        assert used.aggregator.requests[0].any_form
+
+
+async def test_a_version_may_come_as_the_changes_that_lead_to_it():
+    recipe = Recipe(broadcast_codec="int8")
+    contract, layout = replace(CONTRACT, recipe=recipe), recipe.change_layout(ADAPTER.manifest, 1)
+    steps = [{n: (a * k / 100).astype(np.float32) for n, a in adapters.tensors(k).items()} for k in (1, 2)]
+    data = [layout.join(step, bytes([k])) for k, step in enumerate(steps)]
+    first = ADAPTER.successor(forms.changed(ADAPTER.tensors, layout, data[0]), 1)
+    second = first.successor(forms.changed(first.tensors, layout, data[1]), 2)
+    about = pb.AdapterInfo(
+        version=2,
+        parent_digest=first.digest,
+        digest=second.digest,
+        size=sum(map(len, data)),
+        form="FORM_CHANGES",
+        base_digest=ADAPTER.digest,
+        changes=[pb.Change(version=k + 1, round=k + 1, size=len(part)) for k, part in enumerate(data)],
+    )
+    parts = [pb.FetchAdapterResponse(info=about), *pieces(payload=b"".join(data))]
+    task = Task("TRAIN", 3, 2, second.digest, 60.0, "")
+    assert (await ScriptedClient(parts).fetch(contract, task, ADAPTER)).to_bytes() == second.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: packed(adapters.adapter(seed=6), base_digest=adapters.adapter(seed=5).digest),
+        lambda: [info(size=50, form="FORM_PACKED"), *pieces(payload=bytes(50))],
+        lambda: [info(size=50, form="FORM_CHANGES"), *pieces(payload=bytes(50))],
+    ],
+    ids=["packed on another copy", "no zstd frame", "changes of nothing"],
+)
+async def test_what_cannot_be_rebuilt_here_is_asked_for_again_plainly(wrong: Callable[[], list[Any]]):
+    """So another platform, or another release of zstd, costs bytes and no round."""
+    held = adapters.adapter(seed=5)
+    used = ScriptedClient(wrong(), [info(), *pieces()])
+    with capture_logs() as events:
+        assert (await used.fetch(CONTRACT, TASK, held)).digest == ADAPTER.digest
+    assert [request.any_form for request in used.aggregator.requests] == [True, False]
+    assert [event["event"] for event in events if event["log_level"] == "warning"] == ["download_not_reproduced"]
+
+
+async def test_a_download_is_not_gone_on_with_in_other_bytes():
+    """Another replica may pack otherwise: what had arrived is dropped, and all is asked for plainly."""
+    first = packed(payload_digest="aa" * 32)
+    cut = [*first[:2], failure(grpc.StatusCode.UNAVAILABLE, "cut")]
+    used = ScriptedClient(cut, packed(payload_digest="bb" * 32)[:1], [info(), *pieces()])
+    assert (await used.fetch(CONTRACT, TASK, None)).digest == ADAPTER.digest
+    assert [(r.offset, r.any_form) for r in used.aggregator.requests] == [(0, True), (100, True), (0, False)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "FORM_PACKED", "base_digest": "ab" * 32}, "the download builds on abababababab, this site has $"),
+        ({"form": 9}, "the aggregator sends form 9, which was not asked for"),
+        ({"form": "FORM_PACKED", "size": 10**9}, "the aggregator offers 1000000000 bytes"),
+        ({"form": "FORM_PLAIN", "size": 10}, "the aggregator offers 10 bytes"),
+    ],
+)
+async def test_a_download_in_a_form_nobody_asked_for_is_refused_before_a_byte_of_it(
+    changes: dict[str, Any], message: str
+):
+    with pytest.raises(InvalidAdapter, match=message):
+        await ScriptedClient([info(**changes)]).fetch(CONTRACT, TASK, None)
 
 
 # --- uploads --------------------------------------------------------------------------------------------------------

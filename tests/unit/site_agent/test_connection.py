@@ -22,13 +22,13 @@ def failure(code: grpc.StatusCode, text: str = "", name: str = "") -> grpc.aio.A
 async def stub_after(connection: Connection, error: grpc.aio.AioRpcError | None) -> object:
     """Make a call that ends like this; return the stub the next one gets."""
     try:
-        async with connection.stub():
+        async with connection.use():
             if error is not None:
                 raise error
     except grpc.aio.AioRpcError:
         pass
-    async with connection.stub() as stub:
-        return stub
+    async with connection.use() as dialled:
+        return dialled.stub
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ async def test_a_failure_on_the_old_connection_leaves_the_new_one_alone():
     new: list[object] = []
 
     async def slow_to_notice() -> None:
-        async with connection.stub():
+        async with connection.use():
             new.append(await stub_after(connection, lost))  # a call beside it was quicker
             raise lost
 
     with pytest.raises(grpc.aio.AioRpcError):
         await slow_to_notice()
-    async with connection.stub() as stub:
-        assert [stub] == new
+    async with connection.use() as dialled:
+        assert [dialled.stub] == new
     await connection.close()
 
 

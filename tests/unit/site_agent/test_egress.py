@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.errors import InputError, InvalidAdapter
 from shared.layout import Layout
-from shared.recipe import Recipe
+from shared.recipe import INSTALLED, Recipe
 from site_agent import egress
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
@@ -131,3 +132,46 @@ def test_a_lossy_update_fails_closed_as_well():
     after[NAMES[1]][0, 0] = np.nan
     with pytest.raises(InvalidAdapter, match=f"tensor '{NAMES[1]}' has 1 non-finite values"):
         seal_as("bf16", after)
+
+
+# --- what a recipe lets travel --------------------------------------------------------------------------------------
+
+
+def travelling(recipe, round_number, tensors):
+    return {name: value for name, value in tensors.items() if recipe.travels(name, round_number)}
+
+
+@pytest.mark.parametrize("codec", ["f32", "int8"])
+@pytest.mark.parametrize("round_number", [1, 2])
+@pytest.mark.parametrize("name", INSTALLED)
+def test_the_door_takes_what_travels_in_the_round_and_refuses_one_more_by_name(name, round_number, codec):
+    recipe, facts = Recipe(name=name, codec=codec), replace(FACTS, round=round_number)
+    right = travelling(recipe, round_number, trained())
+    update, _ = egress.seal(RECEIVED, right, recipe, facts, 3)
+    assert [spec.name for spec in update.layout.tensors] == sorted(right)
+    for more in sorted(set(NAMES) - set(right)):
+        with pytest.raises(InvalidAdapter, match=f"extra tensor '{more}'"):
+            egress.seal(RECEIVED, {**right, more: trained()[more]}, recipe, facts, 3)
+    for less in right:
+        with pytest.raises(InvalidAdapter, match=f"missing tensor '{less}'"):
+            egress.seal(RECEIVED, {k: v for k, v in right.items() if k != less}, recipe, facts, 3)
+
+
+def test_what_is_owed_of_a_factor_waits_for_the_round_in_which_it_travels():
+    recipe = Recipe(name="rolora", codec="bf16")
+    owed: dict[str, np.ndarray] = {}
+    for number in (1, 2, 3):
+        after = travelling(recipe, number, trained(number))
+        _, left = egress.seal(RECEIVED, after, recipe, replace(FACTS, round=number), 3, owed)
+        assert left.keys() == owed.keys() | after.keys()
+        assert all(np.array_equal(left[name], owed[name]) for name in owed.keys() - after.keys())
+        assert any(not np.array_equal(left[name], owed.get(name)) for name in after)
+        owed = left
+
+
+def test_what_a_codec_draws_is_drawn_from_the_seed_it_is_given():
+    recipe = Recipe(codec="int4")
+    payloads = [
+        egress.seal(RECEIVED, trained(), recipe, FACTS, 3, None, seed)[0].payload for seed in (b"1", b"1", b"2")
+    ]
+    assert payloads[0] == payloads[1] != payloads[2]

@@ -2,20 +2,22 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from shared.recipe import Recipe
+from shared.recipe import INSTALLED, Recipe, factor_of
 from site_agent.damage import Infirmary
 from site_agent.models import adapter_tensors
+from site_agent.models.adapter_tensors import Ownership
 from site_agent.training import local
 from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.local import Hooks, Position
 from tests.support import tiny_site
 
-POLICY = "global+local-bias"
+OWNED = Ownership("global+local-bias")
 RECIPE = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3)
 FIRST = Position(round=1, rounds=4, seed=7)
 
@@ -27,16 +29,20 @@ def cases(tmp_path_factory):
 
 def train(cases, recipe=RECIPE, position=FIRST, hooks=None, **options):
     """Train one round of a new model; return it and the loss."""
-    model = tiny_site.classifier()
+    model = tiny_site.classifier(rank_local=recipe.rank_local)
     watched = hooks(model) if hooks else Hooks()
     loss = local.train_round(
-        model, tiny_site.activations(model), cases, recipe, POLICY, position, hooks=watched, **options
+        model, tiny_site.activations(model), cases, recipe, owned_by(recipe), position, hooks=watched, **options
     )
     return model, loss
 
 
+def owned_by(recipe, head="global+local-bias"):
+    return Ownership(head, recipe.trained(1) - recipe.shared(1))
+
+
 def tensors_of(model):
-    return adapter_tensors.global_tensors(model, POLICY) | adapter_tensors.local_tensors(model, POLICY)
+    return adapter_tensors.global_tensors(model, OWNED) | adapter_tensors.local_tensors(model, OWNED)
 
 
 # --- what is trained on ---------------------------------------------------------------------------------------------
@@ -115,9 +121,9 @@ def test_the_frozen_part_does_not_move(cases):
 
 
 def test_a_local_rate_of_zero_keeps_the_local_low_rank_part(cases):
-    before = adapter_tensors.local_tensors(tiny_site.classifier(), POLICY)
+    before = adapter_tensors.local_tensors(tiny_site.classifier(), OWNED)
     model, _ = train(cases, Recipe(rank_local=2, views=0, batch_size=4, lr_local=0.0))
-    after = adapter_tensors.local_tensors(model, POLICY)
+    after = adapter_tensors.local_tensors(model, OWNED)
     kept = {name for name in before if np.array_equal(before[name], after[name])}
     assert kept == {name for name in before if ".lora_" in name}
 
@@ -182,10 +188,94 @@ def test_training_stops_at_the_next_step_when_asked_to(cases):
     assert steps == [1, 2]
 
 
+# --- which factors of the global part --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank_local", [2, 0])
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_round_moves_the_trained_factors_and_leaves_every_bit_of_the_others(cases, name, rank_local):
+    recipe = Recipe(name=name, rank_local=rank_local, views=0, batch_size=4, weight_decay=0.1)
+    model = tiny_site.classifier(rank_local=rank_local)
+    for number in (1, 2, 3):
+        before = tensors_of(model)
+        activations = tiny_site.activations(model)
+        local.train_round(model, activations, cases, recipe, owned_by(recipe), Position(number, 4, 7))
+        for tensor, value in tensors_of(model).items():
+            stays = tensor.startswith("base_model.") and factor_of(tensor) not in {None, *recipe.trained(number)}
+            assert np.array_equal(value, before[tensor]) == stays, tensor
+
+
+def test_rolora_trains_b_in_odd_rounds_and_a_in_even_ones(cases):
+    """Chen et al. 2025, arXiv:2502.01755: the factors take turns; B first, because with B zero A has no gradient."""
+    recipe = Recipe(name="rolora", rank_local=2, views=0, local_epochs=1, batch_size=16)
+    for number, factor in ((1, "B"), (2, "A"), (3, "B"), (4, "A")):
+        before = tensors_of(tiny_site.classifier())
+        model, _ = train(cases, recipe, Position(number, 4, 7))
+        moved = {factor_of(t) for t, v in tensors_of(model).items() if t[0] == "b" and not np.array_equal(v, before[t])}
+        assert moved == {factor, None}, number
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_frozen_factor_has_no_gradient_and_no_place_in_the_optimiser(cases, name):
+    recipe, seen = Recipe(name=name, rank_local=2, views=0, batch_size=4), []
+
+    def watch(model):
+        factors = {n: v for n, v in model.named_parameters() if "lora_" in n and n.endswith("global")}
+
+        def look(step, steps, optimiser):
+            kept = {id(p) for group in optimiser.param_groups for p in group["params"]}
+            assert kept == {id(p) for p in optimiser.state}
+            for parameter, value in factors.items():
+                trained = ("A" if "lora_A" in parameter else "B") in recipe.trained(1)
+                assert (value.grad is not None) == value.requires_grad == (id(value) in kept) == trained, parameter
+            seen.append(step)
+
+        return Hooks(on_step=look)
+
+    model, _ = train(cases, recipe, hooks=watch)
+    assert len(seen) == 6
+    assert all(value.requires_grad for name, value in model.named_parameters() if "lora_" in name)
+
+
+def test_a_round_that_is_stopped_leaves_every_factor_trainable(cases):
+    recipe, models = Recipe(name="ffa-lora", rank_local=2, views=0, batch_size=4), []
+
+    def watch(model):
+        models.append(model)
+        return Hooks(should_stop=lambda: True)
+
+    with pytest.raises(local.Stopped):
+        train(cases, recipe, hooks=watch)
+    assert all(value.requires_grad for name, value in models[0].named_parameters() if "lora_" in name)
+
+
+def test_a_factor_of_the_sites_own_learns_at_the_global_parts_rate(cases):
+    """AdamW's first step, as above: what FedSA-LoRA keeps at the site is trained as if it were shared."""
+    recipe = Recipe(
+        name="fedsa-lora", rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=1e-3, lr_local=3e-3
+    )
+    kept, groups = owned_by(recipe), []
+    before = adapter_tensors.local_tensors(tiny_site.classifier(), kept)
+    hooks = Hooks(on_step=lambda step, steps, optimiser: groups.extend(g["name"] for g in optimiser.param_groups))
+    model, _ = train(cases, recipe, hooks=lambda model: hooks)
+    assert groups == ["global", "global_own", "local", "head_shared", "head_private"]
+    for name, value in adapter_tensors.local_tensors(model, kept).items():
+        if name.startswith("local.global."):
+            assert np.median(np.abs(value - before[name])) == pytest.approx(1e-3, rel=1e-2), name
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_without_a_local_part_training_makes_the_loss_smaller_too(cases, name):
+    recipe = Recipe(name=name, rank_local=0, views=0, local_epochs=1, batch_size=16, lr_global=2e-2)
+    _, first = train(cases, recipe)
+    _, last = train(cases, replace(recipe, local_epochs=30))
+    assert last < 0.75 * first
+
+
 # --- going on from a checkpoint -------------------------------------------------------------------------------------
 
 
-def resumed(cases, folder, kill_after, recipe, policy, **options):
+def resumed(cases, folder, kill_after, recipe, owned, position=FIRST, **options):
     """Train one round whose process is killed after each of these steps; return the last process's model and loss."""
     binding = Binding(contract="c", round=1, base_version=0, received="r", local="l", cases="k", seed=7)
     checkpoints = Checkpoints(folder / "training", 0.0, Infirmary(folder, print))
@@ -196,15 +286,15 @@ def resumed(cases, folder, kill_after, recipe, policy, **options):
                 raise KeyboardInterrupt  # nothing in between catches it
 
         torch.manual_seed(step)  # a new process has another state of torch's generator
-        model = tiny_site.classifier(head=policy)
+        model = tiny_site.classifier(head=owned.head, rank_local=recipe.rank_local)
         try:
             loss = local.train_round(
                 model,
                 tiny_site.activations(model),
                 cases,
                 recipe,
-                policy,
-                FIRST,
+                owned,
+                position,
                 hooks=Hooks(on_step=die),
                 keeper=checkpoints.keeper(binding),
                 **options,
@@ -220,13 +310,27 @@ def resumed(cases, folder, kill_after, recipe, policy, **options):
 def test_a_round_killed_again_and_again_ends_with_the_same_bytes(cases, tmp_path, mode, policy, micro_batch):
     """Killed in the first epoch, at its end, and before the last step."""
     recipe = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, mode=mode, weight_decay=0.01)
-    whole = tiny_site.classifier(head=policy)
-    loss = local.train_round(whole, tiny_site.activations(whole), cases, recipe, policy, FIRST, micro_batch=micro_batch)
-    model, same_loss = resumed(cases, tmp_path, (2, 3, 5), recipe, policy, micro_batch=micro_batch)
+    assert_resumed_is_undisturbed(cases, tmp_path, recipe, Ownership(policy), FIRST, micro_batch=micro_batch)
+
+
+@pytest.mark.parametrize("rank_local", [2, 0])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_round_of_any_recipe_goes_on_from_its_checkpoint_with_the_same_bytes(
+    cases, tmp_path, name, number, rank_local
+):
+    recipe = Recipe(name=name, rank_local=rank_local, views=0, local_epochs=2, batch_size=4, weight_decay=0.01)
+    assert_resumed_is_undisturbed(cases, tmp_path, recipe, owned_by(recipe), Position(number, 4, 7))
+
+
+def assert_resumed_is_undisturbed(cases, folder, recipe, owned, position, **options):
+    whole = tiny_site.classifier(head=owned.head, rank_local=recipe.rank_local)
+    loss = local.train_round(whole, tiny_site.activations(whole), cases, recipe, owned, position, **options)
+    model, same_loss = resumed(cases, folder, (2, 3, 5), recipe, owned, position, **options)
     assert same_loss == loss
     for part in (adapter_tensors.global_tensors, adapter_tensors.local_tensors):
-        for name, value in part(whole, policy).items():
-            assert value.tobytes() == part(model, policy)[name].tobytes(), name
+        for name, value in part(whole, owned).items():
+            assert value.tobytes() == part(model, owned)[name].tobytes(), name
 
 
 def test_training_that_is_asked_to_stop_leaves_a_checkpoint_of_where_it_stood(cases, tmp_path):

@@ -1,6 +1,8 @@
 """Version 0: a function of base model, choices and seed; training from it starts at the base model."""
 
 import math
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import torch
 
 from shared.adapter import Adapter
 from shared.errors import InputError
+from shared.recipe import Recipe
+from site_agent import starting
 from site_agent.models import weights
+from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
-from site_agent.new_adapter import AdapterChoices, init_adapter
+from site_agent.new_adapter import AdapterChoices, draw, init_adapter
 from tests.support import tiny_site
 
 
@@ -108,3 +113,85 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 def test_numbers_no_site_could_train_are_refused_before_anything_is_loaded(choices, message):
     with pytest.raises(InputError, match=message):
         AdapterChoices(**choices)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_torch_cannot_take_is_refused(seed):
+    with pytest.raises(InputError, match=r"seed must be 0 to 2\^63 - 1"):
+        AdapterChoices(seed=seed)
+
+
+# --- drawn at a site ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"seed": 2**63 - 1},
+        {"blocks": (2, 0), "targets": ("fc1", "proj", "q"), "rank": 3, "alpha": 6.0},
+        {"head_policy": "local"},
+        {"head_policy": "global", "class_names": ("well", "ill"), "task": "screening"},
+    ],
+)
+@pytest.mark.parametrize("frames", ["stacked", "siamese"])
+def test_what_a_site_draws_from_the_files_metadata_is_the_file(tmp_path, frames, choices):
+    one_frame = tiny_site.CONFIG.for_frames("siamese")
+    network = ConvViT(one_frame, heads=False, generator=torch.Generator().manual_seed(1))
+    weights.save_backbone(tmp_path, one_frame, network.state_dict())
+    init_adapter(tmp_path, "", AdapterChoices(frames=frames, **choices)).write(tmp_path / "v0.safetensors")
+    file = Adapter.read(tmp_path / "v0.safetensors")
+    drawn = draw(weights.load_backbone(tmp_path, frames=frames).model.config, file.manifest.metadata)
+    assert drawn.to_bytes() == file.to_bytes()
+    assert drawn.digest == file.digest
+
+
+def test_what_is_drawn_does_not_depend_on_torchs_own_generator(backbone):
+    metadata = init_adapter(backbone, "", AdapterChoices()).manifest.metadata
+    digests = []
+    for state in (5, 6):
+        torch.manual_seed(state)
+        digests.append(draw(tiny_site.CONFIG, metadata).digest)
+    assert digests[0] == digests[1]
+
+
+def test_another_seed_draws_another_version_and_a_missing_one_none(backbone):
+    file = init_adapter(backbone, "", AdapterChoices(seed=4))
+    metadata = file.manifest.metadata
+    other = draw(tiny_site.CONFIG, replace(metadata, seed=5))
+    assert other.digest != file.digest
+    assert any(not np.array_equal(value, file.tensors[name]) for name, value in other.tensors.items())
+    for seed in (None, 2**63):
+        with pytest.raises(InputError, match=r"drawn from a seed of 0 to 2\^63 - 1"):
+            draw(tiny_site.CONFIG, replace(metadata, seed=seed))
+
+
+def test_a_site_takes_what_it_draws_only_if_it_is_the_contracts(backbone, tmp_path):
+    contract, initial = tiny_site.contract(backbone, Recipe(rank_local=2, views=0))
+    trainer = tiny_site.trainer(tmp_path, backbone, contract)
+    drawn = starting.version_0(trainer, contract)
+    assert drawn is not None
+    assert drawn.to_bytes() == initial.to_bytes()
+    for seed in (None, 17, 2**70):
+        metadata = replace(contract.manifest.metadata, seed=seed)
+        changed = replace(contract, manifest=replace(contract.manifest, metadata=metadata))
+        assert starting.version_0(trainer, changed) is None
+    trained = initial.successor({name: value + 1 for name, value in initial.tensors.items()}, 0)
+    assert starting.version_0(trainer, replace(contract, adapter_digest=trained.digest)) is None
+
+
+def test_it_says_how_large_the_base_model_is(backbone):
+    metadata = init_adapter(backbone, "", AdapterChoices()).manifest.metadata
+    tensors = weights.read_tensors(backbone / "model.safetensors")
+    assert metadata.base_parameters == sum(value.numel() for value in tensors.values())
+    assert (metadata.base_blocks, metadata.seed) == (3, 0)
+
+
+def test_at_cinemas_size_a_site_draws_version_0_without_the_memory_of_the_model(backbone):
+    """Two blocks, q, kv and proj, rank 8, and two heads: 2 (8 (768 + 768) + 8 (768 + 1536) + 8 (768 + 768)) + 2 · 2 · 768."""
+    metadata = replace(init_adapter(backbone, "", AdapterChoices()).manifest.metadata, blocks=(10, 11))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    drawn = draw(ConvViTConfig.base(), metadata)
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
+    assert drawn.manifest.layout.parameters == 89_088
+    assert grown_mb < 100

@@ -1,0 +1,61 @@
+"""The first screen says what leaves and what stays, by recipe, codec and head policy."""
+
+from dataclasses import replace
+
+import pytest
+
+from shared.contract import Contract, RoundPolicy
+from shared.recipe import Recipe
+from site_agent import view
+from tests.support import adapters
+
+FIRST = adapters.adapter()
+SIZES = {"A": 4 * 2 * 6, "B": 4 * 5 * 2, "head": 2 * 6}
+"""Numbers: two modules in two blocks, rank 2, 6 inputs, 5 outputs; one head of two classes."""
+
+
+def contract(head: str = "global+local-bias", **parameters) -> Contract:
+    metadata = replace(FIRST.manifest.metadata, head_policy=head)
+    return Contract(
+        federation="hearts",
+        adapter_digest=FIRST.digest,
+        manifest=replace(FIRST.manifest, metadata=metadata),
+        recipe=Recipe(**parameters),
+        policy=RoundPolicy(),
+    )
+
+
+@pytest.mark.parametrize(("name", "factors"), [("med-duallora", "AB"), ("ffa-lora", "B"), ("fedsa-lora", "A")])
+def test_what_leaves_is_counted_by_what_the_recipe_shares(name, factors):
+    numbers = sum(SIZES[factor] for factor in factors) + SIZES["head"]
+    named = ", ".join([*factors, "head weight"])
+    assert view.leaves(contract(name=name)) == (
+        f"change of {numbers} numbers of the global part ({named}), {4 * numbers / 1000:.1f} kB"
+    )
+
+
+def test_where_rounds_take_turns_both_are_said():
+    b, a = (SIZES[factor] + SIZES["head"] for factor in "BA")
+    assert view.leaves(contract(name="rolora")) == (
+        f"change of {b} numbers of the global part (B, head weight), {4 * b / 1000:.1f} kB or "
+        f"change of {a} numbers of the global part (A, head weight), {4 * a / 1000:.1f} kB"
+    )
+
+
+def test_a_codec_without_a_fixed_size_is_given_its_largest():
+    assert view.leaves(contract(codec="bf16")).endswith("), 0.2 kB")
+    assert "), at most 0." in view.leaves(contract(codec="int8+zstd"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stays"),
+    [
+        ({}, ["images", "labels", "local adapter", "head bias"]),
+        ({"head": "local"}, ["images", "labels", "local adapter", "head"]),
+        ({"head": "global", "rank_local": 0}, ["images", "labels"]),
+        ({"name": "fedsa-lora"}, ["images", "labels", "local adapter", "the global part's B", "head bias"]),
+        ({"name": "rolora"}, ["images", "labels", "local adapter", "head bias"]),
+    ],
+)
+def test_what_stays_is_named(parameters, stays):
+    assert view.stays(contract(**parameters)) == stays
