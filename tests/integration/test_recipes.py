@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from aggregator import verify
-from aggregator.store import engine
+from aggregator.store import engine, federations
+from experiments import simulation
 from shared.adapter import Adapter
 from shared.recipe import INSTALLED, Recipe, factor_of
 from site_agent import predict
@@ -18,6 +19,7 @@ from site_agent.agent import REPORT, Agent
 from site_agent.data.cohort import Cohort, labels
 from site_agent.training import metrics
 from site_agent.training.arms import ARMS
+from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import NAME, Materials
@@ -147,3 +149,25 @@ async def test_sites_that_leave_in_every_round_and_come_back_end_with_the_same_b
         for name in ("rounds/0003/local.safetensors", "rounds/0003/delta.bin"):
             one, other = (tmp_path / kind / f"state-{site}" / name for kind in ("undisturbed", "interrupted"))
             assert one.read_bytes() == other.read_bytes(), (site, name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters"),
+    [("med-duallora", {}), ("rolora", {"codec": "int4+zstd", "broadcast_codec": "topk+zstd"})],
+)
+async def test_in_one_process_a_federation_ends_with_the_same_bytes_as_over_gRPC(
+    materials, tmp_path, recipe, parameters
+):
+    """What `experiments.communication target` measures is what agents and aggregator do."""
+    final = await run(materials, tmp_path, recipe=recipe, **parameters)
+    opened = engine.open_store(str(tmp_path / "fed.db"))
+    contract = opened.read(federations.contract, NAME)
+    opened.close()
+    trainers = {}
+    for site in TWO:
+        config = federation.site_config(materials, tmp_path / "alone", "127.0.0.1:1", site)
+        cohort, frames = Cohort.load(config.cohort), contract.manifest.metadata.frames
+        loaded = load_base(config.weights, config.weights_size, frames)
+        trainers[site] = SiteTrainer(config, site, contract, loaded, cohort)
+    *_, last = simulation.federate(contract, Adapter.read(materials.adapter), trainers)
+    assert last.version.digest == final.digest
