@@ -2,11 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aggregator.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from aggregator.accounts.comparison import Baseline
+    from aggregator.accounts.logs import Log
 
 MAX_LISTED = 10
 
@@ -32,41 +36,91 @@ def comm_cost(
     by: Annotated[
         Grouping | None, typer.Option(help="One row per value. Default: site, round, direction, purpose.")
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="The federation's adapter file: compare with other methods, computed from its shapes."),
+    ] = None,
     full_model_bytes: Annotated[
         int | None, typer.Option(min=1, help="Compare with sending a model of this size every round.")
     ] = None,
+    base_blocks: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of the base model, if the adapter file does not say.")
+    ] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--plain", help="Model the wire with TLS or without. Default: as the aggregator's log says."
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     csv_: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Print a page with everything, without anything to load.")
+    ] = False,
 ) -> None:
     """What a run cost in bytes, from its logs; with logs of both sides, their accounts are compared call by call.
 
     Exit code 1 if a call that ended well on both sides has different bytes in the two logs.
 
     Example: aggregator comm-cost aggregator.jsonl sites/*/agent.jsonl --by purpose --full-model-bytes 358000000
+
+    Example: aggregator comm-cost aggregator.jsonl sites/*/agent.jsonl --compare v0.safetensors --html > cost.html
+
+    Example: aggregator comm-cost agent.jsonl --plain --compare old.safetensors --full-model-bytes 358000000 --base-blocks 12
     """
-    from aggregator import comm_cost as accounts
+    from aggregator.accounts.report import report as report_of
+
+    if json_ + csv_ + html > 1:
+        raise typer.BadParameter("--json, --csv and --html are three ways to print the same; choose one")
+    log = _read(logs)
+    report = report_of(
+        log,
+        by=by.value if by else None,
+        full_model_bytes=full_model_bytes,
+        baseline=_baseline(compare, full_model_bytes, base_blocks),
+        tls=tls,
+    )
+    if json_:
+        print_json(report)
+    elif csv_:
+        _print_csv(report["rows"])
+    elif html:
+        from aggregator.accounts.page import page
+
+        typer.echo(page(report), nl=False)
+    else:
+        _print_text(report)
+    if report["reconciliation"] and report["reconciliation"]["differing"]:
+        raise typer.Exit(1)
+
+
+def _read(logs: list[Path]) -> "Log":
+    from aggregator.accounts.logs import Log, read
     from shared.errors import InputError
 
-    log = accounts.Log()
+    log = Log()
     for path in logs:
         try:
             with path.open(encoding="utf-8", errors="replace") as lines:
-                accounts.read(log, lines, path.name)
+                read(log, lines, path.name)
         except OSError as error:
             raise InputError(f"cannot read log {path}: {error.strerror}") from error
     if not log.calls:
         raise InputError(
             f"no rpc_finished events in {', '.join(map(str, logs))}; give logs written by aggregator serve --log or site-agent"
         )
-    report = accounts.report(log, by.value if by else None, full_model_bytes)
-    if json_:
-        print_json(report)
-    elif csv_:
-        _print_csv(report["rows"])
-    else:
-        _print_text(report)
-    if report["reconciliation"] and report["reconciliation"]["differing"]:
-        raise typer.Exit(1)
+    return log
+
+
+def _baseline(compare: Path | None, full_model_bytes: int | None, base_blocks: int | None) -> "Baseline | None":
+    if compare is None:
+        if base_blocks is not None:
+            raise typer.BadParameter("--base-blocks goes with --compare: name the federation's adapter file there")
+        return None
+    from aggregator.accounts.comparison import Baseline
+    from shared.adapter import Adapter
+
+    return Baseline.of(Adapter.read(compare), full_model_bytes, base_blocks)
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
@@ -82,12 +136,21 @@ def _print_text(report: dict[str, Any]) -> None:
     rows = report["rows"]
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     total, wire = report["total"], report["wire_model"]
+    connections = f"{'' if wire['connections_counted'] else 'at least '}{wire['connections']} connections"
+    assumed = "" if wire["tls_known"] else " (assumed: no log says; --plain if there was none)"
     typer.echo(
         f"\n{total['calls']:,} calls ({report['retried_calls']} retries): {total['bytes_up']:,} bytes up, "
         f"{total['bytes_down']:,} down; tensors {total['payload_bytes_up']:,} up, {total['payload_bytes_down']:,} down\n"
-        f"on the wire, modelled {'with' if wire['tls'] else 'without'} TLS and {wire['connections_at_least']} connections: "
-        f"{wire['wire_up']:,} up, {wire['wire_down']:,} down\nnot accounted for: {wire['unaccounted']}"
+        f"goodput {total['goodput_bytes_up']:,} up, {total['goodput_bytes_down']:,} down; "
+        f"repeated or in vain {total['repeated_bytes_up']:,} up, {total['repeated_bytes_down']:,} down\n"
+        f"on the wire, modelled {'with' if wire['tls'] else 'without'} TLS{assumed} and {connections}: "
+        f"{wire['wire_up']:,} up, {wire['wire_down']:,} down\n"
+        f"bound: {wire['bound']}\nnot in it: {wire['unaccounted']}"
     )
+    if compared := report["comparison"]:
+        typer.echo("\nbeside other methods, bytes for one site and round; computed: float32 tensors, from shapes alone")
+        print_table(list(compared[0]), [list(row.values()) for row in compared])
+        typer.echo()
     if full := report["full_model"]:
         typer.echo(
             f"full fine-tuning would send {full['full_model_bytes_each_way']:,} bytes each way for {full['updates']} updates: "

@@ -19,7 +19,7 @@ import pytest
 from aggregator.cli import main
 from aggregator.rounds import quorum_warning
 from shared import logs
-from tests.support import adapters, closed_rounds
+from tests.support import adapters, closed_rounds, rpc_events
 from tests.support.raw_site import RawSite
 from tests.support.serving import make_store
 
@@ -145,7 +145,7 @@ def test_nothing_heavy_is_imported_by_serving_or_by_help() -> None:
         "aggregator.cli.build()\n"
         "light = [m for m in ('grpc', 'sqlalchemy', 'numpy') if m in sys.modules]\n"
         "assert not light, light\n"
-        "import aggregator.server, aggregator.verify, aggregator.export, aggregator.comm_cost, aggregator.certificates\n"
+        "import aggregator.server, aggregator.verify, aggregator.export, aggregator.accounts.report, aggregator.certificates\n"
         "heavy = [m for m in ('torch', 'monai', 'nibabel', 'scipy', 'sklearn', 'matplotlib', 'site_agent') if m in sys.modules]\n"
         "assert not heavy, heavy\n"
     )
@@ -381,14 +381,62 @@ def test_comm_cost_of_logs_that_disagree_fails(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "differ (1):" in result.stdout
     csv = run("comm-cost", tmp_path / "a.jsonl", "--csv").stdout.splitlines()
-    assert csv[0] == "site,round,direction,purpose,calls,messages,bytes,payload_bytes,failed_bytes"
-    assert csv[1:] == ["ge,0,down,control,1,10,10,10,0", "ge,0,up,control,1,10,10,10,0"]
+    assert csv[0] == "site,round,direction,purpose,calls,messages,bytes,payload_bytes,goodput_bytes,repeated_bytes"
+    assert csv[1:] == ["ge,0,down,control,1,10,10,10,10,0", "ge,0,up,control,1,10,10,10,10,0"]
 
 
 def test_comm_cost_without_calls_says_what_it_wants(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     fails(3, "no rpc_finished events in", "comm-cost", tmp_path / "empty.jsonl")
     fails(3, r"cannot read log .*no\.jsonl: No such file", "comm-cost", tmp_path / "no.jsonl")
+
+
+@pytest.fixture
+def one_upload(tmp_path: Path) -> Path:
+    """An aggregator's log of one update of 400 bytes."""
+    log = tmp_path / "a.jsonl"
+    log.write_text(rpc_events.upload("u1", 400, connection="c") + "\n")
+    return log
+
+
+def test_comm_cost_compares_with_other_methods(tmp_path: Path, one_upload: Path) -> None:
+    """100 numbers in the adapter file; a model of 4,000 bytes with 12 blocks, which the file does not say."""
+    adapters.adapter().write(tmp_path / "v0.safetensors")
+    said = ["--compare", tmp_path / "v0.safetensors", "--full-model-bytes", 4000, "--base-blocks", 12]
+    rows = json.loads(run("comm-cost", one_upload, *said, "--json").stdout)["comparison"]
+    sizes = {row["method"]: (row["source"], row["bytes_up"]) for row in rows}
+    assert sizes["full fine-tuning"] == ("computed", 4000)
+    assert sizes["this adapter: LoRA, rank 2, 2 blocks"] == ("computed", 400)
+    assert sizes["this run: tensors, each once"] == ("measured", 400)
+    text = run("comm-cost", one_upload, *said).stdout
+    assert re.search(r"^LoRA, rank 2, all 12 blocks +computed +2,160 +2,160 ", text, re.MULTILINE)
+    fails(3, r"how large its base model is .* say it with --full-model-bytes", "comm-cost", one_upload, *said[:2])
+    fails(
+        3,
+        r"cannot read adapter file .*no\.safetensors",
+        "comm-cost",
+        one_upload,
+        "--compare",
+        tmp_path / "no.safetensors",
+    )
+
+
+def test_comm_cost_prints_a_page(one_upload: Path) -> None:
+    page = run("comm-cost", one_upload, "--html").stdout
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+
+
+def test_comm_cost_models_the_wire_as_it_is_told_where_no_log_says(one_upload: Path) -> None:
+    text = run("comm-cost", one_upload).stdout
+    assert "modelled with TLS (assumed: no log says; --plain if there was none) and 1 connections" in text
+    assert "bound: within 0.5 % + 8 KB a connection" in text
+    assert "modelled without TLS and 1 connections" in run("comm-cost", one_upload, "--plain").stdout
+
+
+def test_comm_cost_takes_one_way_to_print(one_upload: Path) -> None:
+    assert run("comm-cost", one_upload, "--json", "--html").returncode == 2
+    assert run("comm-cost", one_upload, "--base-blocks", 12).returncode == 2
 
 
 # steering

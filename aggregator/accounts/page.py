@@ -1,0 +1,203 @@
+"""The accounts as one HTML page: nothing to load, no scripts, readable on a dark screen and a narrow one."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from aggregator.accounts.tables import DIRECTIONS
+
+Facts = Mapping[str, Any]
+
+STYLE = Path(__file__).with_name("page.css")
+MAX_LISTED = 50
+TALL = 24
+"""Rows from which on a table scrolls in its box instead of pushing the rest of the page away."""
+NAMES = {
+    "payload_bytes": "tensor bytes",
+    "goodput_bytes": "goodput",
+    "repeated_bytes": "repeated",
+    "messages_bytes": "messages",
+    "overhead_bytes": "added",
+    "wire_bytes": "on the wire",
+    "times_less_than_full": "times less than full",
+}
+
+
+def page(report: Facts) -> str:
+    """Return the page of what `report.report` returned."""
+    sections = (_head, _purposes, _comparison, _full_model, _wire, _reconciliation, _malformed, _rows)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Communication of a federation</title>\n'
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, (section(report) for section in sections)))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(report: Facts) -> str:
+    total, wire = report["total"], report["wire_model"]
+    both = total["bytes_up"] + total["bytes_down"]
+    useful = total["goodput_bytes_up"] + total["goodput_bytes_down"]
+    tiles = [
+        (_size(total["bytes_up"]), "of messages up, towards the aggregator"),
+        (_size(total["bytes_down"]), "of messages down"),
+        (f"{useful / both:.1%}" if both else "-", "goodput: bytes that were sent once and arrived"),
+        (_size(wire["wire_up"] + wire["wire_down"]), "on the wire both ways, modelled"),
+        (f"{total['calls']:,}", f"calls, {report['retried_calls']:,} of them retries"),
+    ]
+    shown = "".join(f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles)
+    return (
+        "<h1>Communication of a federation</h1>\n"
+        '<p class="quiet">Measured: exact sizes of serialised messages, from one log line per call and side. Up is towards the '
+        "aggregator.</p>\n"
+        f'<div class="tiles">{shown}</div>'
+    )
+
+
+def _purposes(report: Facts) -> str:
+    rows = [*report["by_purpose"], {"purpose": "all", **report["total"]}]
+    return (
+        "<h2>By purpose</h2>\n"
+        '<p class="quiet">Goodput is what was sent once and was needed; repeated is what failed calls and second sendings '
+        "took. They add up to the bytes.</p>\n" + _table(_by_direction(rows), totals=len(DIRECTIONS))
+    )
+
+
+def _rows(report: Facts) -> str:
+    rows = report["rows"]
+    first = next(iter(rows[0]))
+    if first == "purpose":
+        return ""  # the first table has them
+    if "direction" in rows[0]:
+        return f"<h2>By site, round, direction and purpose</h2>\n{_table(rows)}"
+    return f"<h2>By {first}</h2>\n{_table(_by_direction(rows))}"
+
+
+def _by_direction(rows: Sequence[Facts]) -> list[Facts]:
+    """Return each row of both directions as two rows, which are narrow enough for a page."""
+    result: list[Facts] = []
+    for row in rows:
+        for direction in DIRECTIONS:
+            own = {
+                name.removesuffix(f"_{direction}"): value
+                for name, value in row.items()
+                if name.endswith(f"_{direction}")
+            }
+            key, value = next(iter(row.items()))
+            result.append({key: value, "direction": direction, "calls": row["calls"], **own})
+    return result
+
+
+def _comparison(report: Facts) -> str:
+    if not report["comparison"]:
+        return ""
+    return (
+        "<h2>Beside other methods</h2>\n"
+        '<p class="quiet">Bytes for one site and round. Computed rows follow from tensor shapes alone, as float32, for the same '
+        "base model; nothing of them was run. Measured rows are this run's.</p>\n" + _table(report["comparison"])
+    )
+
+
+def _full_model(report: Facts) -> str:
+    full = report["full_model"]
+    if not full:
+        return ""
+    return (
+        f"<p>Full fine-tuning with a model of {full['full_model_bytes']:,} bytes would send "
+        f"{full['full_model_bytes_each_way']:,} bytes each way for {full['updates']:,} updates "
+        f'(<span class="computed">computed</span>): {full["reduction_up"] or 0:,.0f} times more up, '
+        f"{full['reduction_down'] or 0:,.0f} times more down.</p>"
+    )
+
+
+def _wire(report: Facts) -> str:
+    wire = report["wire_model"]
+    rows = [
+        {"direction": way, **{f"{what}_bytes": wire[f"{what}_{way}"] for what in ("messages", "overhead", "wire")}}
+        for way in DIRECTIONS
+    ]
+    counted = "" if wire["connections_counted"] else "at least "
+    return (
+        "<h2>On the wire</h2>\n"
+        f"<p>Modelled {'with' if wire['tls'] else 'without'} TLS{'' if wire['tls_known'] else ' (assumed: no log says)'} and "
+        f"{counted}{wire['connections']:,} connections. Bound: {escape(wire['bound'])}.</p>\n"
+        f'{_table(rows)}\n<p class="quiet">Not in it: {escape(wire["unaccounted"])}.</p>'
+    )
+
+
+def _reconciliation(report: Facts) -> str:
+    both = report["reconciliation"]
+    if both is None:
+        return (
+            "<h2>Both sides</h2>\n<p>Only one side's log was given: nothing to compare. Give the logs of the aggregator and of the "
+            "agents.</p>"
+        )
+    lists = (
+        ("calls whose bytes differ", both["differing"]),
+        ("calls that ended badly on a side, not compared", both["ended_badly"]),
+        ("calls in one side's log only", both["one_sided"]),
+        ("sites without an agent's log", both["sites_without_agent_log"]),
+    )
+    return (
+        f"<h2>Both sides</h2>\n<p>{both['agreed']:,} of {both['compared']:,} calls that ended well agree to the byte.</p>\n"
+        + "\n".join(_list(title, lines) for title, lines in lists if lines)
+    )
+
+
+def _malformed(report: Facts) -> str:
+    lines = report["malformed_lines"]
+    return f"<h2>Lines passed over</h2>\n{_list('malformed lines', lines)}" if lines else ""
+
+
+def _list(title: str, lines: Sequence[str]) -> str:
+    items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines[:MAX_LISTED])
+    more = f'<p class="quiet">and {len(lines) - MAX_LISTED:,} more</p>' if len(lines) > MAX_LISTED else ""
+    return f"<details><summary>{title}: {len(lines):,}</summary><ul>{items}</ul>{more}</details>"
+
+
+def _table(rows: Sequence[Facts], totals: int = 0) -> str:
+    """Return a table that scrolls in its own box; the last `totals` rows are sums."""
+    columns = list(rows[0])
+    words = {name for name in columns if any(isinstance(row[name], str) for row in rows)}
+    head = "".join(f"<th{_class(name in words)}>{escape(_title(name))}</th>" for name in columns)
+    body = ""
+    for left, row in zip(range(len(rows), 0, -1), rows, strict=True):
+        cells = "".join(_cell(name, row[name], name in words) for name in columns)
+        kind = ' class="total"' if left <= totals else ""
+        body += f"<tr{kind}>{cells}</tr>\n"
+    box = "scroll tall" if len(rows) > TALL else "scroll"
+    return f'<div class="{box}"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+
+
+def _title(name: str) -> str:
+    for direction in DIRECTIONS:
+        stem = name.removesuffix(f"_{direction}")
+        if stem != name:
+            return f"{_title(stem)} {direction}"
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def _cell(name: str, value: Any, is_text: bool) -> str:
+    if value is None:
+        return "<td></td>"
+    if name == "source":
+        return f'<td class="text"><span class="tag {value}">{value}</span></td>'
+    if name.startswith("repeated") and value:
+        return f'<td class="repeated">{value:,}</td>'
+    if isinstance(value, float):
+        return f"<td>{value:,.1f}</td>"
+    return f"<td{_class(is_text)}>{f'{value:,}' if isinstance(value, int) else escape(value)}</td>"
+
+
+def _class(is_text: bool) -> str:
+    return ' class="text"' if is_text else ""
+
+
+def _size(size: int) -> str:
+    """Return a size a person can hold on to; the tables have the bytes."""
+    for unit, name in ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}"
+    return f"{size} B"

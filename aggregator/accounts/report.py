@@ -1,0 +1,35 @@
+"""Everything that `aggregator comm-cost` says, as JSON values."""
+
+from dataclasses import asdict
+from typing import Any
+
+from aggregator.accounts import comparison, goodput, logs, overhead, tables
+from aggregator.accounts.comparison import Baseline
+from aggregator.accounts.logs import Log
+from aggregator.accounts.reconciliation import reconcile
+
+
+def report(
+    log: Log,
+    *,
+    by: str | None = None,
+    full_model_bytes: int | None = None,
+    baseline: Baseline | None = None,
+    tls: bool | None = None,
+) -> dict[str, Any]:
+    """Return the tables of a log. `tls` None: as the log says; as if with TLS where it does not say."""
+    accounts = goodput.accounts(logs.distinct(log.calls))
+    calls = [one.call for one in accounts]
+    reconciliation = reconcile(log.calls)
+    said = log.tls if tls is None else tls
+    return {
+        "rows": tables.table(accounts, by),
+        "by_purpose": tables.table(accounts, "purpose"),
+        "total": tables.totals(accounts),
+        "retried_calls": sum(call.attempt > 0 for call in calls),
+        "reconciliation": asdict(reconciliation) if reconciliation else None,
+        "wire_model": overhead.model(log.calls, calls, said is not False) | {"tls_known": said is not None},
+        "full_model": comparison.against_full_model(calls, full_model_bytes) if full_model_bytes else None,
+        "comparison": comparison.table(accounts, baseline) if baseline else None,
+        "malformed_lines": log.malformed,
+    }

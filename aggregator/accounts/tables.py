@@ -1,0 +1,48 @@
+"""Rows of counts: calls, messages, bytes and tensor bytes, and how the bytes divide into goodput and repetition."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from aggregator.accounts.goodput import Account
+
+CELL = ("site", "round", "direction", "purpose")
+DIRECTIONS = ("up", "down")
+
+
+def table(accounts: Sequence[Account], by: str | None = None) -> list[dict[str, Any]]:
+    """Return one row per site, round, direction and purpose, or per value of `by` with both directions."""
+    groups: dict[Any, list[Account]] = defaultdict(list)
+    if by is not None:
+        for one in accounts:
+            groups[getattr(one.call, by)].append(one)
+        return [{by: value, **totals(group)} for value, group in sorted(groups.items())]
+    for one in accounts:
+        for direction in DIRECTIONS:
+            groups[one.call.site, one.call.round, direction, one.call.purpose].append(one)
+    return [
+        {**dict(zip(CELL, cell, strict=True)), "calls": len(group), **_sums(group, cell[2])}
+        for cell, group in sorted(groups.items())
+    ]
+
+
+def totals(accounts: Sequence[Account]) -> dict[str, int]:
+    """Return the sums of some calls, each name with its direction."""
+    result = {"calls": len(accounts)}
+    for direction in DIRECTIONS:
+        result |= {f"{name}_{direction}": value for name, value in _sums(accounts, direction).items()}
+    return result
+
+
+def _sums(accounts: Sequence[Account], direction: str) -> dict[str, int]:
+    """`bytes` is all that was sent; goodput and repeated bytes add up to it."""
+    traffic = [getattr(one.call, direction) for one in accounts]
+    sent = sum(part.bytes for part in traffic)
+    useful = sum(getattr(one, direction).bytes for one in accounts)
+    return {
+        "messages": sum(part.messages for part in traffic),
+        "bytes": sent,
+        "payload_bytes": sum(part.payload_bytes for part in traffic),
+        "goodput_bytes": useful,
+        "repeated_bytes": sent - useful,
+    }
