@@ -39,10 +39,11 @@ demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT
 	@$(BIN)/python -m experiments.demo --seed $(SEED) --out $(OUT)
 
 .PHONY: servers
-servers: ## PostgreSQL and HAProxy, which the tests start themselves; installed when run as root
+servers: ## PostgreSQL, HAProxy and iproute2, which the tests use; installed when run as root
 	@missing=""; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	PATH="$$PATH:/usr/sbin" command -v haproxy >/dev/null || missing="$$missing haproxy"; \
+	PATH="$$PATH:/usr/sbin" command -v tc >/dev/null || missing="$$missing iproute2"; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing$$missing"; log=$$(mktemp); \

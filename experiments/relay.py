@@ -89,13 +89,19 @@ class Traffic:
 class Relay:
     """Relays as long as the `async with` block lasts; `address` says where to dial.
 
-    `keep` holds every byte that passes. `buffer_bytes` bounds the kernel's buffers on both sides (0: as the kernel likes).
+    It listens at `host`. `keep` holds every byte that passes. `buffer_bytes` bounds the kernel's buffers on both sides (0: as the kernel likes).
     """
 
     def __init__(
-        self, targets: Sequence[str], plan: FaultPlan = FaultPlan(), *, keep: bool = False, buffer_bytes: int = 0
+        self,
+        targets: Sequence[str],
+        plan: FaultPlan = FaultPlan(),
+        *,
+        keep: bool = False,
+        buffer_bytes: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.targets, self.plan, self.keep = list(targets), plan, keep
+        self.targets, self.plan, self.keep, self._host = list(targets), plan, keep, host
         self.address = ""
         self.links: list[Link] = []
         """Every connection that reached a target, in order; the last one's fate is `plan.fault(len(links) - 1)`."""
@@ -105,10 +111,10 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Relay":
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server((self._host, 0), backlog=1024)
         self._listener.setblocking(False)
         self._bound(self._listener)
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.address = f"{self._host}:{self._listener.getsockname()[1]}"
         self._start(self._accept())
         return self
 
