@@ -89,7 +89,8 @@ class Traffic:
 class Relay:
     """Relays as long as the `async with` block lasts; `address` says where to dial.
 
-    It listens at `host`. `keep` holds every byte that passes. `buffer_bytes` bounds the kernel's buffers on both sides (0: as the kernel likes).
+    It listens at `host`. `keep` holds every byte that passes. `buffer_bytes` bounds the kernel's buffers on both sides (0: as the
+    kernel likes).
     """
 
     def __init__(

@@ -19,13 +19,13 @@ from pathlib import Path
 from aggregator import certificates
 from aggregator.store import engine, updates
 from aggregator.store.updates import UpdateKey
+from experiments.relay import Fault, FaultPlan, Relay
 from shared import logs
 from shared.protocol import CHUNK_BYTES
 from shared.tls import TlsFiles
 from site_agent.client import FederationClient
 from site_agent.egress import Update, UpdateFacts
 from tests.chaos import served
-from experiments.relay import Fault, FaultPlan, Relay
 from tests.support import adapters
 from tests.support.serving import make_store, tls_of
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.chaos.points import STEP, Fault
 from experiments.relay import Direction
+from tests.chaos.points import STEP, Fault
 
 AGGREGATOR = "aggregator"
 """The role of every aggregator; with two replicas either may meet the fault, whichever comes to the point."""

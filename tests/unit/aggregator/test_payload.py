@@ -1,7 +1,10 @@
 """Tensors come out of payload bytes however they are cut, and nothing else does."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import zstandard
 
 from aggregator import payload
 from shared.errors import InvalidUpdate
@@ -68,3 +71,53 @@ def test_codes_that_mean_no_number_or_an_absurd_one_are_refused(bits: int, messa
     payload_bytes[:2] = bits.to_bytes(2, "little")
     with pytest.raises(InvalidUpdate, match=message):
         payload.check_delta(layout, [bytes(payload_bytes)])
+
+
+LARGE = Layout.of({f"{block:02}.lora_A.weight": np.zeros((8, 5_000), np.float32) for block in range(16)})
+
+
+def bomb(size: int) -> bytes:
+    """A compressed tensor of which zstd makes `size` bytes."""
+    packed = b"\1" + zstandard.ZstdCompressor().compress(bytes(size))
+    return len(packed).to_bytes(4, "little") + packed
+
+
+@pytest.mark.parametrize(
+    ("codec", "data"),
+    [
+        ("INT8", b"\xff\xff\xff\xff" + bytes(1000)),
+        ("INT8", (50_000).to_bytes(4, "little") + bytes(1000)),
+        ("INT8+zstd", bomb(1 << 30)),
+        ("INT8+zstd", bomb(40_003) + bytes(9)),
+        ("F32+zstd", bomb(1 << 30)),
+        ("F32+zstd", bomb(160_000) * 16 + bomb(1)),
+        ("TOPK@0.05+zstd", bomb(1 << 30)),
+        ("TOPK@0.05", b"\x00\x00\x00\x00"),
+        ("TOPK@1.0", (60_000).to_bytes(4, "little") + bytes(60_000)),
+    ],
+)
+def test_no_payload_makes_the_aggregator_take_more_memory_than_a_version_has(codec: str, data: bytes) -> None:
+    layout = LARGE.written_as(codec)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidUpdate):
+            payload.check_delta(layout, [data[i : i + 1000] for i in range(0, len(data), 1000)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < LARGE.size + (1 << 20)
+
+
+@pytest.mark.parametrize("codec", ["INT8", "INT4+zstd", "TOPK@0.1+zstd", "BF16+zstd"])
+def test_tensors_of_any_length_come_out_of_pieces_cut_anywhere(codec: str) -> None:
+    layout = LAYOUT.written_as(codec)
+    data = layout.join({n: np.asarray(a) for n, a in LAYOUT.split(BYTES).items()}, b"seed")
+    expected = layout.split(data)
+    for step in (1, 7, 100, len(data)):
+        pieces = [data[i : i + step] for i in range(0, len(data), step)]
+        found = {spec.name: array for spec, array in payload.tensors(layout, pieces)}
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    for wrong in (data[:-1], data + b"\0", b""):
+        with pytest.raises(InvalidUpdate):
+            payload.check_delta(layout, [wrong])
