@@ -7,8 +7,8 @@ int8    whole numbers from -127 to 127 times a scale, rounded at random (`shared
 int4    the same from -7 to 7, two in a byte
 topk    the largest share of a tensor's numbers as int8, with their places (`shared.sparse`)
 
-Each of them may be followed by "+zstd": float bytes sorted by place (all first bytes, all second bytes ...), then zstd (RFC
-8878), tensor by tensor, where that makes a tensor smaller.
+Each of them may be followed by "+zstd": a tensor's float bytes sorted by place (all first bytes, all second bytes ...), and the
+whole payload in compressed blocks (`shared.blocks`).
 
 Decoding is exact: every value a codec can write is a float32. What encoding lost is therefore known to the sender to the last
 bit, and goes into the next update (`site_agent.egress`).
@@ -22,7 +22,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from shared import quantising, sparse
 from shared.errors import InvalidAdapter
@@ -35,9 +34,6 @@ CODECS = tuple(name + stage for name in ("f32", "bf16", "int8", "int4", "topk") 
 
 DTYPES = f"{PLAIN}, BF16, INT8, INT4 and TOPK@share, each with or without {COMPRESSED}"
 """The types there are, for people."""
-
-_ZSTD_LEVEL = 3
-_STORED, _ZSTD = b"\0", b"\1"
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.float32]
@@ -96,54 +92,33 @@ class _BFloat16:
 
 
 @dataclass(frozen=True, slots=True)
-class _Zstd:
-    """Another encoding's bytes, as they are or compressed: one byte says which."""
+class _Shuffled:
+    """Another encoding's bytes by their place in a number: what compresses well stands together."""
 
     inner: Encoding
-    itemsize: int = 1
-    fixed: bool = False
+    itemsize: int
+    fixed: bool = True
 
     def size(self, shape: Shape) -> int:
-        return 1 + self.inner.size(shape)
+        return self.inner.size(shape)
 
     def encode(self, array: Array, seed: bytes) -> bytes:
-        stored = self.inner.encode(array, seed)
-        packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(shuffled(stored, self.itemsize))
-        return _ZSTD + packed if len(packed) < len(stored) else _STORED + stored
+        return shuffled(self.inner.encode(array, seed), self.itemsize)
 
     def decode(self, data: bytes, shape: Shape) -> Array:
-        kind, body = data[:1], data[1:]
-        if kind == _ZSTD:
-            body = unshuffled(decompressed(body, self.inner.size(shape)), self.itemsize)
-        elif kind != _STORED:
-            raise InvalidAdapter(f"compressed bytes begin with {kind.hex() or 'nothing'}, expected 00 or 01")
-        if self.inner.fixed and len(body) != self.inner.size(shape):
-            raise InvalidAdapter(f"{len(body)} bytes are compressed, expected {self.inner.size(shape)}")
-        return self.inner.decode(body, shape)
+        return self.inner.decode(unshuffled(data, self.itemsize), shape)
 
 
 def shuffled(data: bytes, itemsize: int) -> bytes:
     """Return all first bytes of the items, then all second ones, and so on: like stands beside like."""
-    return np.frombuffer(data, np.uint8).reshape(-1, itemsize).T.tobytes() if itemsize > 1 else data
+    return np.frombuffer(data, np.uint8).reshape(-1, itemsize).T.tobytes()
 
 
 def unshuffled(data: bytes, itemsize: int) -> bytes:
     """Undo `shuffled`. Raises InvalidAdapter if the bytes are no whole items."""
     if len(data) % itemsize:
         raise InvalidAdapter(f"{len(data)} bytes are no whole number of {itemsize}-byte items")
-    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes() if itemsize > 1 else data
-
-
-def decompressed(data: bytes, most: int) -> bytes:
-    """Return what one zstd frame holds, at most `most` bytes. Raises InvalidAdapter before more memory than that is taken."""
-    try:
-        said = zstandard.frame_content_size(data)
-        if not 0 <= said <= most:
-            raise InvalidAdapter(f"a zstd frame says {said} bytes, allowed are 0 to {most}")
-        reader = zstandard.ZstdDecompressor(max_window_size=max(1 << 10, 1 << max(most - 1, 1).bit_length()))
-        return reader.decompress(data, max_output_size=most, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise InvalidAdapter(f"bytes are no zstd frame: {error}") from error
+    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
 
 
 def dtype(codec: str, topk_share: float) -> str:
@@ -159,7 +134,8 @@ def encoding(dtype: str) -> Encoding | None:
     name, plus, _ = dtype.partition(COMPRESSED)
     if plus:
         inner = encoding(name) if dtype == name + COMPRESSED else None
-        return None if inner is None else _Zstd(inner, {PLAIN: 4, "BF16": 2}.get(name, 1))
+        itemsize = {PLAIN: 4, "BF16": 2}.get(name)
+        return inner if inner is None or itemsize is None else _Shuffled(inner, itemsize)
     if name.startswith("TOPK@"):
         return sparse.of(name.removeprefix("TOPK@"))
     return _INSTALLED.get(name)
@@ -171,6 +147,11 @@ _INSTALLED: Mapping[str, Encoding] = {
     "INT8": quantising.Quantised(levels=127, error=0.015),
     "INT4": quantising.Quantised(levels=7, error=0.2),
 }
+
+
+def is_compressed(dtype: str) -> bool:
+    """Return whether payloads with tensors of this type travel in compressed blocks."""
+    return dtype.endswith(COMPRESSED)
 
 
 def is_lossy(codec: str) -> bool:

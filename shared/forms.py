@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import zstandard
 
-from shared.codecs import decompressed, shuffled, unshuffled
+from shared.blocks import decompressed
+from shared.codecs import shuffled, unshuffled
 from shared.errors import InvalidAdapter
 from shared.layout import Layout
 

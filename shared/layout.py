@@ -1,9 +1,9 @@
 """Which tensors a payload holds, in which order: the layout that stands for the names on the wire.
 
 A payload is the tensors' bytes as their codec writes them, concatenated in the layout's order (sorted by name). Where a tensor's
-bytes are not always equally many, their number stands before them, as four little-endian bytes. Both sides derive the layout
-from the recipe, so the payload is the only thing that travels; whoever derived another layout must spell it out and is refused
-by the first tensor that differs.
+bytes are not always equally many, their number stands before them, as four little-endian bytes; where a codec compresses, all of it
+is in blocks (`shared.blocks`). Both sides derive the layout from the recipe, so the payload is the only thing that travels; whoever
+derived another layout must spell it out and is refused by the first tensor that differs.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import codecs
+from shared import blocks, codecs
 from shared.canonical import canonical_json, sha256_hex
 from shared.codecs import PLAIN, Encoding
 from shared.errors import InvalidAdapter
@@ -102,12 +102,18 @@ class Layout:
     @cached_property
     def size(self) -> int:
         """Payload bytes, the most there can be."""
-        return sum(s.size for s in self.tensors)
+        size = sum(s.size for s in self.tensors)
+        return blocks.most(size) if self.compressed else size
+
+    @cached_property
+    def compressed(self) -> bool:
+        """Whether a payload is in compressed blocks."""
+        return any(codecs.is_compressed(s.dtype) for s in self.tensors)
 
     @cached_property
     def fixed(self) -> bool:
         """Whether every payload has `size` bytes."""
-        return all(s.encoding.fixed for s in self.tensors)
+        return not self.compressed and all(s.encoding.fixed for s in self.tensors)
 
     def fits(self, size: int) -> bool:
         """Return whether a payload may have so many bytes."""
@@ -151,7 +157,8 @@ class Layout:
         Names and shapes must match the layout; raises InvalidAdapter naming the first that does not.
         """
         self.written_as(PLAIN).check_equal(Layout.of(tensors))
-        return b"".join(_written(s, tensors[s.name], seed) for s in self.tensors)
+        data = b"".join(_written(s, tensors[s.name], seed) for s in self.tensors)
+        return blocks.pack(data) if self.compressed else data
 
     def split(self, payload: bytes) -> dict[str, np.ndarray]:
         """Return the float32 tensors of `payload` by name.
@@ -172,47 +179,21 @@ class Layout:
 
         Raises InvalidAdapter naming the tensor if the bytes end early, go on after the last one or are no tensor's.
         """
-        source = _Source(pieces)
+        source = blocks.Source(blocks.unpack(pieces) if self.compressed else pieces)
         for spec in self.tensors:
-            encoding = spec.encoding
+            encoding, what = spec.encoding, f"tensor '{spec.name}'"
             length = most = encoding.size(spec.shape)
             if not encoding.fixed:
-                (length,) = _LENGTH.unpack(source.take(_LENGTH.size, spec.name))
+                (length,) = _LENGTH.unpack(source.take(_LENGTH.size, what))
                 if length > most:
                     raise InvalidAdapter(f"tensor '{spec.name}' says {length} bytes, it has at most {most}")
-            data = source.take(length, spec.name)
+            data = source.take(length, what)
             try:
                 yield spec, encoding.decode(data, spec.shape)
             except InvalidAdapter as error:
                 raise InvalidAdapter(f"tensor '{spec.name}': {error}") from error
         if not source.is_empty():
             raise InvalidAdapter(f"the payload goes on after the last tensor; it has at most {self.size} bytes")
-
-
-class _Source:
-    """Bytes taken from pieces in other pieces."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces, self._held, self._start = iter(pieces), b"", 0
-
-    def take(self, count: int, name: str) -> bytes:
-        """Return the next bytes. Raises InvalidAdapter if there are fewer, naming the tensor they belong to."""
-        if self._start + count > len(self._held):
-            parts = [self._held[self._start :]] if self._start < len(self._held) else []
-            there = sum(map(len, parts))
-            while there < count:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    raise InvalidAdapter(f"the payload ends inside tensor '{name}'")
-                parts.append(piece)
-                there += len(piece)
-            self._held, self._start = parts[0] if len(parts) == 1 else b"".join(parts), 0
-        self._start += count
-        return self._held[self._start - count : self._start]
-
-    def is_empty(self) -> bool:
-        """Return whether nothing is left."""
-        return self._start == len(self._held) and not any(self._pieces)
 
 
 def _written(spec: TensorSpec, array: np.ndarray, seed: bytes) -> bytes:

@@ -5,7 +5,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -87,47 +86,18 @@ def test_every_codec_gives_the_shape_back_within_its_size_and_the_same_bytes_for
 
 
 @pytest.mark.parametrize("codec", ["f32+zstd", "bf16+zstd", "int8+zstd", "int4+zstd", "topk+zstd"])
-def test_compression_loses_nothing_and_is_left_out_where_it_does_not_pay(codec: str) -> None:
-    name = codec.removesuffix("+zstd")
+def test_compression_loses_nothing_and_pays(codec: str) -> None:
     rng = np.random.default_rng(0)
-    gaussian = rng.standard_normal((64, 96)).astype(np.float32)
-    plain, packed = of(name).encode(gaussian, b"s"), of(codec).encode(gaussian, b"s")
-    assert len(packed) < len(plain)
-    np.testing.assert_array_equal(of(codec).decode(packed, gaussian.shape), of(name).decode(plain, gaussian.shape))
-    tiny = rng.standard_normal((2, 2)).astype(np.float32)
-    assert of(codec).encode(tiny, b"s") == b"\0" + of(name).encode(tiny, b"s")
+    tensors = {name: rng.standard_normal((64, 96)).astype(np.float32) for name in "ab"}
+    plain, packed = (
+        Layout.of(tensors).written_as(codecs.dtype(one, 0.25)) for one in (codec.removesuffix("+zstd"), codec)
+    )
+    assert len(packed.join(tensors, b"s")) < len(plain.join(tensors, b"s"))
+    found, expected = packed.split(packed.join(tensors, b"s")), plain.split(plain.join(tensors, b"s"))
+    assert all(np.array_equal(found[name], expected[name]) for name in tensors)
 
 
-def bomb(said: int | None, holds: int) -> bytes:
-    """A frame of zeros that says it holds `said` bytes (None: says nothing) and holds others."""
-    writer = zstandard.ZstdCompressor(write_content_size=said is not None)
-    if said is None:
-        stream = writer.compressobj()
-        return stream.compress(bytes(holds)) + stream.flush()
-    frame = bytearray(writer.compress(bytes(holds)))
-    assert zstandard.get_frame_parameters(bytes(frame)).content_size == holds
-    place = frame.index(struct.pack("<I", holds))
-    frame[place : place + 4] = struct.pack("<I", said)
-    return bytes(frame)
-
-
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (b"", "no zstd frame"),
-        (b"no frame at all", "no zstd frame"),
-        (bomb(1 << 20, 1 << 20), "says 1048576 bytes, allowed are 0 to 4000"),
-        (bomb(None, 1 << 20), "says -1 bytes, allowed are 0 to 4000"),
-        (bomb(3000, 1 << 20), "no zstd frame|are compressed"),
-    ],
-    ids=["empty", "garbage", "too large", "says nothing", "lies"],
-)
-def test_a_bomb_is_refused_before_it_takes_memory(frame: bytes, message: str) -> None:
-    with pytest.raises(InvalidAdapter, match=message):
-        codecs.decompressed(frame, 4000)
-
-
-@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec not in ("f32", "bf16")])
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if not of(codec).fixed])
 @given(data=st.binary(max_size=80))
 @settings(max_examples=300, deadline=None)
 def test_whatever_bytes_come_they_are_a_tensor_or_refused(codec: str, data: bytes) -> None:
@@ -138,7 +108,7 @@ def test_whatever_bytes_come_they_are_a_tensor_or_refused(codec: str, data: byte
     assert (found.dtype, found.shape) == (np.float32, (5, 7))
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "topk", "int8+zstd", "topk+zstd"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "topk"])
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_true_payload_with_a_byte_changed_cut_or_added_is_a_tensor_or_refused(
