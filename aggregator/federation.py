@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 
 from aggregator import rounds
+from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
 from aggregator.store import agents, federations
 from aggregator.store.database import Watch
@@ -22,14 +23,13 @@ from shared import protocol
 from shared.adapter import Adapter
 from shared.contract import Contract, check_metrics
 from shared.errors import ContractMismatch, InputError, NotEnrolled, NotFound
+from shared.layout import Layout
 
 log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_PATIENTS = 1_000_000
-HEARTBEAT_WRITE_S = 5.0
-"""A heartbeat that says nothing new is written down at most this often: every write is a sync of the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,8 @@ class Federation:
         self._news = asyncio.Event()
         self._draining = False
         self._adapters: dict[int, Adapter] = {}
-        self._written: dict[tuple[str, str], tuple[float, float, int]] = {}
+        self._upload_layout: tuple[int, Layout | None] = 0, None
+        self.heartbeats = Heartbeats(store, name, limits.identity_s, clock)
 
     # what everything here is made of
 
@@ -116,17 +117,47 @@ class Federation:
             self._change_store(False, lambda: self.store.change(self.name, False, work, *args, **kwargs))
         )
 
+    async def record_checked(
+        self,
+        check: Callable[[], None],
+        done: Callable[[T], None],
+        work: Callable[Concatenate[sa.Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As `record`, after a check off the event loop: if it raises, nothing is written. `done` hears what was written
+        before anybody is woken by it.
+        """
+
+        def change() -> T:
+            check()
+            return self.store.change(self.name, False, work, *args, **kwargs)
+
+        return await asyncio.shield(self._change_store(False, change, done))
+
     async def decide(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Write something that every waiting site is to hear of at once."""
         return await asyncio.shield(
             self._change_store(True, lambda: self.store.change(self.name, True, work, *args, **kwargs))
         )
 
-    async def _change_store(self, news: bool, change: Callable[[], T]) -> T:
+    async def _change_store(
+        self, news: bool, change: Callable[[], T], done: Callable[[T], None] = lambda result: None
+    ) -> T:
         try:
-            return await asyncio.to_thread(change)
+            result = await asyncio.to_thread(change)
+            done(result)
+            return result
         finally:
             self._wake(news)
+
+    def advance(self, before: int, change: Callable[[rounds.FederationState], rounds.FederationState]) -> None:
+        """Apply to the copy what one transaction changed that found the revision `before`.
+
+        If the copy is of another revision, somebody else changed something too: it stays, and is read anew when it is asked for.
+        """
+        if self._copy is not None and self._copy[0] == before:
+            self._copy = before + 1, change(self._copy[1])
 
     def watch(self) -> Watch:
         """Hear of what other replicas change, from now until the watch is closed. Call it on the event loop."""
@@ -151,6 +182,8 @@ class Federation:
 
         However many ask, the store is read one time after another: who asks while it is being read gets the next reading.
         """
+        if self._copy is not None and self.store.glance(self.name) == self._copy[0]:
+            return self._copy[1]
         if self._next_load is None:
             self._next_load = asyncio.create_task(self._load_after(self._load))
         return await asyncio.shield(self._next_load)
@@ -178,6 +211,7 @@ class Federation:
     def drain(self) -> None:
         """Answer every waiting call now, and let none wait from here on."""
         self._draining = True
+        self.heartbeats.drain()
         self._wake(True)
 
     async def adapter(self, version: int) -> Adapter:
@@ -187,6 +221,14 @@ class Federation:
             held = await self.read(federations.adapter, self.name, version)
             self._adapters = dict([*self._adapters.items(), (version, held)][-2:])
         return held
+
+    def upload_layout(self, number: int) -> Layout:
+        """Return what an update of a round holds; the last one asked for is kept at hand."""
+        held, layout = self._upload_layout
+        if layout is None or held != number:
+            layout = self.contract.recipe.upload_layout(self.contract.manifest, number, self.contract.policy.invited)
+            self._upload_layout = number, layout
+        return layout
 
     # the calls
 
@@ -219,7 +261,7 @@ class Federation:
         """Return what the site is to do: at once if that is news to it, else when it becomes so, or after `wait_s`."""
         self.check_name(federation)
         await self._check_known(caller)
-        await self._heartbeat(caller, agent_id, report)
+        await self.heartbeats.note(caller, agent_id, report)
         loop = asyncio.get_running_loop()
         end = loop.time() + (min(wait_s, protocol.MAX_WAIT_S) if wait_s > 0 else 0.0)
         while True:
@@ -278,20 +320,6 @@ class Federation:
                 f"site '{caller.site}' was evicted from '{self.name}': {site.reason or 'no reason given'}"
             )
         return site
-
-    async def _heartbeat(self, caller: Caller, agent_id: str, report: rounds.SiteReport) -> None:
-        key, now = (caller.site, agent_id), self.clock()
-        at, progress, version = self._written.get(key, (0.0, -1.0, -1))
-        if now - at < HEARTBEAT_WRITE_S and (progress, version) == (report.progress, report.version):
-            return
-        values: dict[str, str | float | bool] = {
-            "progress": report.progress,
-            "version": report.version,
-            "authenticated": caller.authenticated,
-        }
-        await self.write(agents.heard, self.name, caller.site, agent_id, now, self.limits.identity_s, values)
-        self._written = {k: v for k, v in self._written.items() if k[0] != caller.site}
-        self._written[key] = (now, report.progress, report.version)
 
 
 async def passed(event: asyncio.Event, timeout_s: float | None) -> None:
@@ -352,9 +380,11 @@ def check_claim(contract: Contract, site: rounds.SiteState, claim: JoinClaim) ->
             f"recipe '{contract.recipe.name}' is not installed at site '{site.name}' "
             f"(it has: {', '.join(claim.recipes)[:80] or 'none'}); upgrade the agent"
         )
-    if contract.recipe.codec not in claim.codecs:
+    for codec in (contract.recipe.codec, contract.recipe.broadcast_codec):
+        if codec in claim.codecs:
+            continue
         raise ContractMismatch(
-            f"codec '{contract.recipe.codec}' is not known at site '{site.name}' "
+            f"codec '{codec}' is not known at site '{site.name}' "
             f"(it has: {', '.join(claim.codecs)[:80] or 'none'}); upgrade the agent"
         )
 

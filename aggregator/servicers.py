@@ -65,9 +65,13 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         caller = identity.site_of(context)
         requests = slots.punctual(aiter(request_iterator), self._federation.limits.chunk_wait_s)
         start = await wire.upload_start(requests)
-        receipt = await self._uploads.receive(
-            caller, start.federation, start.agent_id, start.round, start.digest, wire.upload_chunks(requests)
-        )
+        chunks = wire.upload_chunks(requests)
+        if start.HasField("announcement"):
+            receipt = await self._uploads.take(caller, wire.announcement(caller.site, start.announcement), chunks)
+        else:
+            receipt = await self._uploads.receive(
+                caller, start.federation, start.agent_id, start.round, start.digest, chunks
+            )
         return pb.UploadDeltaResponse(receipt=wire.receipt(receipt))
 
     async def ReportEvaluation(self, request: pb.ReportEvaluationRequest, context: Any) -> pb.ReportEvaluationResponse:

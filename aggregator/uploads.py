@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable
+import math
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 import structlog
@@ -14,7 +15,7 @@ from aggregator import payload, rounds
 from aggregator.federation import Federation, check_patients
 from aggregator.identity import Caller
 from aggregator.slots import Slots
-from aggregator.store import agents, updates
+from aggregator.store import agents, federations, updates
 from aggregator.store.updates import UpdateKey
 from shared import chunks
 from shared.contract import check_metrics
@@ -29,6 +30,9 @@ from shared.layout import Layout
 from shared.protocol import CHUNK_BYTES
 
 log = structlog.get_logger()
+
+AT_ONCE_S = 0.5
+"""An update that follows its announcement within this is written down once, with its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Uploads:
         Raises NotEnrolled, IdentityInUse, ContractMismatch, InvalidAdapter, InvalidUpdate, UpdateTooLarge, StaleRound or
         ConflictingUpdate.
         """
+        await self._check_announcement(caller, announcement)
+        return await self._announce(caller, announcement.header, self._federation.clock())
+
+    async def _check_announcement(self, caller: Caller, announcement: Announcement) -> None:
         federation, header = self._federation, announcement.header
         federation.check_name(announcement.federation)
         site = await federation.member(caller)
@@ -81,28 +89,96 @@ class Uploads:
         check_patients(site, header.training_patients)
         check_metrics(dict(header.metrics))
         self._check_header(announcement)
+
+    async def _announce(self, caller: Caller, header: rounds.UpdateHeader, began: float) -> Progress:
+        """Write down that an upload has begun."""
+        federation = self._federation
         key = self._key(caller, header.round, header.digest)
-        committed = await federation.record(
-            _announce, federation.name, header, federation.clock(), federation.limits.identity_s
-        )
+        committed = await federation.record(_announce, federation.name, header, began, federation.limits.identity_s)
+        federation.heartbeats.written(caller, header.agent_id)
         if committed is None:
             return Progress(header.size, await self._receipt(key))
-        log.info(
-            "update_announced",
-            site=caller.site,
-            round=header.round,
-            digest=header.digest[:12],
-            bytes=header.size,
-            committed=committed,
-            **{name: round(value, 6) for name, value in header.metrics.items()},
-        )
+        log.info("update_announced", committed=committed, **_facts(header))
         return Progress(committed)
 
+    async def take(self, caller: Caller, announcement: Announcement, stream: AsyncIterator[pb.Chunk]) -> Receipt:
+        """Take an update that is announced in the same call and is one chunk; return the receipt.
+
+        It is written and made to count in one commit. One that is slow to come is announced as `begin` does, so that the round
+        knows of it before its deadline. Raises what `begin` and `receive` raise.
+        """
+        federation, header, began = self._federation, announcement.header, self._federation.clock()
+        await self._check_announcement(caller, announcement)
+        if header.size > CHUNK_BYTES:
+            raise InvalidUpdate(
+                f"an update of {header.size} bytes is more than the {CHUNK_BYTES} of a chunk: announce it with BeginUpload"
+            )
+        now_open = (await federation.state()).round
+        if header.round != now_open.number or header.site in now_open.accepted:
+            progress = await self._announce(caller, header, began)
+            if progress.receipt is not None:
+                return progress.receipt
+        else:
+            rounds.check_open(now_open, header)
+        async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
+            data = await self._only_chunk(caller, header, began, now_open.deadline_at, stream)
+            at = await self._accept_whole(caller, header, data, began)
+        log.info("update_accepted", **_facts(header))
+        return Receipt(header.round, header.digest, at)
+
+    async def _only_chunk(
+        self,
+        caller: Caller,
+        header: rounds.UpdateHeader,
+        began: float,
+        deadline_at: float | None,
+        stream: AsyncIterator[pb.Chunk],
+    ) -> bytes:
+        """Return all bytes of an update. If they do not come at once, write down that they are on their way."""
+        left_s = math.inf if deadline_at is None else deadline_at - self._federation.clock()
+        coming = asyncio.ensure_future(anext(stream, None))
+        try:
+            await asyncio.wait({coming}, timeout=max(0.0, min(AT_ONCE_S, left_s / 2)))
+            if not coming.done():
+                await self._announce(caller, header, began)
+            chunk = await coming
+        finally:
+            coming.cancel()
+        if chunk is None:
+            raise BadOffset(f"the stream ended at byte 0 of {header.size}; begin again")
+        chunks.check(chunk, 0, header.size)
+        if len(chunk.data) != header.size:
+            raise InvalidUpdate(
+                f"{len(chunk.data)} bytes of {header.size} came in one chunk: an update announced in the same call is one chunk"
+            )
+        return chunk.data
+
+    async def _accept_whole(self, caller: Caller, header: rounds.UpdateHeader, data: bytes, began: float) -> float:
+        """Return since when the update is accepted."""
+        federation, key = self._federation, self._key(caller, header.round, header.digest)
+        try:
+            at, _ = await federation.record_checked(
+                lambda: self._check_bytes(key, header.size, data),
+                lambda accepted: federation.advance(accepted[1], lambda state: _with(state, header, accepted[0])),
+                _accept_whole,
+                federation.name,
+                header,
+                data,
+                began,
+                federation.clock(),
+                federation.limits.identity_s,
+            )
+        except InvalidUpdate as error:
+            await self._refuse(key, error)
+            raise
+        federation.heartbeats.written(caller, header.agent_id)
+        return at
+
     def _check_header(self, announcement: Announcement) -> None:
-        contract, header = self._federation.contract, announcement.header
-        if header.codec != contract.recipe.codec:
-            raise ContractMismatch(f"codec '{header.codec[:20]}', the recipe says '{contract.recipe.codec}'")
-        expected = contract.recipe.upload_layout(contract.manifest, header.round, contract.policy.invited)
+        recipe, header = self._federation.contract.recipe, announcement.header
+        if header.codec != recipe.codec:
+            raise ContractMismatch(f"codec '{header.codec[:20]}', the recipe says '{recipe.codec}'")
+        expected = self._federation.upload_layout(header.round)
         if announcement.layout is not None:
             expected.check_equal(announcement.layout)
         elif announcement.layout_digest != expected.digest:
@@ -114,7 +190,7 @@ class Uploads:
             raise UpdateTooLarge(
                 f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}"
             )
-        if header.size != expected.size:
+        if not expected.fits(header.size):
             raise InvalidUpdate(
                 f"an update of {header.size} bytes was announced, round {header.round} takes {expected.size}"
             )
@@ -145,7 +221,7 @@ class Uploads:
             return Receipt(key_round, digest, accepted_at)
         async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
             at = await self._take(key, agent_id, header.size, announced_at, stream)
-        log.info("update_accepted", site=caller.site, round=key_round, digest=digest[:12], bytes=header.size)
+        log.info("update_accepted", **_facts(header))
         return Receipt(key_round, digest, at)
 
     async def _take(
@@ -175,24 +251,35 @@ class Uploads:
         try:
             await asyncio.to_thread(self._check_bytes, key, size, whole)
         except InvalidUpdate as error:
-            log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
-            await self._federation.record(updates.drop, key)
+            await self._refuse(key, error)
             raise
 
+    async def _refuse(self, key: UpdateKey, error: InvalidUpdate) -> None:
+        log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
+        await self._federation.record(updates.drop, key)
+
     def _check_bytes(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
-        hashed, contract = hashlib.sha256(), self._federation.contract
-        layout = contract.recipe.upload_layout(contract.manifest, key.round, contract.policy.invited)
-        for piece in self._pieces(key, whole):
-            hashed.update(piece)
+        hashed, wrong = hashlib.sha256(), None
+
+        def hashing() -> Iterator[bytes]:
+            for piece in updates.pieces(self._federation.store, key) if whole is None else [whole]:
+                hashed.update(piece)
+                yield piece
+
+        pieces = hashing()
+        try:
+            payload.check_delta(self._federation.upload_layout(key.round), pieces)
+        except InvalidUpdate as error:
+            wrong = error
+        for _ in pieces:  # what the check has not read
+            continue
         if hashed.hexdigest() != key.digest:
             raise InvalidUpdate(
                 f"the {size} bytes received have digest {hashed.hexdigest()[:12]}, announced was {key.digest[:12]}; "
                 "the received bytes were dropped, send the update again"
             )
-        payload.check_delta(layout, self._pieces(key, whole))
-
-    def _pieces(self, key: UpdateKey, whole: bytes | None) -> Iterable[bytes]:
-        return updates.pieces(self._federation.store, key) if whole is None else [whole]
+        if wrong is not None:
+            raise wrong
 
     async def _receipt(self, key: UpdateKey) -> Receipt:
         found = await self._federation.read(updates.find, key)
@@ -209,6 +296,40 @@ def _announce(
 ) -> int | None:
     agents.heard(connection, federation, header.site, header.agent_id, now, identity_s)
     return updates.announce(connection, federation, header, now)
+
+
+def _accept_whole(
+    connection: sa.Connection,
+    federation: str,
+    header: rounds.UpdateHeader,
+    data: bytes,
+    began: float,
+    now: float,
+    identity_s: float,
+) -> tuple[float, int]:
+    """Return since when the update counts, and the revision of the federation that was found."""
+    agents.heard(connection, federation, header.site, header.agent_id, now, identity_s)
+    at = updates.accept_whole(connection, federation, header, data, began, now)
+    return at, federations.revision(connection, federation)
+
+
+def _with(state: rounds.FederationState, header: rounds.UpdateHeader, at: float) -> rounds.FederationState:
+    """Return the state as `_accept_whole` leaves it."""
+    if header.round != state.round.number:
+        return state  # it was in already: no other round takes an update
+    site = replace(state.sites[header.site], last_seen=at, last_round=header.round)
+    return replace(state, round=rounds.admit(state.round, header, at), sites={**state.sites, header.site: site})
+
+
+def _facts(header: rounds.UpdateHeader) -> dict[str, str | int | float]:
+    """Return what the log says of an update."""
+    return {
+        "site": header.site,
+        "round": header.round,
+        "digest": header.digest[:12],
+        "bytes": header.size,
+        **{name: round(value, 6) for name, value in header.metrics.items()},
+    }
 
 
 def _find(

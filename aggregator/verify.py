@@ -248,9 +248,7 @@ def _recompute(ground: _Ground, record: RoundRecord) -> str:
     return stored.digest
 
 
-def _check_change(
-    ground: _Ground, decided: RoundManifest, parent: Adapter, stored: Adapter, made: Sent | None
-) -> None:
+def _check_change(ground: _Ground, decided: RoundManifest, parent: Adapter, stored: Adapter, made: Sent | None) -> None:
     """Compare the change that was broadcast with the versions before and after it; what it owes with what the round makes,
     unless the update bytes are gone."""
     recipe, what = ground.contract.recipe, f"change to version {decided.version}"

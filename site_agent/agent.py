@@ -178,7 +178,8 @@ class Agent:
         """Bring one round to its receipt, from wherever it stands."""
         rounds = self._state.rounds
         finished = rounds.find(task.round)
-        if finished is None or not _is_what_is_asked(finished, task):
+        fresh = finished is None or not _is_what_is_asked(finished, task)
+        if fresh:
             await self._settle(before_round=task.round)
             received = await self._fetch(joined, trainer, task)
             local_before = self._begin(trainer, task.round, received).local
@@ -188,18 +189,21 @@ class Agent:
             finished = rounds.find(task.round)
         if finished is not None:  # else it was damaged meanwhile, and set aside: the aggregator asks for it again
             self._checkpoints.clear()
-            await self._send(finished.update)
+            await self._send(finished.update, fresh)
 
     async def _settle(self, before_round: int) -> None:
         """Ask for the receipts of updates that were on their way when the agent was killed, and note them."""
         for earlier in self._state.rounds.unsettled(before_round):
             await self._send(earlier.update)
 
-    async def _send(self, update: Update) -> None:
-        """Bring an update to its receipt, or learn that it will never count; sent again, it costs one call."""
+    async def _send(self, update: Update, fresh: bool = False) -> None:
+        """Bring an update to its receipt, or learn that it will never count.
+
+        One that is not `fresh` may have arrived before: it costs one call to learn that, and no bytes.
+        """
         began, number = time.monotonic(), update.facts.round
         try:
-            await self._client.upload(update)
+            await self._client.upload(update, fresh=fresh)
         except (StaleRound, ConflictingUpdate, NotFound) as error:
             log.warning("update_too_late", round=number, error=str(error))
             await self._write(lambda: self._state.rounds.mark(number, "refused"))

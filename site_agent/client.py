@@ -198,14 +198,14 @@ class FederationClient:
             durable=lambda: download.received,
         )
 
-    async def upload(self, update: Update) -> None:
+    async def upload(self, update: Update, *, fresh: bool = False) -> None:
         """Send an update; returns once the aggregator's receipt says that it counts.
 
-        An update of one chunk is announced with its bytes, in one call. If that fails, as with a larger one the aggregator is
-        asked first how much of it is durable. A transfer that does not move for `call_timeout_s` begins again there. After an
-        attempt that made nothing durable the chunks are smaller: a slow uplink may be why.
+        One that is `fresh`, of which nothing was ever sent, and is one chunk, is announced with its bytes in one call. Else, and
+        if that fails, the aggregator is asked first what it has of it. A transfer that does not move for `call_timeout_s` begins
+        again at the durable offset. After an attempt that made nothing durable the chunks are smaller: a slow uplink may be why.
         """
-        at_once = len(update.payload) <= CHUNK_BYTES
+        at_once = fresh and len(update.payload) <= CHUNK_BYTES
         chunk_bytes, durable = CHUNK_BYTES, 0 if at_once else -1
 
         async def send(attempt: int, offset: int, start: pb.UploadStart) -> None:

@@ -13,17 +13,24 @@ log = structlog.get_logger()
 TABLE = schema.agents
 MAX_AGENT_ID = 64
 
+# Statements are made once: making one takes several times as long as running it.
+_LAST = (
+    sa.select(TABLE.c.agent_id, TABLE.c.last_seen)
+    .where(TABLE.c.federation == sa.bindparam("federation"), TABLE.c.site == sa.bindparam("site"))
+    .order_by(TABLE.c.last_seen.desc(), TABLE.c.agent_id.desc())
+    .limit(1)
+)
+_HEARD = TABLE.update().where(
+    *(TABLE.c[name] == sa.bindparam(f"of_{name}") for name in ("federation", "site", "agent_id"))
+)
+_INSERT = TABLE.insert()
+
 
 def check(connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, quiet_s: float) -> None:
     """Raise IdentityInUse if another agent used the site's certificate less than `quiet_s` ago, saying when."""
     if not 0 < len(agent_id) <= MAX_AGENT_ID or not agent_id.isprintable():
         raise InputError(f"agent_id must have 1 to {MAX_AGENT_ID} printable characters, got {agent_id[:80]!r}")
-    last = connection.execute(
-        sa.select(TABLE.c.agent_id, TABLE.c.last_seen)
-        .where(TABLE.c.federation == federation, TABLE.c.site == site)
-        .order_by(TABLE.c.last_seen.desc(), TABLE.c.agent_id.desc())
-        .limit(1)
-    ).first()
+    last = connection.execute(_LAST, {"federation": federation, "site": site}).first()
     if last is None or last.agent_id == agent_id:
         return
     ago = max(now - last.last_seen, 0.0)  # the clock of the replica that wrote it may be ahead
@@ -47,8 +54,8 @@ def heard(
 ) -> None:
     """Check the agent and note that it called; `values` are further columns of its row. Raises IdentityInUse."""
     check(connection, federation, site, agent_id, now, quiet_s)
-    key = (TABLE.c.federation == federation, TABLE.c.site == site, TABLE.c.agent_id == agent_id)
-    if connection.execute(TABLE.update().where(*key).values(last_seen=now, **(values or {}))).rowcount:
+    key = {"of_federation": federation, "of_site": site, "of_agent_id": agent_id}
+    if connection.execute(_HEARD, {**key, "last_seen": now, **(values or {})}).rowcount:
         return
     row = {
         "authenticated": True,
@@ -63,4 +70,4 @@ def heard(
         "last_seen": now,
         **(values or {}),
     }
-    connection.execute(TABLE.insert().values(row))
+    connection.execute(_INSERT, row)

@@ -37,6 +37,12 @@ class Database(Protocol):
         ended, sees what they committed, and is durable when this returns.
         """
 
+    def glance(self, federation: str) -> int | None:
+        """Return a federation's revision if it can be had at once: in microseconds, waiting for nobody. None: ask a transaction.
+
+        It is that of the last commit before this call, whoever made it.
+        """
+
     def unavailable(self, error: sa.exc.SQLAlchemyError) -> str:
         """Say in a few words, without place or values, why trying again later can help; empty if it cannot."""
 

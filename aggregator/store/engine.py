@@ -3,10 +3,12 @@
 Functions of the other modules here take a connection and values; `Store.write` makes one transaction of one of them.
 """
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -21,6 +23,13 @@ log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CHANGED = (
+    schema.federations.update()
+    .where(schema.federations.c.name == sa.bindparam("federation"))
+    .values(revision=schema.federations.c.revision + 1)
+)
+"""Made once: making a statement takes several times as long as running it."""
+
 
 class Store:
     """Runs functions of a connection as transactions. Safe to use from several threads.
@@ -31,6 +40,8 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._waiting: list[_Job] = []
+        self._waiting_lock, self._writing = threading.Lock(), threading.Lock()
         self.place = database.place
         """Where the store is, for its operator; without a password."""
 
@@ -40,9 +51,12 @@ class Store:
             return work(connection, *args, **kwargs)
 
     def write(self, work: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work(connection, ...)` alone and commit, or roll back if it raises. Durable when this returns."""
-        with self._translated(), self._database.transaction(write=True) as connection:
-            return work(connection, *args, **kwargs)
+        """Run `work(connection, ...)` alone and commit, or roll back if it raises. Durable when this returns.
+
+        It may be run twice, the first time for nothing: see `_commit_waiting`.
+        """
+        with self._translated():
+            return self._commit(lambda connection: work(connection, *args, **kwargs))
 
     def change(
         self,
@@ -56,14 +70,66 @@ class Store:
 
         `news`: the waiting sites are to hear of it at once.
         """
-        with self._translated(), self._database.transaction(write=True) as connection:
+
+        def change(connection: sa.Connection) -> T:
             result = work(connection, *args, **kwargs)
-            table = schema.federations
-            connection.execute(
-                table.update().where(table.c.name == federation).values(revision=table.c.revision + 1),
-            )
+            connection.execute(_CHANGED, {"federation": federation})
             self._database.announce(connection, federation, news)
             return result
+
+        with self._translated():
+            return self._commit(change)
+
+    def _commit(self, work: Callable[[sa.Connection], T]) -> T:
+        job = _Job(work)
+        with self._waiting_lock:
+            self._waiting.append(job)
+        with self._writing:
+            if not job.is_over:
+                self._commit_waiting()
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def _commit_waiting(self) -> None:
+        """Run all that came while the last transaction was committed in one of them, in their order: a commit waits for the
+        disk, and this way they wait for it together.
+
+        If any of it raises, nothing was done, and each is run in a transaction of its own. If the database is away, it is for
+        all of them.
+        """
+        with self._waiting_lock:
+            jobs, self._waiting = self._waiting, []
+        try:
+            if len(jobs) > 1 and self._commit_together(jobs):
+                return
+            for job in jobs:
+                job.run_alone(self._database)
+        finally:
+            for job in jobs:
+                job.end()
+
+    def _commit_together(self, jobs: Sequence["_Job"]) -> bool:
+        """Return whether it is done."""
+        try:
+            with self._database.transaction(write=True) as connection:
+                for job in jobs:
+                    job.result = job.work(connection)
+        except sa.exc.SQLAlchemyError as error:
+            if not self._database.unavailable(error):
+                return False
+            for job in jobs:
+                job.error = error
+        except Exception:  # each will raise its own
+            return False
+        for job in jobs:
+            job.is_over = True
+        return True
+
+    def glance(self, federation: str) -> int | None:
+        """Return a federation's revision if it can be had at once, without a transaction, on the event loop; else None."""
+        return self._database.glance(federation)
 
     def watch(self, heard: Heard) -> Watch:
         """Call `heard(federation, news)` from a thread for changes that other processes make, until the watch is closed.
@@ -97,6 +163,33 @@ class Store:
     def close(self) -> None:
         """Let go of the database."""
         self._database.close()
+
+
+@dataclass(eq=False)
+class _Job:
+    """Work that waits for its transaction, and what came of it."""
+
+    work: Callable[[sa.Connection], Any]
+    result: Any = None
+    error: BaseException | None = None
+    is_over: bool = False
+
+    def run_alone(self, database: Database) -> None:
+        """Run it in a transaction of its own, and keep what it raises."""
+        try:
+            with database.transaction(write=True) as connection:
+                self.result = self.work(connection)
+        except Exception as error:
+            self.error = error
+        self.is_over = True
+
+    def end(self) -> None:
+        """Have it over, also if the thread that ran it was stopped."""
+        if not self.is_over:
+            self.is_over, self.error = (
+                True,
+                StoreUnavailable("the transaction was stopped; a site tries again by itself"),
+            )
 
 
 def create(url: str, fill: Callable[[sa.Connection], None] | None = None) -> Store:

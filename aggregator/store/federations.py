@@ -17,6 +17,33 @@ from shared.canonical import canonical_json
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError, NotFound
 
+# Statements are made once: making one takes several times as long as running it.
+_ROW = sa.select(schema.federations).where(schema.federations.c.name == sa.bindparam("federation"))
+_REVISION = sa.select(schema.federations.c.revision).where(schema.federations.c.name == sa.bindparam("federation"))
+_SITES = (
+    sa.select(schema.sites).where(schema.sites.c.federation == sa.bindparam("federation")).order_by(schema.sites.c.name)
+)
+_AGENTS = (
+    sa.select(
+        schema.agents.c.site,
+        schema.agents.c.last_seen,
+        schema.agents.c.authenticated,
+        schema.agents.c.progress,
+        schema.agents.c.version,
+    )
+    .where(schema.agents.c.federation == sa.bindparam("federation"))
+    .order_by(schema.agents.c.last_seen, schema.agents.c.agent_id)
+)
+_OF_VERSION = (
+    schema.adapters.c.federation == sa.bindparam("federation"),
+    schema.adapters.c.version == sa.bindparam("version"),
+)
+_ADAPTER = sa.select(schema.adapters.c.data).where(*_OF_VERSION)
+_DIGESTS = sa.select(schema.adapters.c.digest, schema.adapters.c.parent_digest).where(*_OF_VERSION)
+_LAST_VERSION = sa.select(sa.func.max(schema.adapters.c.version)).where(
+    schema.adapters.c.federation == sa.bindparam("federation")
+)
+
 
 def create(
     connection: sa.Connection,
@@ -96,8 +123,7 @@ def state(connection: sa.Connection, federation: str) -> FederationState:
 
 def revision(connection: sa.Connection, federation: str) -> int:
     """Return how often the federation was changed: a copy of its state is good while this stands. Raises NotFound."""
-    table = schema.federations
-    found = connection.execute(sa.select(table.c.revision).where(table.c.name == federation)).scalar()
+    found = connection.execute(_REVISION, {"federation": federation}).scalar()
     return int(_row(connection, federation)["revision"] if found is None else found)
 
 
@@ -108,8 +134,7 @@ def standing(connection: sa.Connection, federation: str) -> tuple[str, int, int]
 
 
 def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
-    query = sa.select(schema.federations).where(schema.federations.c.name == federation)
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(_ROW, {"federation": federation}).mappings().first()
     if row is None:
         raise NotFound(f"no federation '{federation}' in this store (it has: {', '.join(names(connection)) or 'none'})")
     return dict(row)
@@ -117,30 +142,24 @@ def _row(connection: sa.Connection, federation: str) -> Mapping[str, Any]:
 
 def enrolled(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
     """Return what is fixed about every site, by name, and nothing of what was heard from its agents."""
-    table = schema.sites
-    rows = connection.execute(sa.select(table).where(table.c.federation == federation).order_by(table.c.name))
+    rows = connection.execute(_SITES, {"federation": federation})
     return {
-        row["name"]: SiteState(
-            name=row["name"], phase=row["phase"], reason=row["reason"], training_patients=row["training_patients"]
-        )
-        for row in rows.mappings()
+        row.name: SiteState(name=row.name, phase=row.phase, reason=row.reason, training_patients=row.training_patients)
+        for row in rows
     }
 
 
 def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
     found = enrolled(connection, federation)
-    agents = schema.agents
-    heard = connection.execute(
-        sa.select(agents).where(agents.c.federation == federation).order_by(agents.c.last_seen, agents.c.agent_id)
-    )
+    heard = connection.execute(_AGENTS, {"federation": federation})
     # oldest first: what the agent heard from last said is what stands. A row of no site of ours is `verify`'s business
-    for row in (row for row in heard.mappings() if row["site"] in found):
-        found[row["site"]] = replace(
-            found[row["site"]],
-            last_seen=row["last_seen"],
-            authenticated=row["authenticated"],
-            progress=row["progress"],
-            version=row["version"],
+    for row in (row for row in heard if row.site in found):
+        found[row.site] = replace(
+            found[row.site],
+            last_seen=row.last_seen,
+            authenticated=row.authenticated,
+            progress=row.progress,
+            version=row.version,
         )
     last = round_rows.last_accepted(connection, federation)
     for site, number in ((site, number) for site, number in last.items() if site in found):
@@ -217,10 +236,7 @@ def adapter_with(connection: sa.Connection, federation: str, digest: str) -> Ada
 
 def adapter_file(connection: sa.Connection, federation: str, version: int) -> bytes:
     """Return the stored file of one version as it is. Raises NotFound."""
-    table = schema.adapters
-    data = connection.execute(
-        sa.select(table.c.data).where(table.c.federation == federation, table.c.version == version)
-    ).scalar()
+    data = connection.execute(_ADAPTER, {"federation": federation, "version": version}).scalar()
     if data is None:
         last = last_version(connection, federation)
         raise NotFound(f"federation '{federation}' has no adapter version {version}; versions are 0 to {last}")
@@ -234,9 +250,7 @@ def adapter_digest(connection: sa.Connection, federation: str, version: int) -> 
 
 def adapter_digests(connection: sa.Connection, federation: str, version: int) -> tuple[str, str]:
     """Return the digests of one version and of its parent, as they were written beside the file."""
-    table = schema.adapters
-    query = sa.select(table.c.digest, table.c.parent_digest)
-    row = connection.execute(query.where(table.c.federation == federation, table.c.version == version)).first()
+    row = connection.execute(_DIGESTS, {"federation": federation, "version": version}).first()
     if row is None:
         raise InputError(
             f"the store is damaged: federation '{federation}' has no adapter version {version}; restore a copy of it"
@@ -246,9 +260,7 @@ def adapter_digests(connection: sa.Connection, federation: str, version: int) ->
 
 def last_version(connection: sa.Connection, federation: str) -> int:
     """Return the highest version ever made."""
-    table = schema.adapters
-    query = sa.select(sa.func.max(table.c.version)).where(table.c.federation == federation)
-    last = connection.execute(query).scalar()
+    last = connection.execute(_LAST_VERSION, {"federation": federation}).scalar()
     if last is None:
         raise InputError(
             f"the store is damaged: federation '{federation}' has no adapter version at all; restore a copy of it"

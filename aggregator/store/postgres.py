@@ -128,6 +128,10 @@ class Postgres:
                     connection.execute(WRITE_LOCK)
                 yield connection
 
+    def glance(self, federation: str) -> int | None:
+        del federation
+        return None  # a round trip, and maybe a wait for a connection
+
     def unavailable(self, error: sa.exc.SQLAlchemyError) -> str:
         if isinstance(error, sa.exc.TimeoutError):  # of the pool
             return "too many calls wait for it"

@@ -16,6 +16,29 @@ from shared.errors import NotFound
 TABLE = schema.rounds
 UNFINISHED = ("open", "closing")
 
+# Statements are made once: making one takes several times as long as running it.
+_THIS = (TABLE.c.federation == sa.bindparam("federation"), TABLE.c.number == sa.bindparam("number"))
+_ROUND = sa.select(TABLE).where(*_THIS)
+_LOCK = sa.select(TABLE.c.number).where(*_THIS).with_for_update()
+_LAST = sa.select(sa.func.max(TABLE.c.number)).where(TABLE.c.federation == sa.bindparam("federation"))
+_UPDATES = (
+    sa.select(
+        schema.updates.c.site,
+        schema.updates.c.digest,
+        schema.updates.c.training_patients,
+        schema.updates.c.announced_at,
+        schema.updates.c.accepted_at,
+    )
+    .where(schema.updates.c.federation == sa.bindparam("federation"), schema.updates.c.round == sa.bindparam("number"))
+    .order_by(schema.updates.c.site)
+)
+_UPDATES_OF_SITE = _UPDATES.where(schema.updates.c.site == sa.bindparam("site"))
+_LAST_ACCEPTED = (
+    sa.select(schema.updates.c.site, sa.func.max(schema.updates.c.round))
+    .where(schema.updates.c.federation == sa.bindparam("federation"), schema.updates.c.accepted_at.is_not(None))
+    .group_by(schema.updates.c.site)
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
@@ -55,7 +78,7 @@ def open_round(
 
 def last(connection: sa.Connection, federation: str) -> RoundState:
     """Return the last round made: the open or closing one unless the federation is finished."""
-    number = connection.execute(sa.select(sa.func.max(TABLE.c.number)).where(TABLE.c.federation == federation)).scalar()
+    number = connection.execute(_LAST, {"federation": federation}).scalar()
     return state(connection, federation, int(number or 0))
 
 
@@ -66,19 +89,20 @@ def state(connection: sa.Connection, federation: str, number: int) -> RoundState
 
 def record(connection: sa.Connection, federation: str, number: int) -> RoundRecord:
     """Return one round with its manifest and diagnostics. Raises NotFound."""
-    row = connection.execute(sa.select(TABLE).where(*_is(federation, number))).mappings().first()
-    if row is None:
-        raise NotFound(f"federation '{federation}' has no round {number} yet")
-    return _record(connection, row)
+    return _record(connection, _row(connection, federation, number))
 
 
 def state_for(connection: sa.Connection, federation: str, number: int, site: str) -> RoundState:
     """Return one round with the updates of one site alone: all that is asked of it when that site's update comes in. Raises
     NotFound."""
-    row = connection.execute(sa.select(TABLE).where(*_is(federation, number))).mappings().first()
+    return _record(connection, _row(connection, federation, number), site).state
+
+
+def _row(connection: sa.Connection, federation: str, number: int) -> Mapping[Any, Any]:
+    row = connection.execute(_ROUND, {"federation": federation, "number": number}).mappings().first()
     if row is None:
         raise NotFound(f"federation '{federation}' has no round {number} yet")
-    return _record(connection, row, schema.updates.c.site == site).state
+    return row
 
 
 def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
@@ -87,20 +111,16 @@ def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
     return [_record(connection, row) for row in rows.mappings().all()]
 
 
-def _record(connection: sa.Connection, row: Mapping[Any, Any], *only: sa.ColumnElement[bool]) -> RoundRecord:
-    updates = schema.updates
+def _record(connection: sa.Connection, row: Mapping[Any, Any], site: str = "") -> RoundRecord:
+    """Return a round with the updates of all sites, or of one."""
     accepted, announced = {}, {}
-    for update in connection.execute(
-        sa.select(updates)
-        .where(updates.c.federation == row["federation"], updates.c.round == row["number"], *only)
-        .order_by(updates.c.site)
-    ).mappings():
-        if update["accepted_at"] is None:
-            announced[update["site"]] = update["announced_at"]
+    key = {"federation": row["federation"], "number": row["number"]}
+    found = connection.execute(_UPDATES_OF_SITE, {**key, "site": site}) if site else connection.execute(_UPDATES, key)
+    for update in found:
+        if update.accepted_at is None:
+            announced[update.site] = update.announced_at
         else:
-            accepted[update["site"]] = AcceptedUpdate(
-                update["digest"], update["training_patients"], update["accepted_at"]
-            )
+            accepted[update.site] = AcceptedUpdate(update.digest, update.training_patients, update.accepted_at)
     return RoundRecord(
         state=RoundState(
             number=row["number"],
@@ -129,12 +149,7 @@ def count_closed(connection: sa.Connection, federation: str) -> int:
 
 def last_accepted(connection: sa.Connection, federation: str) -> dict[str, int]:
     """Return the last round each site had an update accepted in, by site."""
-    table = schema.updates
-    rows = connection.execute(
-        sa.select(table.c.site, sa.func.max(table.c.round))
-        .where(table.c.federation == federation, table.c.accepted_at.is_not(None))
-        .group_by(table.c.site)
-    )
+    rows = connection.execute(_LAST_ACCEPTED, {"federation": federation})
     return {row[0]: int(row[1]) for row in rows}
 
 
@@ -170,7 +185,7 @@ def invite(
 
 def lock(connection: sa.Connection, federation: str, number: int) -> None:
     """Keep every other transaction from changing this round until this one ends (SQLite: a write is alone anyway)."""
-    connection.execute(sa.select(TABLE.c.number).where(*_is(federation, number)).with_for_update())
+    connection.execute(_LOCK, {"federation": federation, "number": number})
 
 
 def begin_closing(connection: sa.Connection, federation: str, number: int, manifest: bytes, input_digest: str) -> bool:

@@ -21,6 +21,9 @@ from shared.errors import InputError
 
 BUSY_TIMEOUT_S = 10
 FLOOR = (3, 38)
+PAGE_BYTES = 16 << 10
+"""Of a new store; an older one keeps its own. Updates are megabytes in one row, which cost a write and a checksum a page."""
+GLANCE = "SELECT revision FROM federations WHERE name = ?"
 UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked",
     sqlite3.SQLITE_LOCKED: "another process keeps it locked",
@@ -38,6 +41,7 @@ class Sqlite:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._looking: sqlite3.Connection | None = None
         self._reservation: TextIO | None = None
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
@@ -46,7 +50,6 @@ class Sqlite:
             hide_parameters=True,
         )
         sa.event.listen(self._engine, "connect", _prepare)
-        sa.event.listen(self._engine, "begin", _begin)
 
     @property
     def place(self) -> str:
@@ -73,10 +76,23 @@ class Sqlite:
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
-        with self._lock, self._engine.connect() as plain:
-            connection = plain.execution_options(immediate=write)
-            with connection.begin():
-                yield connection
+        with self._lock, self._engine.connect() as connection, connection.begin():
+            # Not by an event of the engine: every statement would ask for further events.
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+            yield connection
+
+    def glance(self, federation: str) -> int | None:
+        """A reader of the write-ahead log waits for nobody, and nobody for it."""
+        try:
+            if self._looking is None:
+                where = f"{self._path.absolute().as_uri()}?mode=ro"
+                self._looking = sqlite3.connect(
+                    where, uri=True, timeout=0, isolation_level=None, check_same_thread=False
+                )
+            row = self._looking.execute(GLANCE, (federation,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if row is None else int(row[0])
 
     def unavailable(self, error: sa.exc.SQLAlchemyError) -> str:
         return UNAVAILABLE.get(_code(error), "")
@@ -107,6 +123,11 @@ class Sqlite:
     def close(self) -> None:
         if self._reservation is not None:
             self._reservation.close()
+        if (
+            self._looking is not None
+        ):  # first: the last to close tidies up the write-ahead log, and it must be able to write
+            self._looking.close()
+            self._looking = None
         with self._lock:
             self._engine.dispose()
 
@@ -130,6 +151,7 @@ def _prepare(raw: Any, record: Any) -> None:
     (version,) = cursor.execute("SELECT sqlite_version()").fetchone()
     if tuple(map(int, version.split(".")[:2])) < FLOOR:
         raise InputError(f"SQLite {version} is too old, 3.38 or newer is needed")
+    cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
     _choose_log(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
@@ -149,8 +171,3 @@ def _choose_log(cursor: sqlite3.Cursor) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def _begin(connection: sa.Connection) -> None:
-    immediate = connection.get_execution_options().get("immediate")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

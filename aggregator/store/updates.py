@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
@@ -26,6 +26,39 @@ class UpdateKey:
     site: str
     digest: str
 
+    @property
+    def bound(self) -> dict[str, str | int]:
+        """The values of the statements here."""
+        return {
+            "of_federation": self.federation,
+            "of_round": self.round,
+            "of_site": self.site,
+            "of_digest": self.digest,
+        }
+
+
+def _is(table: sa.Table, *names: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return tuple(
+        table.c[name] == sa.bindparam(f"of_{name}") for name in names or ("federation", "round", "site", "digest")
+    )
+
+
+# Statements are made once: making one takes several times as long as running it.
+_FIND = sa.select(TABLE).where(*_is(TABLE))
+_DIGESTS = sa.select(TABLE.c.digest).where(*_is(TABLE, "federation", "round", "site"))
+_INSERT = TABLE.insert()
+_ACCEPT = TABLE.update().where(*_is(TABLE)).values(accepted_at=sa.bindparam("now"))
+_DELETE = TABLE.delete().where(*_is(TABLE))
+_ANNOUNCED = sa.select(TABLE.c.announced_at).where(*_is(TABLE))
+_COMMITTED = sa.select(sa.func.coalesce(sa.func.sum(CHUNKS.c.size), 0)).where(*_is(CHUNKS))
+_INSERT_CHUNK = CHUNKS.insert()
+_DELETE_CHUNKS = CHUNKS.delete().where(*_is(CHUNKS))
+_CHUNK_AT = (
+    sa.select(CHUNKS.c.data, TABLE.c.size.label("whole"))
+    .join(TABLE, sa.and_(*(CHUNKS.c[name] == TABLE.c[name] for name in ("federation", "round", "site", "digest"))))
+    .where(*_is(CHUNKS), CHUNKS.c.offset == sa.bindparam("offset"))
+)
+
 
 def announce(connection: sa.Connection, federation: str, update: rounds.UpdateHeader, now: float) -> int | None:
     """Note an update whose bytes follow. Returns the bytes already durable, or None if it is accepted already.
@@ -39,30 +72,46 @@ def announce(connection: sa.Connection, federation: str, update: rounds.UpdateHe
     key = UpdateKey(federation, update.round, update.site, update.digest)
     if find(connection, key) is not None:
         return committed(connection, key)
-    mine = (TABLE.c.federation == federation, TABLE.c.round == update.round, TABLE.c.site == update.site)
-    for digest in connection.execute(sa.select(TABLE.c.digest).where(*mine)).scalars().all():
-        drop(connection, UpdateKey(federation, update.round, update.site, digest))
-    connection.execute(
-        TABLE.insert().values(
-            federation=federation,
-            round=update.round,
-            site=update.site,
-            digest=update.digest,
-            agent_id=update.agent_id,
-            size=update.size,
-            codec=update.codec,
-            base_version=update.base_version,
-            training_patients=update.training_patients,
-            metrics=canonical_json(dict(update.metrics)).decode(),
-            announced_at=now,
-        )
-    )
+    _drop_unfinished(connection, key)
+    _insert(connection, key, update, now, None)
     return 0
+
+
+def _insert(
+    connection: sa.Connection,
+    key: UpdateKey,
+    update: rounds.UpdateHeader,
+    announced_at: float,
+    accepted_at: float | None,
+) -> None:
+    connection.execute(
+        _INSERT,
+        {
+            "federation": key.federation,
+            "round": key.round,
+            "site": key.site,
+            "digest": key.digest,
+            "agent_id": update.agent_id,
+            "size": update.size,
+            "codec": update.codec,
+            "base_version": update.base_version,
+            "training_patients": update.training_patients,
+            "metrics": canonical_json(dict(update.metrics)).decode(),
+            "announced_at": announced_at,
+            "accepted_at": accepted_at,
+        },
+    )
+
+
+def _drop_unfinished(connection: sa.Connection, key: UpdateKey) -> None:
+    """Forget what the update's site has announced in its round and not finished."""
+    for digest in connection.execute(_DIGESTS, key.bound).scalars().all():
+        drop(connection, replace(key, digest=digest))
 
 
 def find(connection: sa.Connection, key: UpdateKey) -> tuple[rounds.UpdateHeader, float | None] | None:
     """Return an update's header and when it was accepted (None: not yet); None if it was never announced."""
-    row = connection.execute(sa.select(TABLE).where(*_is(TABLE, key))).mappings().first()
+    row = connection.execute(_FIND, key.bound).mappings().first()
     if row is None:
         return None
     header = rounds.UpdateHeader(
@@ -80,14 +129,13 @@ def find(connection: sa.Connection, key: UpdateKey) -> tuple[rounds.UpdateHeader
 
 def announced(connection: sa.Connection, key: UpdateKey) -> float | None:
     """Return when an update was announced, which tells it from one that was dropped and announced again; None if it is not."""
-    at: float | None = connection.execute(sa.select(TABLE.c.announced_at).where(*_is(TABLE, key))).scalar()
+    at: float | None = connection.execute(_ANNOUNCED, key.bound).scalar()
     return at
 
 
 def committed(connection: sa.Connection, key: UpdateKey) -> int:
     """Return how many bytes of an update are durable."""
-    query = sa.select(sa.func.coalesce(sa.func.sum(CHUNKS.c.size), 0)).where(*_is(CHUNKS, key))
-    return int(connection.execute(query).scalar_one())
+    return int(connection.execute(_COMMITTED, key.bound).scalar_one())
 
 
 def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -> None:
@@ -105,16 +153,21 @@ def stage(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -
     end = committed(connection, key)
     if offset != end:
         raise BadOffset(f"chunk starts at byte {offset}, durable are {end}; begin again")
+    _insert_chunk(connection, key, offset, data)
+
+
+def _insert_chunk(connection: sa.Connection, key: UpdateKey, offset: int, data: bytes) -> None:
     connection.execute(
-        CHUNKS.insert().values(
-            federation=key.federation,
-            round=key.round,
-            site=key.site,
-            digest=key.digest,
-            offset=offset,
-            size=len(data),
-            data=data,
-        )
+        _INSERT_CHUNK,
+        {
+            "federation": key.federation,
+            "round": key.round,
+            "site": key.site,
+            "digest": key.digest,
+            "offset": offset,
+            "size": len(data),
+            "data": data,
+        },
     )
 
 
@@ -135,7 +188,7 @@ def accept(connection: sa.Connection, key: UpdateKey, now: float, announced_at: 
     if announced_at is not None and announced(connection, key) != announced_at:
         raise BadOffset(f"upload {key.digest[:12]} of site '{key.site}' was announced anew; begin again")
     rounds.admit(state, found[0], now)
-    connection.execute(TABLE.update().where(*_is(TABLE, key)).values(accepted_at=now))
+    connection.execute(_ACCEPT, {**key.bound, "now": now})
     return now
 
 
@@ -145,13 +198,35 @@ def stage_and_accept(connection: sa.Connection, key: UpdateKey, data: bytes, now
     return accept(connection, key, now)
 
 
+def accept_whole(
+    connection: sa.Connection, federation: str, update: rounds.UpdateHeader, data: bytes, began: float, now: float
+) -> float:
+    """Write an update that nobody has announced and make it count, in one commit; return since when it does.
+
+    `began`: when its upload did. The bytes must have been checked. Repeating it returns the first time. What its site had begun
+    to upload in this round is dropped. Raises as `rounds.admit` does.
+    """
+    round_rows.lock(connection, federation, update.round)
+    state = round_rows.state_for(connection, federation, update.round, update.site)
+    held = state.accepted.get(update.site)
+    if held is not None and rounds.is_held(state, update.site, update.digest):
+        return held.at
+    rounds.admit(state, update, now)
+    key = UpdateKey(federation, update.round, update.site, update.digest)
+    if update.site in state.announced:
+        _drop_unfinished(connection, key)
+    _insert(connection, key, update, began, now)
+    _insert_chunk(connection, key, 0, data)
+    return now
+
+
 def drop(connection: sa.Connection, key: UpdateKey) -> None:
     """Forget an unfinished upload. An accepted one is left alone."""
     found = find(connection, key)
     if found is None or found[1] is not None:
         return
-    connection.execute(CHUNKS.delete().where(*_is(CHUNKS, key)))
-    connection.execute(TABLE.delete().where(*_is(TABLE, key)))
+    connection.execute(_DELETE_CHUNKS, key.bound)
+    connection.execute(_DELETE, key.bound)
 
 
 def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: float) -> list[int]:
@@ -178,8 +253,11 @@ def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: flo
 
 def pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
     """Yield an update's durable bytes in order, one short transaction per chunk."""
-    offset = 0
-    while data := store.read(_chunk_at, key, offset):
+    offset, size = 0, 1
+    while offset < size:
+        data, size = store.read(_chunk_at, key, offset)
+        if not data:
+            return
         yield data
         offset += len(data)
 
@@ -198,16 +276,7 @@ def checked_pieces(store: Store, key: UpdateKey) -> Iterator[bytes]:
         )
 
 
-def _chunk_at(connection: sa.Connection, key: UpdateKey, offset: int) -> bytes | None:
-    query = sa.select(CHUNKS.c.data).where(*_is(CHUNKS, key), CHUNKS.c.offset == offset)
-    data = connection.execute(query).scalar()
-    return None if data is None else bytes(data)
-
-
-def _is(table: sa.Table, key: UpdateKey) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        table.c.federation == key.federation,
-        table.c.round == key.round,
-        table.c.site == key.site,
-        table.c.digest == key.digest,
-    )
+def _chunk_at(connection: sa.Connection, key: UpdateKey, offset: int) -> tuple[bytes, int]:
+    """Return the chunk that begins there, empty if there is none, and the size of the whole update."""
+    row = connection.execute(_CHUNK_AT, {**key.bound, "offset": offset}).first()
+    return (b"", 0) if row is None else (bytes(row.data), row.whole)

@@ -89,7 +89,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+                os.kill(
+                    process.pid, number
+                )  # `send_signal` would look whether it has ended, and take the end from asyncio
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_S):
                     await process.wait()

@@ -133,8 +133,8 @@ class PowerCut(Exception):
 class CutBeforeTheNote(Agent):
     """An agent whose machine goes down when the receipt has come and is not yet noted."""
 
-    async def _send(self, update: Update) -> None:
-        await self._client.upload(update)
+    async def _send(self, update: Update, fresh: bool = False) -> None:
+        await self._client.upload(update, fresh=fresh)
         raise PowerCut
 
 

@@ -67,6 +67,7 @@ class Aggregator:
     versions: list[Adapter]
     heartbeat: Callable[[int], Task] = lambda number: about("WAIT", number)
     sent: list[Update] = field(default_factory=list)
+    fresh: list[bool] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
     patience_s: list[float] = field(default_factory=list)
 
@@ -81,8 +82,9 @@ class Aggregator:
     async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
         return next(one for one in self.versions if one.digest == task.digest)
 
-    async def upload(self, update: Update) -> None:
+    async def upload(self, update: Update, *, fresh: bool = False) -> None:
         self.sent.append(update)
+        self.fresh.append(fresh)
         self.sent_at.append(time.monotonic())
 
     async def close(self) -> None:
@@ -218,12 +220,14 @@ async def test_a_heartbeat_that_nobody_answers_is_given_up_and_training_goes_on(
 
 
 async def test_a_finished_round_is_sent_again_and_not_trained_again(tmp_path):
+    """The second time the aggregator is asked first: it may have the update already."""
     trainer = Trainer()
     aggregators = [Aggregator([train(1, FIRST), END], [FIRST]) for _ in range(2)]
     for aggregator in aggregators:
         await take_part(Scripted(tmp_path, aggregator, trainer))
     assert len(trainer.trained) == 1
     assert aggregators[1].sent[0].payload == aggregators[0].sent[0].payload
+    assert [aggregator.fresh for aggregator in aggregators] == [[True], [False]]
 
 
 async def test_a_round_asked_for_from_another_version_of_the_same_number_is_trained_again_and_it_is_said(tmp_path):

@@ -436,6 +436,46 @@ async def test_an_upload_announces_digest_and_size_and_sends_exactly_the_sealed_
     assert b"".join(request.chunk.data for request in stream[1:]) == PAYLOAD
 
 
+async def test_a_fresh_update_of_one_chunk_is_announced_with_its_bytes_in_one_call():
+    used = ScriptedClient(pb.UploadDeltaResponse(receipt=RECEIPT))
+    await used.upload(update(), fresh=True)
+    ((start, chunk),) = used.aggregator.requests
+    assert start.start == pb.UploadStart(announcement=start.start.announcement)  # what it says is said once
+    announced = start.start.announcement
+    assert (announced.digest, announced.size, announced.round) == (update().digest, len(PAYLOAD), 1)
+    assert (announced.agent_id, announced.layout_digest) == ("agent-1", ADAPTER.manifest.layout.digest)
+    assert chunk.chunk.data == PAYLOAD
+
+
+async def test_a_fresh_update_that_was_cut_is_asked_about_before_it_is_sent_again():
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    used = ScriptedClient(cut, begun(len(PAYLOAD), RECEIPT))
+    await used.upload(update(), fresh=True)
+    first, second = used.aggregator.requests
+    assert first[0].start.announcement == second
+
+
+async def test_a_fresh_update_that_left_nothing_durable_is_sent_in_smaller_chunks():
+    layout = adapters.adapter(rank=8, width=800).manifest.layout
+    one = Update(FACTS, layout, adapters.delta(layout, seed=1))
+    assert client.SMALLEST_CHUNK_BYTES < len(one.payload) <= client.CHUNK_BYTES
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    used = ScriptedClient(cut, begun(0), pb.UploadDeltaResponse(receipt=RECEIPT), call_timeout_s=0.2)
+    await used.upload(one, fresh=True)
+    assert len(used.aggregator.requests[0][1].chunk.data) == len(one.payload)
+    assert len(used.aggregator.requests[2][1].chunk.data) == client.SMALLEST_CHUNK_BYTES
+
+
+async def test_a_fresh_update_of_more_than_a_chunk_is_announced_first():
+    layout = adapters.adapter(rank=32, width=1200, blocks=4).manifest.layout
+    large = Update(FACTS, layout, adapters.delta(layout, seed=1))
+    assert len(large.payload) > client.CHUNK_BYTES
+    used = ScriptedClient(begun(), pb.UploadDeltaResponse(receipt=RECEIPT))
+    await used.upload(large, fresh=True)
+    assert used.aggregator.requests[0].digest == large.digest
+    assert len(used.aggregator.requests[1][1].chunk.data) == client.CHUNK_BYTES
+
+
 async def test_a_cut_upload_begins_again_and_sends_only_what_is_not_durable():
     cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
     used = ScriptedClient(begun(), cut, begun(committed=40), pb.UploadDeltaResponse(receipt=RECEIPT))

@@ -42,6 +42,36 @@ def test_commits_survive_a_power_cut_by_setting(store: Store) -> None:
     assert store.read(pragma, "synchronous") == 2  # FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
 
 
+def test_a_new_store_has_large_pages(store: Store) -> None:
+    assert store.read(pragma, "page_size") == sqlite.PAGE_BYTES
+
+
+def test_a_glance_waits_for_no_writer_and_sees_only_what_is_committed(store: Store) -> None:
+    assert store.glance("demo") is None
+
+    def add(connection: sa.Connection, revision: int) -> None:
+        columns = {c.name: c.type.python_type() for c in schema.federations.columns if not c.nullable}
+        connection.execute(schema.federations.delete())
+        connection.execute(schema.federations.insert().values({**columns, "name": "demo", "revision": revision}))
+
+    store.write(add, 7)
+    assert store.glance("demo") == 7
+
+    def while_writing(connection: sa.Connection) -> None:
+        add(connection, 8)
+        assert store.glance("demo") == 7
+
+    store.write(while_writing)
+    assert store.glance("demo") == 8
+
+
+def test_the_last_to_close_leaves_one_file(tmp_path: Path) -> None:
+    made = engine.create(str(tmp_path / "fed.db"))
+    made.glance("demo")
+    made.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["fed.db"]
+
+
 def test_a_lock_held_by_another_process_is_an_outage(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,6 +242,61 @@ def test_nothing_goes_into_a_round_that_is_no_longer_open(store: Store) -> None:
             work()
 
 
+def test_an_update_written_whole_is_as_one_that_was_announced_staged_and_accepted(store: Store) -> None:
+    update, other = header(), header("siemens")
+    assert store.write(updates.accept_whole, "demo", update, DATA, 5.0, 6.0) == 6.0
+    put(store, "siemens")
+    assert b"".join(updates.checked_pieces(store, key(update))) == DATA
+    assert store.read(updates.find, key(update)) == (update, 6.0)
+    assert store.read(updates.announced, key(update)) == store.read(updates.announced, key(other)) == 5.0
+    state = store.read(federations.state, "demo")
+    assert state.round.accepted["ge"] == state.round.accepted["siemens"]
+    assert state.round.announced == {}
+
+
+def test_an_update_written_whole_again_changes_nothing(store: Store) -> None:
+    update = header()
+    store.write(updates.accept_whole, "demo", update, DATA, 5.0, 6.0)
+    assert store.write(updates.accept_whole, "demo", update, DATA, 50.0, 51.0) == 6.0
+    assert store.write(updates.announce, "demo", update, 52.0) is None
+    with pytest.raises(ConflictingUpdate):
+        store.write(updates.accept_whole, "demo", header(data=DATA[::-1]), DATA[::-1], 53.0, 54.0)
+    assert b"".join(updates.pieces(store, key(update))) == DATA
+
+
+@pytest.mark.parametrize("begun", [DATA, DATA[::-1]], ids=["the same", "another"])
+def test_an_update_written_whole_replaces_what_its_site_had_begun(store: Store, begun: bytes) -> None:
+    update, before = header(), header(data=begun)
+    store.write(updates.announce, "demo", before, 4.0)
+    store.write(updates.stage, key(before), 0, begun[:70])
+    assert store.write(updates.accept_whole, "demo", update, DATA, 5.0, 6.0) == 6.0
+    assert b"".join(updates.pieces(store, key(update))) == DATA
+    assert list(updates.pieces(store, key(header(data=DATA[::-1])))) == []
+    with pytest.raises((BadOffset, ConflictingUpdate)):
+        store.write(updates.stage, key(before), 70, begun[70:])
+
+
+def test_an_update_written_whole_too_late_leaves_no_trace(store: Store) -> None:
+    put(store, "ge")
+    late = header("siemens")
+    assert begin_closing(store)
+    with pytest.raises(StaleRound, match="round 1 is closing"):
+        store.write(updates.accept_whole, "demo", late, DATA, 5.0, 6.0)
+    assert store.read(updates.find, key(late)) is None
+    assert list(updates.pieces(store, key(late))) == []
+
+
+def test_a_glance_is_at_the_last_commit_whoever_made_it_or_says_nothing(store: Store, url: str) -> None:
+    def nothing(connection: object) -> None: ...
+
+    other = engine.open_store(url)
+    for one in (store, other, store):
+        one.change("demo", False, nothing)
+        assert store.glance("demo") in (None, store.read(federations.revision, "demo"))
+    other.close()
+    assert store.glance("no such federation") is None
+
+
 # closing
 
 

@@ -1,7 +1,9 @@
 """What every store's transactions promise, whatever database is behind it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -80,6 +82,70 @@ def test_writes_are_alone_so_no_increment_is_lost(store: Store, other: Store) ->
 
     together(6, work)
     assert store.read(version) == 60
+
+
+class Waiting:
+    """Holds a store's first write inside its transaction until others wait for it; counts the transactions that write."""
+
+    def __init__(self, store: Store, count: int) -> None:
+        self.transactions = 0
+        self._store, self._count, self._transaction = store, count, store._database.transaction
+        store._database.transaction = self.transaction  # type: ignore[method-assign]
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
+        self.transactions += write
+        with self._transaction(write=write) as connection:
+            yield connection
+
+    def first(self, connection: sa.Connection) -> None:
+        increment(connection)
+        for _ in range(500):
+            if len(self._store._waiting) == self._count:
+                return
+            time.sleep(0.01)
+
+    def run(self, *works: Callable[[sa.Connection], object]) -> list[BaseException | None]:
+        """Write the first and then these at once. Returns what each of them raised."""
+        raised: list[BaseException | None] = [None] * len(works)
+
+        def run(number: int) -> None:
+            try:
+                self._store.change("demo", False, works[number])
+            except BaseException as error:
+                raised[number] = error
+
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(len(works))]
+        leader = threading.Thread(target=self._store.write, args=(self.first,))
+        leader.start()
+        while not self.transactions:
+            time.sleep(0.001)
+        for thread in threads:
+            thread.start()
+        for thread in (leader, *threads):
+            thread.join()
+        return raised
+
+
+def test_writes_that_come_during_a_commit_share_the_next_one(store: Store) -> None:
+    waiting, before = Waiting(store, 4), store.read(federations.revision, "demo")
+    assert waiting.run(*[increment] * 4) == [None] * 4
+    assert waiting.transactions == 2
+    assert store.read(version) == 5
+    assert store.read(federations.revision, "demo") == before + 4
+
+
+def test_one_of_them_that_raises_leaves_the_others_alone(store: Store) -> None:
+    def fails(connection: sa.Connection) -> None:
+        increment(connection)
+        raise KeyError("on purpose")
+
+    waiting, before = Waiting(store, 3), store.read(federations.revision, "demo")
+    first, second, third = waiting.run(increment, fails, increment)
+    assert (first, third) == (None, None)
+    assert isinstance(second, KeyError)
+    assert store.read(version) == 3
+    assert store.read(federations.revision, "demo") == before + 2
 
 
 def test_a_write_decides_by_what_the_one_before_it_committed(store: Store, other: Store) -> None:
