@@ -42,11 +42,11 @@ class Quantised:
 
     def encode(self, array: Floats, seed: bytes) -> bytes:
         """Return a tensor's bytes. A value that is not finite, or no bfloat16 can scale, is refused when it is decoded."""
-        kind = self._kind(array)
-        slices = _cut(array, kind)
-        scales = self._scales(slices)
-        bits = to_bfloat16(scales).astype("<u2")
         with np.errstate(invalid="ignore", over="ignore"):
+            kind = self._kind(array)
+            slices = _cut(array, kind)
+            scales = self._scales(slices)
+            bits = to_bfloat16(scales).astype("<u2")
             exact = slices.astype(np.float64) / np.where(scales > 0, scales, 1).astype(np.float64)[:, None]
             up = uniform(seed, slices.size).reshape(slices.shape) < exact - np.floor(exact)
             codes = np.nan_to_num(np.floor(exact) + up, nan=0.0, posinf=0.0, neginf=0.0)
