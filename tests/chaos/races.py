@@ -28,12 +28,12 @@ from aggregator import verify
 from aggregator.closing import Closer
 from aggregator.federation import Federation
 from aggregator.manifest import RoundManifest
+from aggregator.results import Result
 from aggregator.store import engine, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
 from shared import logs
-from shared.adapter import Adapter
 from shared.errors import BadOffset, StaleRound
 from tests.chaos.crowd import ROOT
 from tests.chaos.served import ENVIRONMENT
@@ -335,11 +335,11 @@ class Witnessed(Store):
         if decided is None:
             return done
         facts = {"replica": self._replica, "round": decided.round, "inputs": decided.input_digest, "won": bool(done)}
-        result = next((value for value in args if isinstance(value, Adapter)), None)
+        result = next((value for value in args if isinstance(value, Result)), None)
         if result is None:
             print(json.dumps({"decided": {**facts, "began": began, "ended": ended}}), flush=True)
         else:
-            print(json.dumps({"computed": {**facts, "digest": result.digest, "at": began}}), flush=True)
+            print(json.dumps({"computed": {**facts, "digest": result.version.digest, "at": began}}), flush=True)
         return done
 
 
