@@ -13,12 +13,14 @@ import sqlalchemy as sa
 
 from aggregator.federation import Federation
 from aggregator.store import changes, federations
-from aggregator.store.changes import Change
+from aggregator.store.changes import Step
 from shared import codecs, forms
 from shared.adapter import Adapter
 from shared.canonical import sha256_hex
 
 Form = Literal["PLAIN", "PACKED", "CHANGES"]
+Way = tuple[Sequence[Step], bytes]
+"""Changes one after the other, and their bytes."""
 KEPT = 4
 """Downloads that are kept at hand: sites of a round ask for the same one."""
 
@@ -31,7 +33,7 @@ class Download:
     form: Form
     payload: bytes
     base_digest: str = ""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Step, ...] = ()
 
     @cached_property
     def payload_digest(self) -> str:
@@ -63,16 +65,16 @@ class Downloads:
     async def _make(self, adapter: Adapter, held: str) -> Download:
         federation = self._federation
         lossy = codecs.is_lossy(federation.contract.recipe.broadcast_codec)
-        base, chain = await federation.read(_base, federation.name, held, adapter.version if lossy else None)
-        return await asyncio.to_thread(smallest, adapter, base, chain)
+        base, way = await federation.read(_base, federation.name, held, adapter, lossy)
+        return await asyncio.to_thread(smallest, adapter, base, way)
 
 
-def smallest(adapter: Adapter, base: Adapter | None, chain: Sequence[Change] | None) -> Download:
-    """Return the download of a version with the fewest bytes, for a site that has `base`; `chain`: the changes from it."""
+def smallest(adapter: Adapter, base: Adapter | None, way: Way | None) -> Download:
+    """Return the download of a version with the fewest bytes, for a site that has `base`; `way`: the changes from it."""
     found = [Download(adapter, "PLAIN", adapter.payload)]
-    if base is not None and chain:
-        payload = b"".join(change.data for change in chain)
-        found.append(Download(adapter, "CHANGES", payload, base.digest, tuple(chain)))
+    if base is not None and way is not None:
+        steps, payload = way
+        found.append(Download(adapter, "CHANGES", payload, base.digest, tuple(steps)))
     if 2 * len(found[-1].payload) > len(adapter.payload):  # else packing gains less, and takes time
         packed = forms.pack(adapter.payload, base.payload if base else None)
         found.append(Download(adapter, "PACKED", packed, base.digest if base else ""))
@@ -80,10 +82,12 @@ def smallest(adapter: Adapter, base: Adapter | None, chain: Sequence[Change] | N
 
 
 def _base(
-    connection: sa.Connection, federation: str, held: str, version: int | None
-) -> tuple[Adapter | None, list[Change] | None]:
-    """Return the version that a site holds, if it is one of ours, and the changes from it to `version`, if there are such."""
+    connection: sa.Connection, federation: str, held: str, adapter: Adapter, lossy: bool
+) -> tuple[Adapter | None, Way | None]:
+    """Return the version that a site holds, if it is one of ours, and the changes from it, if there are such and they are
+    smaller than the version as a whole."""
     base = federations.adapter_with(connection, federation, held) if held else None
-    if base is None or version is None:
+    if base is None or not lossy:
         return base, None
-    return base, changes.chain(connection, federation, held, version)
+    steps = changes.chain(connection, federation, held, adapter.version, len(adapter.payload))
+    return base, None if steps is None else (steps, changes.data(connection, federation, steps))

@@ -122,7 +122,7 @@ def download_parts(download: Download, request: pb.FetchAdapterRequest) -> Itera
     if request.any_form:
         info.form = pb.Form.Value(f"FORM_{download.form}")
         info.base_digest = download.base_digest
-        info.changes.extend(pb.Change(version=c.version, round=c.round, size=len(c.data)) for c in download.changes)
+        info.changes.extend(pb.Change(version=c.version, round=c.round, size=c.size) for c in download.changes)
         info.payload_digest = download.payload_digest
     yield pb.FetchAdapterResponse(info=info)
     for chunk in chunks.split(download.payload, request.offset):

@@ -23,6 +23,7 @@ from shared.errors import InvalidAdapter
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
 MAX_NAME = 512
+MAX_DTYPE = 40
 RESERVED_NAME = "__metadata__"
 _LENGTH = struct.Struct("<I")
 MAX_BYTES = 2 << 30
@@ -221,7 +222,7 @@ def _check_spec(spec: TensorSpec) -> None:
         raise InvalidAdapter(f"tensor name '{RESERVED_NAME}' is taken: safetensors files keep their metadata under it")
     if not (spec.name.isascii() and spec.name.isprintable()):
         raise InvalidAdapter(f"tensor name {spec.name!a} has characters other than printable ASCII")
-    if codecs.encoding(spec.dtype) is None:
+    if len(spec.dtype) > MAX_DTYPE or codecs.encoding(spec.dtype) is None:
         raise InvalidAdapter(f"tensor '{spec.name}' has type {spec.dtype[:40]}, allowed are {codecs.DTYPES}")
     if len(spec.shape) > MAX_DIMENSIONS:
         raise InvalidAdapter(f"tensor '{spec.name}' has {len(spec.shape)} dimensions, the limit is {MAX_DIMENSIONS}")

@@ -61,14 +61,10 @@ class Quantised:
         end = 1 + _SCALE_BYTES * _slices(shape, kind)
         scales = from_bfloat16(np.frombuffer(data[1:end], "<u2"))
         codes = self._unpacked(data[end:], count)
-        if codes.size and int(np.abs(codes.astype(np.int16)).max()) > self.levels:
+        if codes.size and not -self.levels <= int(codes.min()) <= int(codes.max()) <= self.levels:
             raise InvalidAdapter(f"a quantised number is outside -{self.levels} to {self.levels}")
-        width = _width(shape, kind)
-        padded = np.zeros(len(scales) * width, np.float32)
-        padded[:count] = codes
         with np.errstate(invalid="ignore", over="ignore"):
-            values = (padded.reshape(len(scales), width) * scales[:, None]).astype(np.float32)
-        return _join(values, shape, kind)
+            return _scaled(codes, scales, shape, kind)
 
     def _kind(self, array: Floats) -> int:
         """Return the kind of slices with the fewest bytes whose expected error is within bounds, or the smallest error.
@@ -149,14 +145,20 @@ def _cut(array: Floats, kind: int) -> Floats:
     return np.pad(flat, (0, slices * width - flat.size)).reshape(slices, width)
 
 
-def _join(values: Floats, shape: Shape, kind: int) -> Floats:
-    """Undo `_cut`."""
-    flat = values.reshape(-1)[: math.prod(shape)]
-    if kind != COMPONENTS or not shape:
-        return flat.reshape(shape)
-    axis = _axis(shape)
-    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return np.ascontiguousarray(np.moveaxis(flat.reshape(moved), 0, axis))
+def _scaled(codes: npt.NDArray[np.int8], scales: Floats, shape: Shape, kind: int) -> Floats:
+    """Return the numbers of a tensor from those of its slices, in no more memory than it takes."""
+    found = np.empty(shape, np.float32)
+    if kind == GROUPS and shape:
+        flat, whole = found.reshape(-1), codes.size - codes.size % GROUP
+        np.multiply(
+            codes[:whole].reshape(-1, GROUP), scales[: whole // GROUP, None], out=flat[:whole].reshape(-1, GROUP)
+        )
+        if whole < codes.size:
+            np.multiply(codes[whole:], scales[-1], out=flat[whole:])
+        return found
+    slices = np.moveaxis(found, _axis(shape), 0) if kind == COMPONENTS and shape else found.reshape(1, -1)
+    np.multiply(codes.reshape(slices.shape), scales.reshape(-1, *[1] * (slices.ndim - 1)), out=slices)
+    return found
 
 
 def uniform(seed: bytes, count: int) -> npt.NDArray[np.float64]:

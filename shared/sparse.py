@@ -15,6 +15,8 @@ import numpy.typing as npt
 from shared.errors import InvalidAdapter
 from shared.quantising import WHOLE, Floats, Quantised, Shape
 
+_SLICE = 1 << 16
+"""Numbers that are put in their places at a time; a multiple of 8, so that each slice's bits begin with a byte."""
 _VALUES = Quantised(levels=127, error=math.inf, kinds=(WHOLE,))
 """One scale a tensor: the numbers that are left are of like size."""
 
@@ -60,16 +62,24 @@ class TopK:
                 f"{len(data)} bytes of a sparse tensor, allowed are {values + low + 1} to {self.size(shape)}"
             )
         numbers = _VALUES.decode(data[:values], (kept,))
-        ends = np.flatnonzero(_ones(data[values + low :]))
-        if len(ends) != kept or len(data) != values + low + _bytes(int(ends[-1]) + 1):
-            raise InvalidAdapter(f"a sparse tensor has {len(ends)} places, expected {kept}")
-        digits = _ones(data[values : values + low])[: kept * bits].reshape(kept, bits).astype(np.int64)
-        gaps = ((np.diff(ends, prepend=-1) - 1) << bits) + (digits << np.arange(bits)).sum(axis=1)
-        places = np.cumsum(gaps + 1) - 1
-        if places[-1] >= count:
-            raise InvalidAdapter(f"a sparse tensor has a number at place {places[-1]}, it has {count} places")
-        flat = np.zeros(count, np.float32)
-        flat[places] = numbers
+        quotients, end = _unary(data[values + low :], kept)
+        if len(quotients) != kept or len(data) != values + low + _bytes(end):
+            raise InvalidAdapter(f"a sparse tensor has {len(quotients)} places in {len(data)} bytes, expected {kept}")
+        flat, last = np.zeros(count, np.float32), -1
+        for start in range(0, kept, _SLICE):
+            part = slice(start, min(start + _SLICE, kept))
+            bits_of_part = data[values + part.start * bits // 8 : values + _bytes(part.stop * bits)]
+            digits = (
+                _ones(bits_of_part)[: (part.stop - part.start) * bits]
+                .reshape(-1 if bits else part.stop - part.start, bits)
+                .astype(np.int64)
+            )
+            gaps = (quotients[part].astype(np.int64) << bits) + (digits << np.arange(bits)).sum(axis=1)
+            places = last + np.cumsum(gaps + 1)
+            last = int(places[-1])
+            if last >= count:
+                raise InvalidAdapter(f"a sparse tensor has a number at place {last}, it has {count} places")
+            flat[places] = numbers[part]
         return flat.reshape(shape)
 
     def _bits(self, count: int) -> int:
@@ -83,6 +93,19 @@ def of(text: str) -> TopK | None:
     except ValueError:
         return None
     return TopK(share) if 0 < share <= 1 and repr(share) == text else None
+
+
+def _unary(data: bytes, most: int) -> tuple[npt.NDArray[np.int32], int]:
+    """Return the numbers that are written as so many zeros and a one each, and the bits they take; `most` + 1 at the most."""
+    parts, found, last = list[npt.NDArray[np.int32]](), 0, -1
+    for start in range(0, len(data), _SLICE // 8):
+        ends = np.flatnonzero(_ones(data[start : start + _SLICE // 8])) + 8 * start
+        if len(ends):
+            parts.append((np.diff(ends, prepend=last) - 1).astype(np.int32))
+            found, last = found + len(ends), int(ends[-1])
+        if found > most:
+            break
+    return np.concatenate(parts) if parts else np.empty(0, np.int32), last + 1
 
 
 def _ones(data: bytes) -> npt.NDArray[np.uint8]:

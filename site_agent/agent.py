@@ -239,13 +239,18 @@ class Agent:
         return held
 
     async def _version(self, joined: Joined, trainer: SiteTrainer, task: Task, held: Adapter | None) -> Adapter:
-        """Return the version a task names. Version 0 need not travel to a site that draws the same for its own base model."""
-        if held is None and task.version == 0:
+        """Return the version a task names.
+
+        Version 0 need not travel to a site that draws the same for its own base model; nor does, of a later one, what is still
+        as it was drawn.
+        """
+        if held is None:
             began = time.monotonic()
-            drawn = await asyncio.to_thread(starting.version_0, trainer, joined.contract)
-            if drawn is not None and drawn.digest == task.digest:
-                log.info("version_0_drawn", digest=drawn.digest, duration_s=round(time.monotonic() - began, 3))
-                return drawn
+            held = await asyncio.to_thread(starting.version_0, trainer, joined.contract)
+            if held is not None:
+                log.info("version_0_drawn", digest=held.digest, duration_s=round(time.monotonic() - began, 3))
+                if held.digest == task.digest:
+                    return held
         return await self._client.fetch(joined.contract, task, held)
 
     async def _train(

@@ -58,6 +58,8 @@ def init(
     )
     contract = setup.create(store, plan, time.time())
     sampled = contract.policy.invited < len(plan.sites)
+    updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]  # by turns
+    most, fixed = max(layout.size for layout in updates), all(layout.fixed for layout in updates)
     if warning := core.quorum_warning(contract.policy.quorum):
         typer.echo(f"warning: {warning}", err=True)
     if json_:
@@ -69,6 +71,10 @@ def init(
                 "adapter_digest": contract.adapter_digest,
                 "parameters": contract.manifest.layout.parameters,
                 "payload_bytes": contract.manifest.layout.size,
+                "update_bytes_at_most": most,
+                "recipe": contract.recipe.name,
+                "codec": contract.recipe.codec,
+                "broadcast_codec": contract.recipe.broadcast_codec,
                 "sites": dict(plan.sites),
                 "rounds": contract.policy.rounds,
                 "invited": contract.policy.invited,
@@ -82,7 +88,8 @@ def init(
     typer.echo(
         f"federation {contract.federation}: {len(plan.sites)} sites, {contract.policy.rounds} rounds{drawn}, quorum "
         f"{contract.policy.quorum}, recipe {contract.recipe.name}, {layout.parameters:,} parameters "
-        f"({layout.size:,} bytes an update)\nnext: aggregator serve --store {store} --help"
+        f"({'' if fixed else 'at most '}{most:,} bytes an update, codec {contract.recipe.codec})\n"
+        f"next: aggregator serve --store {store} --help"
     )
 
 

@@ -1,5 +1,6 @@
 """Rows of what each round changed, where the recipe's broadcast codec is lossy: as it was written, and what it still owes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,23 +62,59 @@ def find(connection: sa.Connection, federation: str, version: int) -> Change | N
     return Change(row["version"], row["round"], bytes(row["data"]), bytes(row["owed"]))
 
 
-def chain(connection: sa.Connection, federation: str, held: str, version: int) -> list[Change] | None:
-    """Return the changes that lead from the version with digest `held` to `version`, in order; None if there is no such way."""
-    adapters, found = schema.adapters, list[Change]()
-    while True:
-        query = sa.select(adapters.c.digest, adapters.c.parent_digest).where(
-            adapters.c.federation == federation, adapters.c.version == version
-        )
-        row = connection.execute(query).first()
-        if row is None:
-            raise InputError(f"the store is damaged: federation '{federation}' has no adapter version {version}")
-        if row[0] == held:
-            return found[::-1]
-        change = find(connection, federation, version)
-        parent = connection.execute(
-            sa.select(adapters.c.version).where(adapters.c.federation == federation, adapters.c.digest == row[1])
-        ).scalar()
-        if change is None or parent is None:
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change on the way from a version to a later one. `size`: bytes of its data."""
+
+    version: int
+    round: int
+    size: int
+
+
+def chain(connection: sa.Connection, federation: str, held: str, version: int, most: int) -> list[Step] | None:
+    """Return the changes that lead from the version with digest `held` to `version`, in order.
+
+    None if there is no such way, or if they have `most` bytes or more together: then nobody wants them.
+    """
+    rows = connection.execute(_WAYS, {"federation": federation, "version": version}).all()
+    by_digest, found, size = {row.digest: row for row in rows}, list[Step](), 0
+    row = next((row for row in rows if row.version == version), None)
+    while row is not None and row.digest != held:
+        size += row.size or 0
+        if row.size is None or size >= most:
             return None
-        found.append(change)
-        version = int(parent)
+        found.append(Step(row.version, row.round, row.size))
+        row = by_digest.get(row.parent_digest)
+    return found[::-1] if row is not None else None
+
+
+def data(connection: sa.Connection, federation: str, steps: Sequence[Step]) -> bytes:
+    """Return the bytes of these changes, one after the other."""
+    return b"".join(
+        bytes(connection.execute(_DATA, {"federation": federation, "version": step.version}).scalar_one())
+        for step in steps
+    )
+
+
+_WAYS = (
+    sa.select(
+        schema.adapters.c.version,
+        schema.adapters.c.digest,
+        schema.adapters.c.parent_digest,
+        TABLE.c.round,
+        sa.func.length(TABLE.c.data).label("size"),
+    )
+    .select_from(
+        schema.adapters.outerjoin(
+            TABLE,
+            sa.and_(TABLE.c.federation == schema.adapters.c.federation, TABLE.c.version == schema.adapters.c.version),
+        )
+    )
+    .where(
+        schema.adapters.c.federation == sa.bindparam("federation"),
+        schema.adapters.c.version <= sa.bindparam("version"),
+    )
+)
+_DATA = sa.select(TABLE.c.data).where(
+    TABLE.c.federation == sa.bindparam("federation"), TABLE.c.version == sa.bindparam("version")
+)

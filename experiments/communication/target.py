@@ -25,6 +25,8 @@ from experiments.demo.commands import SITES, DemoConfig
 
 SHARE_OF_BEST = 0.98
 FEWER = 8.0
+FEWEST_COHORTS = 5
+"""Of fewer the interval of the gap says too little to call anything no loss."""
 PLAIN = ("fedavg-lora", "f32")
 RECIPES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "fedavg-lora": ("med-duallora", {"rank_local": 0}),
@@ -156,7 +158,7 @@ class Runner:
     def course(self, recipe: str, codec: str) -> Course:
         """Run one federation."""
         from aggregator import downloads
-        from aggregator.store.changes import Change
+        from aggregator.store.changes import Step
         from experiments import simulation
         from shared import recipe as recipes
         from site_agent.training import metrics
@@ -169,10 +171,10 @@ class Runner:
         trainers = dict(self._trainers(setting, contract))
         course = Course(self._seed, recipe, codec, [], [], [], [], 0.0)
         for step in simulation.federate(contract, held, trainers):
-            chain = (
-                None if step.change is None else [Change.of(step.version.version, step.version.version, step.change)]
-            )
-            download = downloads.smallest(step.version, held, chain)
+            number, way = step.version.version, None
+            if step.change is not None:
+                way = [Step(number, number, len(step.change.payload))], step.change.payload
+            download = downloads.smallest(step.version, held, way)
             course.up.append(sum(len(update.payload) for update in step.updates.values()))
             course.down.append(len(SITES) * len(download.payload))
             course.down_plain.append(len(SITES) * len(step.version.payload))
@@ -222,7 +224,8 @@ class Row:
     @property
     def is_good(self) -> bool:
         """Whether every cohort reached its target, and the interval of the gap holds no loss alone."""
-        return self.reached == len(self.to_target) and self.interval[1] >= 0
+        enough = len(self.to_target) >= FEWEST_COHORTS
+        return enough and self.reached == len(self.to_target) and self.interval[1] >= 0
 
     def cells(self) -> list[object]:
         """Return it as a line of the table."""

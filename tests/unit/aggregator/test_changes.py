@@ -173,3 +173,16 @@ def test_after_a_rollback_what_is_owed_is_that_of_the_version_gone_back_to(store
     assert change is not None
     assert again.change is not None
     assert changes.Change.of(3, 3, again.change) == change
+
+
+def test_the_way_from_an_old_copy_is_not_walked_further_than_it_is_worth(tmp_path: Path) -> None:
+    store = made(tmp_path, rounds_count=12, broadcast_codec="int8")
+    held = store.read(federations.adapter_digest, "demo", 0)
+    size = len(store.read(changes.find, "demo", 1).data)  # type: ignore[union-attr]
+    way = store.read(changes.chain, "demo", held, 12, 13 * size)
+    assert way is not None
+    assert [step.version for step in way] == list(range(1, 13))
+    assert len(store.read(changes.data, "demo", way)) == sum(step.size for step in way)
+    assert store.read(changes.chain, "demo", held, 12, 12 * size) is None
+    assert store.read(changes.chain, "demo", "ab" * 32, 12, 100 * size) is None
+    store.close()

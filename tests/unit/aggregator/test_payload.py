@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from aggregator import payload
-from shared.errors import InvalidUpdate
+from shared.errors import InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
 from tests.support import adapters
 
@@ -121,3 +121,32 @@ def test_tensors_of_any_length_come_out_of_pieces_cut_anywhere(codec: str) -> No
     for wrong in (data[:-1], data + b"\0", b""):
         with pytest.raises(InvalidUpdate):
             payload.check_delta(layout, [wrong])
+
+
+ONE = Layout.of({"a.lora_A.weight": np.zeros((8, 100_000), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "dtype", ["F32+zstd", "BF16", "BF16+zstd", "INT8", "INT8+zstd", "INT4", "INT4+zstd", "TOPK@0.05", "TOPK@0.5"]
+)
+@pytest.mark.parametrize("spread", [1.0, 1e4], ids=["one scale", "a scale each"])
+def test_one_large_tensor_is_decoded_in_little_more_than_twice_its_memory(dtype: str, spread: float) -> None:
+    """The tensor itself, its bytes, and what the check needs of it; sparse ones three times, for the places."""
+    layout, rng = ONE.written_as(dtype), np.random.default_rng(0)
+    scales = np.geomspace(1, spread, 8)[:, None]
+    data = layout.join({"a.lora_A.weight": (rng.standard_normal((8, 100_000)) * scales).astype(np.float32)})
+    pieces = [data[i : i + (1 << 16)] for i in range(0, len(data), 1 << 16)]
+    tracemalloc.start()
+    try:
+        for _ in payload.tensors(layout, pieces):
+            continue
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3.3 * ONE.size
+
+
+def test_types_that_are_none_are_not_remembered() -> None:
+    """A layout that comes over the wire may name any: none of them is kept."""
+    with pytest.raises(InvalidAdapter, match=r"has type x{40}"):
+        Layout.from_jsonable([["a", [1], "x" * 1_000_000]])

@@ -16,6 +16,17 @@ RISING = [0.5, 0.8, 0.89, 0.9]
 WANTED = [("fedavg-lora", "f32"), ("ffa-lora", "int4")]
 
 
+@pytest.fixture(autouse=True)
+def two_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "FEWEST_COHORTS", 2)
+
+
+def test_too_few_cohorts_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "FEWEST_COHORTS", 3)
+    same = [course(seed, *one, RISING, 10, 10) for seed in (0, 1) for one in WANTED]
+    assert not any(row["is_good"] for row in rows(*same))
+
+
 def rows(*courses: Course) -> list[dict[str, object]]:
     return target.judged(courses, WANTED)[2]["rows"]
 
