@@ -233,10 +233,12 @@ class Listening(Silent):
 
 
 async def leave_after_round_1(config: SiteConfig, store: str) -> None:
-    """Take part until the site's update has arrived, and stop."""
+    """Take part until the site knows that its update counts, and stop."""
     agent = Agent(config, Silent())
     running = asyncio.create_task(agent.run(once=True))
     await federation.arrived(store, 1, "siemens")
+    record = config.state / "rounds/0001/round.json"
+    await federation.until(lambda: b'"fate":"accepted"' in record.read_bytes())
     agent.stop()
     with pytest.raises(asyncio.CancelledError):
         await running
