@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 from structlog.testing import capture_logs
 
-from shared.adapter import Adapter, AdapterManifest
+from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable
 from shared.recipe import INSTALLED, Recipe
@@ -68,6 +68,8 @@ class Aggregator:
     heartbeat: Callable[[int], Task] = lambda number: about("WAIT", number)
     sent: list[Update] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
+    built_on: list[str] = field(default_factory=list)
+    """Digests of the copies that downloads may build on; empty for none."""
     sent_at: list[float] = field(default_factory=list)
     patience_s: list[float] = field(default_factory=list)
 
@@ -79,7 +81,8 @@ class Aggregator:
             return await asyncio.to_thread(self.heartbeat, round_number)
         return self.tasks.pop(0)
 
-    async def fetch(self, manifest: AdapterManifest, task: Task, held: Adapter | None) -> Adapter:
+    async def fetch(self, contract: Contract, task: Task, held: Adapter | None) -> Adapter:
+        self.built_on.append(held.digest if held else "")
         return next(one for one in self.versions if one.digest == task.digest)
 
     async def upload(self, update: Update, *, fresh: bool = False) -> None:
@@ -382,12 +385,14 @@ async def test_a_version_0_that_is_not_the_contracts_is_what_the_task_says_and_n
     assert trainer.trained == [(1, other.digest, 0.0)]
 
 
-async def test_a_later_version_is_never_drawn(tmp_path, drawable):
+async def test_a_later_version_is_downloaded_on_top_of_the_version_0_that_the_site_draws(tmp_path, drawable):
+    """Of a factor that never moves a late joiner has every number already."""
     contract, initial = drawable
     later = initial.successor(_other(contract), 3)
-    aggregator, trainer = Aggregator([train(4, later), END], [later]), WithNetwork(looks=0)
+    aggregator, trainer = Aggregator([train(4, later), END], [later]), WithNetwork()
     await take_part(Scripted(tmp_path, aggregator, trainer, contract))
     assert trainer.trained == [(4, later.digest, 0.0)]
+    assert aggregator.built_on[0] == initial.digest
 
 
 @pytest.mark.parametrize("drawn", [True, False])
