@@ -98,8 +98,7 @@ class Closer:
     async def _begin(self, state: rounds.FederationState) -> None:
         federation, recipe = self._federation, self._federation.contract.recipe
         parent = await federation.adapter(state.round.base_version)
-        version = await federation.read(federations.last_version, federation.name) + 1
-        decided = manifest.of_round(state, recipe, parent.digest, version)
+        decided = manifest.of_round(state, recipe, parent.digest, state.last_version + 1)
         if await federation.decide(begin_closing, state, decided):
             log.info(
                 "round_closing",
@@ -108,26 +107,35 @@ class Closer:
                 left_out=decided.left_out,
                 input_digest=decided.input_digest[:12],
             )
+            await self._close(decided)
 
     async def _finish(self, number: int) -> None:
+        """Close a round that was left closing."""
         federation = self._federation
         record = await federation.read(round_rows.record, federation.name, number)
-        if record.state.phase != "closing":
-            return
-        decided = RoundManifest.from_bytes(record.manifest)
+        if record.state.phase == "closing":
+            await self._close(RoundManifest.from_bytes(record.manifest))
+
+    async def _close(self, decided: RoundManifest) -> None:
+        federation, number = self._federation, decided.round
         parent = await federation.adapter(decided.parent_version)
+
+        def make() -> tuple[Contract, RoundManifest, Result, float]:
+            result = compute(federation.store, federation.contract, decided, parent)
+            return federation.contract, decided, result, federation.clock()
+
         try:
-            result = await asyncio.to_thread(compute, federation.store, federation.contract, decided, parent)
+            (_, _, result, _), closed = await federation.decide_made(make, write_result)
         except InputError:
             record = await federation.read(round_rows.record, federation.name, number)
             if record.state.phase != "closing":
                 return  # another replica was faster by so much that what it was made of is purged
             raise
-        closed = await federation.decide(write_result, federation.contract, decided, result, federation.clock())
         version = result.version
         if not closed:
             _compare(await federation.read(round_rows.record, federation.name, number), version)
             return
+        federation.keep(version)
         log.info(
             "round_closed",
             round=number,

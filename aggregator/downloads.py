@@ -65,7 +65,9 @@ class Downloads:
     async def _make(self, adapter: Adapter, held: str) -> Download:
         federation = self._federation
         lossy = codecs.is_lossy(federation.contract.recipe.broadcast_codec)
-        base, way = await federation.read(_base, federation.name, held, adapter, lossy)
+        base, way = federation.at_hand(held), None
+        if lossy or (held and base is None):
+            base, way = await federation.read(_base, federation.name, held, adapter, lossy)
         return await asyncio.to_thread(smallest, adapter, base, way)
 
 

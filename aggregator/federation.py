@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import sqlalchemy as sa
 import structlog
@@ -28,6 +28,7 @@ from shared.layout import Layout
 log = structlog.get_logger()
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 MAX_PATIENTS = 1_000_000
 
@@ -141,6 +142,17 @@ class Federation:
             self._change_store(True, lambda: self.store.change(self.name, True, work, *args, **kwargs))
         )
 
+    async def decide_made(
+        self, make: Callable[[], tuple[*Ts]], work: Callable[[sa.Connection, *Ts], T]
+    ) -> tuple[tuple[*Ts], T]:
+        """As `decide`, with arguments that take time to make: off the event loop, before the transaction. Returns both."""
+
+        def change() -> tuple[tuple[*Ts], T]:
+            made = make()
+            return made, self.store.change(self.name, True, work, *made)
+
+        return await asyncio.shield(self._change_store(True, change))
+
     async def _change_store(
         self, news: bool, change: Callable[[], T], done: Callable[[T], None] = lambda result: None
     ) -> T:
@@ -219,8 +231,16 @@ class Federation:
         held = self._adapters.get(version)
         if held is None:
             held = await self.read(federations.adapter, self.name, version)
-            self._adapters = dict([*self._adapters.items(), (version, held)][-2:])
+            self.keep(held)
         return held
+
+    def keep(self, adapter: Adapter) -> None:
+        """Have a version at hand that is in the store."""
+        self._adapters = dict([*self._adapters.items(), (adapter.version, adapter)][-2:])
+
+    def at_hand(self, digest: str) -> Adapter | None:
+        """Return the version with this digest if it is at hand."""
+        return next((one for one in self._adapters.values() if one.digest == digest), None)
 
     def upload_layout(self, number: int) -> Layout:
         """Return what an update of a round holds; the last one asked for is kept at hand."""

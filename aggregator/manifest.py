@@ -1,7 +1,7 @@
 """The manifest of a round: everything its result is a pure function of, and, once closed, the result's digest."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from aggregator import aggregation, rounds
@@ -46,7 +46,8 @@ class RoundManifest:
 
     def to_jsonable(self) -> dict[str, Any]:
         """Return the manifest as JSON values. Of what is empty it says nothing, as it did before it could."""
-        values = asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["entries"] = [{f.name: getattr(entry, f.name) for f in fields(entry)} for entry in self.entries]
         return {name: value for name, value in values.items() if value or name not in _LATER}
 
     def to_bytes(self) -> bytes:

@@ -84,6 +84,8 @@ class FederationState:
     reason: str = ""
     version: int = 0
     digest: str = ""
+    last_version: int = 0
+    """The highest version ever made; after a rollback higher than the current one."""
     sites: Mapping[str, SiteState] = field(default_factory=dict)
     sampling_seed: int = 0
     """What every round's draw of sites is made from, where not every site is invited to every round."""

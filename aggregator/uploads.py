@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import itertools
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -122,7 +124,8 @@ class Uploads:
             rounds.check_open(now_open, header)
         async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
             data = await self._only_chunk(caller, header, began, now_open.deadline_at, stream)
-            at = await self._accept_whole(caller, header, data, began)
+            at = await self._count(header, [data], _accept_whole, federation.name, header, data, began)
+        federation.heartbeats.written(caller, header.agent_id)
         log.info("update_accepted", **_facts(header))
         return Receipt(header.round, header.digest, at)
 
@@ -153,25 +156,29 @@ class Uploads:
             )
         return chunk.data
 
-    async def _accept_whole(self, caller: Caller, header: rounds.UpdateHeader, data: bytes, began: float) -> float:
-        """Return since when the update is accepted."""
-        federation, key = self._federation, self._key(caller, header.round, header.digest)
+    async def _count(
+        self, header: rounds.UpdateHeader, pieces: Iterable[bytes], work: Callable[..., tuple[float, int]], *args: Any
+    ) -> float:
+        """Check an update's bytes, let `work` make it count, and return since when it does. Drops what is staged of wrong bytes.
+
+        `work` gets `args`, the time, and for how long an agent keeps its site; it returns since when the update counts, and the
+        revision it found.
+        """
+        federation = self._federation
         try:
             at, _ = await federation.record_checked(
-                lambda: self._check_bytes(key, header.size, data),
+                lambda: self._check_bytes(header, pieces),
                 lambda accepted: federation.advance(accepted[1], lambda state: _with(state, header, accepted[0])),
-                _accept_whole,
-                federation.name,
-                header,
-                data,
-                began,
+                work,
+                *args,
                 federation.clock(),
                 federation.limits.identity_s,
             )
         except InvalidUpdate as error:
-            await self._refuse(key, error)
+            key = UpdateKey(federation.name, header.round, header.site, header.digest)
+            log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
+            await federation.record(updates.drop, key)
             raise
-        federation.heartbeats.written(caller, header.agent_id)
         return at
 
     def _check_header(self, announcement: Announcement) -> None:
@@ -216,67 +223,63 @@ class Uploads:
         found = await federation.read(_find, key, agent_id, federation.clock(), federation.limits.identity_s)
         if found is None:
             raise BadOffset(f"update {digest[:12]} of round {key_round} was not announced here; begin again")
-        header, accepted_at, announced_at = found
+        header, accepted_at, announced_at, committed = found
         if accepted_at is not None:
             return Receipt(key_round, digest, accepted_at)
         async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
-            at = await self._take(key, agent_id, header.size, announced_at, stream)
+            at = await self._rest(key, agent_id, header, announced_at, committed, stream)
+        federation.heartbeats.written(caller, agent_id)
         log.info("update_accepted", **_facts(header))
         return Receipt(key_round, digest, at)
 
-    async def _take(
-        self, key: UpdateKey, agent_id: str, size: int, announced_at: float | None, stream: AsyncIterator[pb.Chunk]
+    async def _rest(
+        self,
+        key: UpdateKey,
+        agent_id: str,
+        header: rounds.UpdateHeader,
+        announced_at: float | None,
+        end: int,
+        stream: AsyncIterator[pb.Chunk],
     ) -> float:
-        """Return since when the update is accepted."""
-        federation = self._federation
-        end = await federation.read(updates.committed, key)
+        """Take what is not durable yet, and return since when the update is accepted: with the commit of its last chunk."""
+        federation, size, last = self._federation, header.size, b""
         async for chunk in stream:
             chunks.check(chunk, end, size)
             if len(chunk.data) > CHUNK_BYTES:
                 raise UpdateTooLarge(f"a chunk of {len(chunk.data)} bytes, allowed are {CHUNK_BYTES}")
-            if len(chunk.data) == size:
-                await self._check(key, size, chunk.data)
-                return await federation.record(updates.stage_and_accept, key, chunk.data, federation.clock())
+            if end + len(chunk.data) == size:
+                last = chunk.data
+                break
             await federation.write(
                 _stage, key, end, chunk.data, agent_id, federation.clock(), federation.limits.identity_s
             )
             end += len(chunk.data)
-        if end < size:
+        if end + len(last) < size:
             raise BadOffset(f"the stream ended at byte {end} of {size}; begin again to go on from there")
-        await self._check(key, size, None)
-        return await federation.record(updates.accept, key, federation.clock(), announced_at)
+        durable = updates.pieces(federation.store, key) if end else ()
+        pieces = itertools.chain(durable, [last] if last else ())
+        return await self._count(header, pieces, _accept_rest, key, agent_id, end, last, announced_at)
 
-    async def _check(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
-        """Raise InvalidUpdate, and drop what is staged, unless digest and tensors are right."""
-        try:
-            await asyncio.to_thread(self._check_bytes, key, size, whole)
-        except InvalidUpdate as error:
-            await self._refuse(key, error)
-            raise
-
-    async def _refuse(self, key: UpdateKey, error: InvalidUpdate) -> None:
-        log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
-        await self._federation.record(updates.drop, key)
-
-    def _check_bytes(self, key: UpdateKey, size: int, whole: bytes | None) -> None:
+    def _check_bytes(self, header: rounds.UpdateHeader, pieces: Iterable[bytes]) -> None:
+        """Raise InvalidUpdate unless digest and tensors are right."""
         hashed, wrong = hashlib.sha256(), None
 
         def hashing() -> Iterator[bytes]:
-            for piece in updates.pieces(self._federation.store, key) if whole is None else [whole]:
+            for piece in pieces:
                 hashed.update(piece)
                 yield piece
 
-        pieces = hashing()
+        seen = hashing()
         try:
-            payload.check_delta(self._federation.upload_layout(key.round), pieces)
+            payload.check_delta(self._federation.upload_layout(header.round), seen)
         except InvalidUpdate as error:
             wrong = error
-        for _ in pieces:  # what the check has not read
+        for _ in seen:  # what the check has not read
             continue
-        if hashed.hexdigest() != key.digest:
+        if hashed.hexdigest() != header.digest:
             raise InvalidUpdate(
-                f"the {size} bytes received have digest {hashed.hexdigest()[:12]}, announced was {key.digest[:12]}; "
-                "the received bytes were dropped, send the update again"
+                f"the {header.size} bytes received have digest {hashed.hexdigest()[:12]}, announced was "
+                f"{header.digest[:12]}; the received bytes were dropped, send the update again"
             )
         if wrong is not None:
             raise wrong
@@ -313,8 +316,26 @@ def _accept_whole(
     return at, federations.revision(connection, federation)
 
 
+def _accept_rest(
+    connection: sa.Connection,
+    key: UpdateKey,
+    agent_id: str,
+    end: int,
+    last: bytes,
+    announced_at: float | None,
+    now: float,
+    identity_s: float,
+) -> tuple[float, int]:
+    """Return since when the update counts, and the revision of the federation that was found."""
+    agents.heard(connection, key.federation, key.site, agent_id, now, identity_s)
+    if last:
+        updates.stage(connection, key, end, last)
+    at = updates.accept(connection, key, now, announced_at)
+    return at, federations.revision(connection, key.federation)
+
+
 def _with(state: rounds.FederationState, header: rounds.UpdateHeader, at: float) -> rounds.FederationState:
-    """Return the state as `_accept_whole` leaves it."""
+    """Return the state as `_accept_whole` and `_accept_rest` leave it."""
     if header.round != state.round.number:
         return state  # it was in already: no other round takes an update
     site = replace(state.sites[header.site], last_seen=at, last_round=header.round)
@@ -334,11 +355,11 @@ def _facts(header: rounds.UpdateHeader) -> dict[str, str | int | float]:
 
 def _find(
     connection: sa.Connection, key: UpdateKey, agent_id: str, now: float, identity_s: float
-) -> tuple[rounds.UpdateHeader, float | None, float | None] | None:
-    """Return an update's header, when it was accepted, and when it was announced."""
+) -> tuple[rounds.UpdateHeader, float | None, float | None, int] | None:
+    """Return an update's header, when it was accepted, when it was announced, and how many bytes of it are durable."""
     agents.check(connection, key.federation, key.site, agent_id, now, identity_s)
     found = updates.find(connection, key)
-    return None if found is None else (*found, updates.announced(connection, key))
+    return None if found is None else (*found, updates.announced(connection, key), updates.committed(connection, key))
 
 
 def _stage(

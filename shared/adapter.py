@@ -5,11 +5,12 @@ then the tensors sorted by name. Same content, same bytes, same digest. Tensor n
 Format: https://huggingface.co/docs/safetensors (metadata are strings, offsets are relative to the data section).
 """
 
+import hashlib
 import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class AdapterMetadata:
 
     def to_strings(self) -> dict[str, str]:
         """Return every field that says something as JSON text, the form safetensors metadata takes."""
-        return {name: canonical_json(value).decode() for name, value in asdict(self).items() if value is not None}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: canonical_json(value).decode() for name, value in values.items() if value is not None}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> "AdapterMetadata":
@@ -143,12 +145,16 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical file, hex."""
-        return sha256_hex(self.to_bytes())
+        hashed = hashlib.sha256(_header(self.manifest, self.version, self.parent_digest))
+        hashed.update(self.payload)
+        return hashed.hexdigest()
 
     @classmethod
     def from_payload(cls, manifest: AdapterManifest, version: int, parent_digest: str, payload: bytes) -> "Adapter":
         """Rebuild a version from what travelled. Raises InvalidAdapter on a wrong size or non-finite value."""
-        return cls(manifest, version, parent_digest, manifest.layout.split(payload))
+        made = cls(manifest, version, parent_digest, manifest.layout.split(payload))
+        made.__dict__["payload"] = payload  # what `payload` would put together again
+        return made
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Adapter":

@@ -38,6 +38,7 @@ _OF_VERSION = (
     schema.adapters.c.federation == sa.bindparam("federation"),
     schema.adapters.c.version == sa.bindparam("version"),
 )
+_INSERT_ADAPTER = schema.adapters.insert()
 _ADAPTER = sa.select(schema.adapters.c.data).where(*_OF_VERSION)
 _DIGESTS = sa.select(schema.adapters.c.digest, schema.adapters.c.parent_digest).where(*_OF_VERSION)
 _LAST_VERSION = sa.select(sa.func.max(schema.adapters.c.version)).where(
@@ -115,6 +116,7 @@ def state(connection: sa.Connection, federation: str) -> FederationState:
         reason=row["reason"],
         version=row["version"],
         digest=adapter_digest(connection, federation, row["version"]),
+        last_version=last_version(connection, federation),
         sampling_seed=row["sampling_seed"],
         sites=_sites(connection, federation),
         round=round_rows.last(connection, federation),
@@ -210,14 +212,15 @@ def evict(connection: sa.Connection, federation: str, site: str, reason: str) ->
 def add_adapter(connection: sa.Connection, federation: str, adapter: Adapter, now: float) -> None:
     """Write one version of the global adapter."""
     connection.execute(
-        schema.adapters.insert().values(
-            federation=federation,
-            version=adapter.version,
-            parent_digest=adapter.parent_digest,
-            digest=adapter.digest,
-            data=adapter.to_bytes(),
-            created_at=now,
-        )
+        _INSERT_ADAPTER,
+        {
+            "federation": federation,
+            "version": adapter.version,
+            "parent_digest": adapter.parent_digest,
+            "digest": adapter.digest,
+            "data": adapter.to_bytes(),
+            "created_at": now,
+        },
     )
 
 

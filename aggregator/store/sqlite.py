@@ -1,6 +1,7 @@
-"""The store in a file: one connection under one lock, write-ahead log, `synchronous=FULL`.
+"""The store in a file: a connection that writes and one that reads, write-ahead log, `synchronous=FULL`.
 
-A commit that returned survives a power cut. A write begins with BEGIN IMMEDIATE, so it is alone among all processes.
+A commit that returned survives a power cut. A write begins with BEGIN IMMEDIATE, so it is alone among all processes. A read waits
+for other reads, but for no write: it does not stand behind a commit that waits for the disk.
 """
 
 import fcntl
@@ -40,16 +41,10 @@ class Sqlite:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
         self._looking: sqlite3.Connection | None = None
         self._reservation: TextIO | None = None
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)),
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
-            hide_parameters=True,
-        )
-        sa.event.listen(self._engine, "connect", _prepare)
+        self._writing, self._reading = _engine(path), _engine(path)
+        self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
 
     @property
     def place(self) -> str:
@@ -76,7 +71,8 @@ class Sqlite:
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
-        with self._lock, self._engine.connect() as connection, connection.begin():
+        lock, engine = (self._write_lock, self._writing) if write else (self._read_lock, self._reading)
+        with lock, engine.connect() as connection, connection.begin():
             # Not by an event of the engine: every statement would ask for further events.
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
             yield connection
@@ -123,13 +119,14 @@ class Sqlite:
     def close(self) -> None:
         if self._reservation is not None:
             self._reservation.close()
-        if (
-            self._looking is not None
-        ):  # first: the last to close tidies up the write-ahead log, and it must be able to write
+        # The last to close tidies up the write-ahead log: it must be able to write.
+        if self._looking is not None:
             self._looking.close()
             self._looking = None
-        with self._lock:
-            self._engine.dispose()
+        with self._read_lock:
+            self._reading.dispose()
+        with self._write_lock:
+            self._writing.dispose()
 
 
 class Silence:
@@ -137,6 +134,18 @@ class Silence:
 
     def close(self) -> None:
         return
+
+
+def _engine(path: Path) -> sa.Engine:
+    """Return an engine with one connection, opened when it is used."""
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
+        hide_parameters=True,
+    )
+    sa.event.listen(engine, "connect", _prepare)
+    return engine
 
 
 def _code(error: sa.exc.SQLAlchemyError) -> int:

@@ -192,12 +192,6 @@ def accept(connection: sa.Connection, key: UpdateKey, now: float, announced_at: 
     return now
 
 
-def stage_and_accept(connection: sa.Connection, key: UpdateKey, data: bytes, now: float) -> float:
-    """Write an update that is one chunk and make it count, in one commit. The bytes must have been checked."""
-    stage(connection, key, 0, data)
-    return accept(connection, key, now)
-
-
 def accept_whole(
     connection: sa.Connection, federation: str, update: rounds.UpdateHeader, data: bytes, began: float, now: float
 ) -> float:

@@ -87,7 +87,7 @@ def test_every_durable_step_is_among_the_points_that_are_drawn_from(made: Bench)
     }
     for setting, outcome in made.undisturbed.items():
         residual = {f"{verb} rounds/.N/residual.safetensors" for verb in ("sync", "rename")}
-        accept = {"announce", "stage", "accept"} if setting.chunk_bytes else {"accept_whole"}
+        accept = {"announce", "stage", "accept_rest"} if setting.chunk_bytes else {"accept_whole"}
         aggregator = {"begin_closing", "write_result", *accept}
         wanted = {site: agent | (residual if setting.codec == "bf16" else set()) for site in SITES}
         for site, points_of in wanted.items():

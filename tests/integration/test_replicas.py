@@ -81,10 +81,10 @@ async def test_an_upload_goes_on_at_the_other_replica_and_the_receipt_is_the_sam
         assert (code, kind) == ("ALREADY_EXISTS", "ConflictingUpdate")
 
 
-async def durable(site: RawSite, payload: bytes) -> None:
-    """Return when all bytes of an announced update are durable."""
+async def durable(site: RawSite, payload: bytes, count: int) -> None:
+    """Return when so many bytes of an announced update are durable."""
     for _ in range(500):
-        if (await site.begin(payload)).committed == len(payload):
+        if (await site.begin(payload)).committed == count:
             return
         await asyncio.sleep(0.02)
     raise TimeoutError("the bytes did not arrive")
@@ -96,22 +96,28 @@ async def test_a_stream_ends_with_the_announcement_it_began_with(replicas: Pair)
     async with RawSite(first.address, "ge") as here, RawSite(second.address, "ge") as there:
         await here.join()
         payload = adapters.delta(here.layout, seed=1)
-        pieces = list(chunks.split(payload, chunk_bytes=len(payload) // 2))
+        half = len(payload) // 2
+        pieces = list(chunks.split(payload, chunk_bytes=half))
         await here.begin(payload)
 
-        async def announce_again() -> None:
-            await durable(there, payload)
+        async def announced_again_before_the_last() -> AsyncIterator[pb.UploadDeltaRequest]:
+            start = pb.UploadStart(agent_id=here.agent_id, round=1, digest=digest(payload))
+            yield pb.UploadDeltaRequest(start=start)
+            yield pb.UploadDeltaRequest(chunk=pieces[0])
+            await durable(there, payload, half)
             await there.begin(adapters.delta(here.layout, seed=2))
             assert (await there.begin(payload)).committed == 0
-            staging = asyncio.create_task(there.stream(pieces, digest(payload), then=asyncio.sleep(15)))
-            await durable(there, payload)
+            staging = asyncio.create_task(there.stream(pieces[:1], digest(payload), then=asyncio.sleep(15)))
+            await durable(there, payload, half)
             staging.cancel()
+            yield pb.UploadDeltaRequest(chunk=pieces[1])
 
-        code, kind, text = await refusal(here.stream(pieces, digest(payload), then=announce_again()))
+        call = here.stub.UploadDelta(announced_again_before_the_last(), metadata=here.metadata, timeout=20)
+        code, kind, text = await refusal(call)
         assert (code, kind) == ("ABORTED", "BadOffset")
         assert "was announced anew; begin again" in text
-        assert (await there.begin(payload)).committed == len(payload)
-        assert (await here.stream([], digest(payload))).receipt.digest == digest(payload)
+        assert (await there.begin(payload)).committed == half
+        assert (await here.stream(pieces[1:], digest(payload))).receipt.digest == digest(payload)
 
 
 async def test_a_round_closed_over_both_wakes_a_site_that_waits_at_either(replicas: Pair) -> None:

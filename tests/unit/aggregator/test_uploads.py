@@ -239,6 +239,35 @@ async def test_an_update_that_comes_just_before_the_deadline_is_announced_before
     await taking
 
 
+async def test_the_last_chunk_is_written_and_makes_the_update_count_in_one_commit(
+    served: Federation, store: Counting, clock: Clock
+) -> None:
+    uploading, digest = Uploads(served), sha256_hex(DATA)
+    await uploading.begin(GE, announcement())
+    store.writes = 0
+    clock.now += 1.0
+    pieces = chunks(DATA[:100], DATA[100:200], DATA[200:])
+    assert await uploading.receive(GE, "demo", "agent-of-ge", 1, digest, pieces) == Receipt(1, digest, 1001.0)
+    assert store.writes == 3
+    assert b"".join(updates.checked_pieces(store, updates.UpdateKey("demo", 1, "ge", digest))) == DATA
+    store.reads = 0
+    copy = await served.state()
+    assert store.reads == 0
+    assert copy == store.read(federations.state, "demo")
+
+
+async def test_an_update_that_was_durable_already_needs_no_chunk_to_count(
+    served: Federation, store: Counting, clock: Clock
+) -> None:
+    """As older releases left one behind that were killed between its last chunk and the commit that made it count."""
+    uploading, digest = Uploads(served), sha256_hex(DATA)
+    await uploading.begin(GE, announcement())
+    store.write(updates.stage, updates.UpdateKey("demo", 1, "ge", digest), 0, DATA)
+    receipt = await uploading.receive(GE, "demo", "agent-of-ge", 1, digest, chunks())
+    assert receipt == Receipt(1, digest, 1000.0)
+    assert await uploading.receive(GE, "demo", "agent-of-ge", 1, digest, chunks()) == receipt
+
+
 async def test_a_second_agent_cannot_send_in_the_firsts_place(served: Federation) -> None:
     with pytest.raises(IdentityInUse):
         await take(served, agent_id="another")

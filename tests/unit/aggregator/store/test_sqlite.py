@@ -38,12 +38,21 @@ def versions(connection: sa.Connection) -> list[int]:
 
 
 def test_commits_survive_a_power_cut_by_setting(store: Store) -> None:
-    assert store.read(pragma, "journal_mode") == "wal"
-    assert store.read(pragma, "synchronous") == 2  # FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
+    assert store.write(pragma, "journal_mode") == "wal"
+    assert store.write(pragma, "synchronous") == 2  # FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
+
+
+def test_a_read_waits_for_no_write_and_sees_only_what_is_committed(store: Store) -> None:
+    def while_writing(connection: sa.Connection) -> None:
+        put(connection, 1, 10)
+        assert store.read(versions) == []
+
+    store.write(while_writing)
+    assert store.read(versions) == [1]
 
 
 def test_a_new_store_has_large_pages(store: Store) -> None:
-    assert store.read(pragma, "page_size") == sqlite.PAGE_BYTES
+    assert store.write(pragma, "page_size") == sqlite.PAGE_BYTES
 
 
 def test_a_glance_waits_for_no_writer_and_sees_only_what_is_committed(store: Store) -> None:
@@ -91,15 +100,15 @@ def test_a_lock_held_by_another_process_is_an_outage(
 
 def test_a_full_disk_is_an_outage_that_ends_when_there_is_space_again(store: Store, tmp_path: Path) -> None:
     store.write(put, 1, 10 * PAGE)
-    full = store.read(pragma, "page_count")
-    store.read(pragma, f"max_page_count={full}")
+    full = store.write(pragma, "page_count")
+    store.write(pragma, f"max_page_count={full}")
     with pytest.raises(StoreUnavailable, match=r"store cannot be used now: its disk is full\..*tries again") as caught:
         store.write(put, 2, 10 * PAGE)
     assert str(tmp_path) not in str(caught.value)
     with pytest.raises(StoreUnavailable):  # and again: it must not be stuck in the failed transaction
         store.write(put, 2, 10 * PAGE)
     assert store.read(versions) == [1]
-    store.read(pragma, "max_page_count=1000000")
+    store.write(pragma, "max_page_count=1000000")
     store.write(put, 2, 10 * PAGE)
     assert store.read(versions) == [1, 2]
 

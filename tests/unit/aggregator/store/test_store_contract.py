@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from aggregator import closing, rounds
 from aggregator.manifest import of_round
@@ -56,10 +57,15 @@ def key(update: UpdateHeader) -> UpdateKey:
     return UpdateKey("demo", update.round, update.site, update.digest)
 
 
+def stage_and_accept(connection: sa.Connection, key: UpdateKey, data: bytes, now: float) -> float:
+    updates.stage(connection, key, 0, data)
+    return updates.accept(connection, key, now)
+
+
 def put(store: Store, site: str, data: bytes = DATA) -> UpdateHeader:
     update = header(site, data)
     store.write(updates.announce, "demo", update, 5.0)
-    store.write(updates.stage_and_accept, key(update), data, 6.0)
+    store.write(stage_and_accept, key(update), data, 6.0)
     return update
 
 
@@ -224,7 +230,7 @@ def test_a_failing_commit_leaves_nothing_behind(store: Store) -> None:
     update = header()
     store.write(updates.announce, "demo", update, 5.0)
     with pytest.raises(BadOffset, match="not complete"):
-        store.write(updates.stage_and_accept, key(update), DATA[:10], 6.0)
+        store.write(stage_and_accept, key(update), DATA[:10], 6.0)
     assert store.read(updates.committed, key(update)) == 0
 
 
@@ -236,7 +242,7 @@ def test_nothing_goes_into_a_round_that_is_no_longer_open(store: Store) -> None:
     for work in (
         lambda: store.write(updates.announce, "demo", header("philips"), 6.0),
         lambda: store.write(updates.stage, key(late), 0, DATA[:10]),
-        lambda: store.write(updates.stage_and_accept, key(late), DATA, 6.0),
+        lambda: store.write(stage_and_accept, key(late), DATA, 6.0),
     ):
         with pytest.raises(StaleRound, match="round 1 is closing"):
             work()
