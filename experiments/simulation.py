@@ -18,7 +18,7 @@ from shared.contract import Contract, RoundPolicy
 from shared.feedback import Sent
 from shared.recipe import Recipe
 from site_agent import egress
-from site_agent.config import SiteConfig
+from site_agent.config import SiteConfig, Stored
 from site_agent.data.cohort import Cohort
 from site_agent.egress import Update, UpdateFacts
 from site_agent.new_adapter import AdapterChoices, init_adapter
@@ -37,6 +37,9 @@ class Setting:
     rounds: int = 8
     recipe: Recipe = field(default_factory=Recipe)
     choices: AdapterChoices = field(default_factory=AdapterChoices)
+    cache: Path | None = None
+    """Folder for frozen activations; None: beside the sites' cohorts."""
+    cache_dtype: Stored = "float32"
 
     def start(self, sites: int) -> tuple[Contract, Adapter]:
         """Return the contract and version 0."""
@@ -54,7 +57,13 @@ class Setting:
     def trainer(self, site: str, contract: Contract, cohort: Cohort) -> SiteTrainer:
         """Return a site's trainer on its prepared cohort."""
         config = SiteConfig(
-            aggregator="127.0.0.1:1", plain_site=site, cohort=cohort.folder, weights=self.weights, seed=self.seed
+            aggregator="127.0.0.1:1",
+            plain_site=site,
+            cohort=cohort.folder,
+            weights=self.weights,
+            seed=self.seed,
+            cache=self.cache or cohort.folder.parent / "activations",
+            cache_dtype=self.cache_dtype,
         )
         loaded = load_base(self.weights, "", contract.manifest.metadata.frames)  # type: ignore[arg-type]
         return SiteTrainer(config, site, contract, loaded, cohort)

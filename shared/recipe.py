@@ -27,6 +27,7 @@ from shared.layout import Layout
 
 Mode = Literal["joint", "alternating"]
 Weighting = Literal["patients", "uniform"]
+Augmentation = Literal["cinema", "narrow", "none"]
 Factor = Literal["A", "B"]
 CODECS = codecs.CODECS
 INSTALLED = ("med-duallora", "ffa-lora", "fedsa-lora", "rolora")
@@ -61,7 +62,12 @@ class Recipe:
     class_balanced: bool = True
     """Cross entropy weighted by the inverse class frequency at the site."""
     views: int = 2
-    """Augmented views kept per training case, besides the plain one; 0 trains on the plain image only."""
+    """Random views of a training case at a time, besides the plain one, whose frozen activations a site can keep. 0: a fresh random
+    view in every epoch instead, of which nothing is kept."""
+    view_epochs: int = 0
+    """Epochs after which a random view gives way to a fresh one; 0: never."""
+    augmentation: Augmentation = "cinema"
+    """How far a random view may differ from the image: as CineMA trains, less, or no random views at all."""
     weighting: Weighting = "patients"
     server_lr: float = 1.0
     """eta in global_r = global_(r-1) + eta * sum_k w_k delta_k."""
@@ -74,8 +80,8 @@ class Recipe:
     """Share of a tensor's numbers that the codec topk sends."""
 
     def __post_init__(self) -> None:
-        for name in ("mode", "weighting"):
-            allowed = get_args({"mode": Mode, "weighting": Weighting}[name])
+        for name, choices in (("mode", Mode), ("weighting", Weighting), ("augmentation", Augmentation)):
+            allowed = get_args(choices)
             if getattr(self, name) not in allowed:
                 raise InputError(
                     f"recipe parameter {name} must be one of {', '.join(allowed)}, got '{getattr(self, name)}'"
@@ -97,7 +103,7 @@ class Recipe:
         for name in ("alpha_local", "clip_norm", "server_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must be positive, got {getattr(self, name)}")
-        for name in ("lr_global", "lr_local", "lr_head", "weight_decay", "views"):
+        for name in ("lr_global", "lr_local", "lr_head", "weight_decay", "views", "view_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must not be negative, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
@@ -151,7 +157,7 @@ class Recipe:
         return travelling.written_as(codecs.dtype(codec, self.topk_share))
 
 
-_LATER = ("broadcast_codec", "topk_share")
+_LATER = ("broadcast_codec", "topk_share", "view_epochs", "augmentation")
 
 
 def factor_of(tensor: str) -> Factor | None:

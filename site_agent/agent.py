@@ -24,6 +24,7 @@ from site_agent import disk, egress, report, starting
 from site_agent.client import FederationClient, Joined, Task, retry_delay_s
 from site_agent.config import SiteConfig
 from site_agent.egress import Update, UpdateFacts
+from site_agent.filling import Filling
 from site_agent.local_rounds import LocalRound
 from site_agent.report import REPORT, Phases
 from site_agent.starting import Beginning
@@ -81,6 +82,7 @@ class Agent:
         self._leave = asyncio.Event()
         self._abandoned = threading.Event()
         self._phases = Phases()
+        self._filling = Filling(view)
         self._progress = 0.0
         self._busy_with: Task | None = None
         self._repeats = Repeats()
@@ -105,6 +107,7 @@ class Agent:
             raise errors.exceptions[0] from None
         finally:
             self._stopping.set()  # a thread that still trains ends at its next step
+            self._filling.stop()
             await self._client.close()
             self._state.close()
         if main.cancelled():  # a task group takes a cancelled task for a finished one
@@ -120,11 +123,13 @@ class Agent:
         while True:
             began = time.monotonic()
             self._busy_with = None
+            self._filling.begin(trainer, round_number + 1)
             task = await self._client.await_round(
                 round_number=round_number, following=following, version=version, wait_s=MAX_WAIT_S
             )
             self._busy_with = task
             self._phases.add("waiting", began)
+            self._phases.move("waiting", "activations", await self._filling.leave_off())
             self._view.task(task)
             following, round_number = task.instruction, task.round
             if task.instruction == "TRAIN":
@@ -143,7 +148,7 @@ class Agent:
                 raise Evicted(f"the coordinator evicted this site: {task.reason or 'no reason given'}")
 
     async def _join(self) -> tuple[Joined, SiteTrainer]:
-        """Load the base model, join, and get the site's data ready for the first round."""
+        """Load the base model, join, and put model and data together."""
         config = self._config
         began = time.monotonic()
         first = await asyncio.to_thread(starting.first_look, config)
@@ -154,10 +159,6 @@ class Agent:
         self._view.joined(joined, config)
         trainer = await asyncio.to_thread(starting.trainer, config, joined, first.cohort)
         self._phases.add("starting", began)
-        began = time.monotonic()
-        held = await asyncio.to_thread(trainer.warm_up, self._stopping.is_set)
-        self._phases.add("activations", began)
-        log.info("activations_ready", bytes=held, duration_s=round(time.monotonic() - began, 3))
         return joined, trainer
 
     async def _hesitate(self, task: Task) -> None:

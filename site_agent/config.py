@@ -11,6 +11,8 @@ from shared.errors import InputError
 from shared.tls import TlsFiles, check_plain
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Stored = Literal["float16", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,15 @@ class SiteConfig:
     device: Device = "auto"
     threads: int = 1
     """CPU threads of torch; figures repeat bit for bit at the same number."""
-    cache_mb: int = 8192
-    """Memory for frozen activations; what does not fit is computed again when needed."""
+    precision: Precision = "auto"
+    """Of matrix products in training. auto: bfloat16 on a GPU, and on a CPU that multiplies it natively for a wide network."""
+    cache: Path | None = None
+    """Folder for frozen activations, which several federations may share: derived patient data, as private as the images. None:
+    `activations` beside the state folder."""
+    cache_mb: int = 16384
+    """Disk space for them; what does not fit is computed again when needed. 0 keeps none."""
+    cache_dtype: Stored = "float16"
+    """How their numbers are kept."""
     micro_batch: int = 0
     """Samples per forward pass, gradients accumulated to the recipe's batch; 0 takes the whole batch at once."""
     give_up_after_s: float = 7 * 24 * 3600.0
@@ -60,8 +69,9 @@ class SiteConfig:
                     'or plain_site = "NAME" for a loopback trial without TLS'
                 )
             check_plain(self.aggregator)
-        if self.device not in get_args(Device):
-            raise InputError(f"device must be one of {', '.join(get_args(Device))}, got '{self.device}'")
+        for name, choices in (("device", Device), ("precision", Precision), ("cache_dtype", Stored)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got '{getattr(self, name)}'")
         if not 0 <= self.validation_fold <= 4:
             raise InputError(f"validation_fold must be 0 to 4, got {self.validation_fold}")
         if self.threads < 1 or self.cache_mb < 0 or self.micro_batch < 0 or self.give_up_after_s <= 0:
@@ -74,8 +84,13 @@ class SiteConfig:
                 f"{self.checkpoint_s}"
             )
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where frozen activations are kept."""
+        return self.cache or self.state.parent / "activations"
 
-_PATHS = {"cohort", "weights", "state", "log"}
+
+_PATHS = {"cohort", "weights", "state", "cache", "log"}
 
 
 def load(path: Path | None, overrides: Mapping[str, Any]) -> SiteConfig:

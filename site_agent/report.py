@@ -23,6 +23,11 @@ class Phases:
         """Add the time since `began` (monotonic) to a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count seconds of one phase as another's: it was at work meanwhile."""
+        self.seconds[source] = self.seconds.get(source, 0.0) - seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
     def rounded(self, suffix: str = "") -> dict[str, float]:
         """Return seconds by phase, the name with a suffix, in name order."""
         return {f"{name}{suffix}": round(value, 3) for name, value in sorted(self.seconds.items())}

@@ -17,6 +17,7 @@ class View(Protocol):
 
     def joined(self, joined: Joined, config: SiteConfig) -> None: ...
     def task(self, task: Task) -> None: ...
+    def cached(self, done: int, of: int) -> None: ...
     def step(self, step: int, steps: int) -> None: ...
     def uploaded(self, round_number: int, size: int) -> None: ...
     def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
@@ -31,6 +32,7 @@ class Silent:
 
     def joined(self, joined: Joined, config: SiteConfig) -> None: ...
     def task(self, task: Task) -> None: ...
+    def cached(self, done: int, of: int) -> None: ...
     def step(self, step: int, steps: int) -> None: ...
     def uploaded(self, round_number: int, size: int) -> None: ...
     def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
@@ -54,6 +56,7 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._waiting = "joined"
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -75,11 +78,15 @@ class Terminal:
             f"  until      {policy.rounds} rounds are closed; {joined.training_patients} patients train here\n"
             f"  contract   {contract.sha256[:16]}   recipe {contract.recipe.name}"
         )
-        self._bar.update(self._task, description="frozen activations", total=None)
+
+    def cached(self, done: int, of: int) -> None:
+        words = f"{self._waiting}; frozen activations {done} of {of}" if done < of else self._waiting
+        self._bar.update(self._task, description=words, total=of, completed=done)
 
     def task(self, task: Task) -> None:
         words = WORDS.get(task.instruction, task.instruction.lower())
-        self._bar.update(self._task, description=f"round {task.round}: {words}", total=None, completed=0)
+        self._waiting = f"round {task.round}: {words}"
+        self._bar.update(self._task, description=self._waiting, total=None, completed=0)
 
     def step(self, step: int, steps: int) -> None:
         self._bar.update(self._task, total=steps, completed=step)

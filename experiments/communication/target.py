@@ -150,10 +150,7 @@ class Runner:
     """Runs federations of one cohort. What does not depend on the recipe, the frozen activations, is computed once."""
 
     def __init__(self, seed: int, rounds: int, cohort: Path) -> None:
-        from site_agent.training.activations import Activations
-
         self._seed, self._rounds, self._cohort = seed, rounds, cohort
-        self._activations: dict[str, Activations] = {}
 
     def course(self, recipe: str, codec: str) -> Course:
         """Run one federation."""
@@ -187,12 +184,7 @@ class Runner:
         from site_agent.data.cohort import Cohort
 
         for site in SITES:
-            trainer = setting.trainer(site, contract, Cohort.load(self._cohort / site))
-            if site in self._activations:
-                trainer.activations.adopt(self._activations[site])
-            trainer.warm_up()
-            self._activations[site] = trainer.activations
-            yield site, trainer
+            yield site, setting.trainer(site, contract, Cohort.load(self._cohort / site))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the federation.")] = 8,
     scale: Annotated[float, typer.Option(min=0.01, help="Factor on the 273/125/77/50 training cases.")] = 1.0,
     test_cases: Annotated[int, typer.Option(min=4, help="Held-out cases for each site, half of them healthy.")] = 100,
-    views: Annotated[int, typer.Option(min=0, help="Augmented views kept per training case.")] = 0,
+    augmentation: Annotated[
+        str, typer.Option(help="Random views that training sees: none, narrow or cinema.")
+    ] = "none",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Another recipe parameter, key=value. Repeat.")
     ] = None,
@@ -56,7 +58,7 @@ def main(
         float, typer.Option(min=1, help="Longest a command may take, or a federation may go without progress.")
     ] = 600.0,
 ) -> None:
-    recipe = (f"views={views}", *(set_ or []))
+    recipe = (f"augmentation={augmentation}", *(set_ or []))
     try:
         config = DemoConfig(
             out=out,

@@ -19,7 +19,7 @@ VALIDATION_FOLD = 0
 OUTAGE_S = 60.0
 """Longest an agent goes on without the aggregator, which here is never away."""
 AGGREGATOR, CERTIFICATES = "aggregator", "certificates"
-FOLDERS = ("raw", "prepared", CERTIFICATES, AGGREGATOR, "sites", "logs")
+FOLDERS = ("raw", "prepared", CERTIFICATES, AGGREGATOR, "sites", "activations", "logs")
 FILES = ("summary.json", "report.html")
 
 FRAMES = "stacked"
@@ -79,6 +79,10 @@ class DemoConfig:
     def state(self, site: str) -> Path:
         """An agent's private folder."""
         return self.out / "sites" / site
+
+    def cache(self, site: str) -> Path:
+        """An agent's frozen activations."""
+        return self.out / "activations" / site
 
     def log(self, name: str) -> Path:
         """JSON log of an agent, or of the aggregator."""
@@ -183,7 +187,8 @@ def serve(config: DemoConfig) -> Command:
 def agent(config: DemoConfig, site: str, address: str) -> Command:
     return _command(
         site, "site-agent", "--aggregator", address, "--cohort", config.out / "prepared" / site,
-        "--weights", config.weights, "--state", config.state(site), *_tls(config, site), "--seed", config.seed,
+        "--weights", config.weights, "--state", config.state(site), "--cache", config.cache(site),
+        *_tls(config, site), "--seed", config.seed,
         "--validation-fold", VALIDATION_FOLD, "--device", config.device, "--threads", 1,
         "--give-up-after-s", OUTAGE_S, "--log", config.log(site), "--once",
     )  # fmt: skip

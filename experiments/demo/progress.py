@@ -58,11 +58,9 @@ class SiteProgress:
     def _stage_after(self, event: Event) -> tuple[str, bool]:
         match event["event"]:
             case "rpc_finished" if event["code"] == "OK" and event["rpc"] == "Join":
-                return "computing frozen activations", False
+                return "waiting", False
             case "rpc_finished" if event["code"] == "OK" and event["rpc"] == "FetchAdapter":
                 return self.stage if self.sent == self.rounds else f"training round {self.sent + 1}", False
-            case "activations_ready":
-                return "waiting", True
             case "round_trained":
                 self.loss = event["train_loss"]
                 return f"sending round {event['round']}", True
@@ -106,8 +104,8 @@ class FederationProgress:
     def _lines(self) -> list[str]:
         sites = list(self.sites.values())
         lines = []
-        if all(site.stage not in ("starting", "computing frozen activations") for site in sites):
-            lines.append("every site has joined and holds its frozen activations")
+        if all(site.stage != "starting" for site in sites):
+            lines.append("every site has joined")
         for version in range(1, sites[0].rounds + 1):
             if all(site.sent >= version for site in sites):
                 lines.append(f"round {version} of {sites[0].rounds}: all {len(sites)} updates accepted")

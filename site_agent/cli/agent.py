@@ -63,7 +63,13 @@ def run(
     plain_site: Annotated[
         str | None, typer.Option("--plain-site", help="Site name for a trial without TLS, loopback only.")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for frozen activations; default: `activations` beside --state.")
+    ] = None,
+    cache_mb: Annotated[int | None, typer.Option(help="Disk space for them, MB; 0 keeps none.")] = None,
+    cache_dtype: Annotated[str | None, typer.Option(help="How they are kept: float16, bfloat16 or float32.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; figures repeat at the same number.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of this site's local adapter and order of cases.")] = None,
     validation_fold: Annotated[int | None, typer.Option(help="Fold 0-4 kept for validation.")] = None,
@@ -96,7 +102,11 @@ def run(
         "state": state,
         "tls": tls,
         "plain_site": plain_site,
+        "cache": cache,
+        "cache_mb": cache_mb,
+        "cache_dtype": cache_dtype,
         "device": device,
+        "precision": precision,
         "threads": threads,
         "seed": seed,
         "validation_fold": validation_fold,

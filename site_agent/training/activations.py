@@ -1,127 +1,192 @@
 """Frozen activations, computed once: the blocks before the first adapted one give the same output for the same image.
 
-An entry is what enters the first adapted block, for one (case, view). It is kept in float32 in the process's memory up to a
-limit; what does not fit is computed again each time it is asked for, with the same result.
+An entry is what enters the first adapted block, for one frame stack of one view of one case: with siamese frames ED and ES are
+entries of their own. It is computed alone, in evaluation mode, without gradients and in float32, and rounded to what the cache
+keeps, so its numbers are a function of the image and the base model: whether it was found or computed makes no difference.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from shared.errors import InputError
+from site_agent.cache.activations import Cache
 from site_agent.data import cohort, windows
 from site_agent.data.cases import Case
 from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import augment
+from site_agent.training.compute import Compute
+from site_agent.training.views import View
 
 Size3 = tuple[int, int, int]
-PREFIX_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """One way to look at a case: window `index` of the plain image, or random view `index`."""
+class Image:
+    """What must be known of a case's image to name its entries: digest of its voxels, and its shape once it is padded."""
 
-    case: Case
-    kind: str
-    """'window' or 'random'"""
-    index: int
+    digest: str
+    shape: Size3
 
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return (self.case.key, self.kind, self.index)
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was found of one view: its entries, or None where they must be computed, and then the image to do it from."""
+
+    view: View
+    entries: tuple[Prefix | None, ...]
+    image: np.ndarray | None
 
 
 @dataclass
 class Activations:
-    """Gives prefixes for views. One per model and site; not thread-safe."""
+    """Gives prefixes for views. `look` may run on another thread than the rest; the model is used by one at a time.
+
+    seed: of the random views. stored: how a kept entry's numbers are written, float16, bfloat16 or float32.
+    """
 
     model: CineClassifier
     image_size: Size3
     seed: int
-    device: torch.device
-    limit_bytes: int
-    ranges: augment.Ranges = field(default_factory=augment.Ranges)
-    bytes_held: int = 0
-    _pairs: dict[str, np.ndarray] = field(default_factory=dict)
-    _kept: dict[tuple[str, str, int], Prefix] = field(default_factory=dict)
+    compute: Compute
+    cache: Cache | None = None
+    stored: torch.dtype = torch.float32
+    ranges: augment.Ranges = augment.RANGES["cinema"]
+    _images: dict[str, Image] = field(default_factory=dict)
 
-    def plain(self, case: Case) -> View:
-        """The view that training uses as the case itself: its only window, or the middle one."""
-        return View(case, "window", len(self._starts(case)) // 2)
-
-    def training_views(self, case: Case, random_views: int) -> list[View]:
-        """The plain view and the random ones that training draws from."""
-        return [self.plain(case), *(View(case, "random", i) for i in range(1, random_views + 1))]
+    def begin_round(self) -> None:
+        """From here on, what was last used two rounds ago may give way to what is needed now."""
+        if self.cache is not None:
+            self.cache.folder.begin_turn()
 
     def windows(self, case: Case) -> list[View]:
         """The overlapping windows that evaluation combines; one if the model takes the whole volume."""
         return [View(case, "window", i) for i in range(len(self._starts(case)))]
 
     def prefixes(self, views: Sequence[View]) -> Prefix:
-        """Return tokens and skips of `views`, stacked, on the device: (n * entries, 1 + N, D) and (n * entries, N, D)."""
-        missing = [v for v in views if v.key not in self._kept]
-        made: dict[tuple[str, str, int], Prefix] = {}
-        for start in range(0, len(missing), PREFIX_BATCH):
-            made |= self._compute(missing[start : start + PREFIX_BATCH])
-        parts = [self._kept.get(v.key) or made[v.key] for v in views]
-        return Prefix(
-            torch.cat([p.tokens for p in parts]).to(self.device, non_blocking=True),
-            torch.cat([p.skips for p in parts]).to(self.device, non_blocking=True),
-        )
+        """Return tokens and skips of `views`, stacked, on the device: (n * entries, 1 + N, D) and (n * entries, N, D), float32."""
+        return self.finish(self.look(views))
 
-    def adopt(self, other: "Activations") -> None:
-        """Take what another one has computed, of the same base model up to the same block, for the same site.
+    def look(self, views: Sequence[View]) -> list[Looked]:
+        """Find what is cached of `views`, and read the images of what is not. Uses no model."""
+        return [self._look(view) for view in views]
 
-        Raises ValueError if it stops at another block, draws other views or cuts images otherwise.
+    def finish(self, looked: Sequence[Looked]) -> Prefix:
+        """Compute what was not found, and bring all of it to the device."""
+        entries = [entry for one in looked for entry in self._computed(one)]
+        return Prefix(*(self._stack([getattr(entry, name) for entry in entries]) for name in Prefix._fields))
+
+    def fill(
+        self,
+        views: Sequence[View],
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> int:
+        """Compute what is missing of `views`, as far as it can be kept, handing nothing out; return how many views that were.
+
+        Leaves off when asked to stop. `on_progress` hears how many of all views have been seen to.
         """
-        mine, theirs = ((one.model.first_block, one.seed, one.image_size, one.ranges) for one in (self, other))
-        if mine != theirs:
-            raise ValueError(
-                f"these activations are of other views: block, seed, size and ranges are {theirs}, not {mine}"
-            )
-        self._kept, self._pairs, self.bytes_held = other._kept, other._pairs, other.bytes_held
-
-    def fill(self, views: Sequence[View], should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Compute what is missing of `views` without handing anything out; leave off when asked to stop."""
-        for start in range(0, len(views), PREFIX_BATCH):
+        computed = 0
+        for done, view in enumerate(views if self.cache is not None else (), start=1):
             if should_stop():
-                return
-            self.prefixes(views[start : start + PREFIX_BATCH])
+                break
+            if view.kept and not all(self._held(view)):
+                list(self._computed(self._look(view)))
+                if not all(self._held(view)):
+                    break  # there is no room for more
+                computed += 1
+            on_progress(done, len(views))
+        return computed
 
-    def _compute(self, views: Sequence[View]) -> dict[tuple[str, str, int], Prefix]:
-        images = torch.from_numpy(np.stack([self._image(v) for v in views])).to(self.device)
+    def _look(self, view: View) -> Looked:
+        entries = tuple(self._find(view, frame) for frame in range(self.model.entries_per_case))
+        return Looked(view, entries, self._image(view) if any(entry is None for entry in entries) else None)
+
+    def _find(self, view: View, frame: int) -> Prefix | None:
+        return self.cache.find(self._key(view, frame)) if self.cache is not None and view.kept else None
+
+    def _held(self, view: View) -> Iterator[bool]:
+        for frame in range(self.model.entries_per_case):
+            yield self.cache is not None and self.cache.holds(self._key(view, frame))
+
+    def _computed(self, looked: Looked) -> Iterator[Prefix]:
+        """Yield the entries of a view, in the order of frames."""
+        for frame, entry in enumerate(looked.entries):
+            if entry is None:  # or it was computed since it was looked for
+                entry = self._find(looked.view, frame)
+            if entry is None:
+                assert looked.image is not None
+                entry = self._compute(looked.view, np.split(looked.image, len(looked.entries))[frame])
+                if self.cache is not None and looked.view.kept:
+                    self.cache.keep(self._key(looked.view, frame), entry)
+            yield entry
+
+    def _compute(self, view: View, frames: np.ndarray) -> Prefix:
+        """(channels, *image_size) → one entry, on the CPU if it is to be kept: (1 + N, D) and (N, D)."""
+        image = torch.from_numpy(np.ascontiguousarray(frames)).to(self.compute.device)[None]
+        if not view.kept:
+            with torch.no_grad(), self.compute.autocast():
+                found = self.model.backbone.prefix(image, self.model.first_block)
+            return Prefix(found.tokens[0], found.skips[0])
         with torch.no_grad():
-            prefix = self.model.prefix(images)
-        entries = self.model.entries_per_case
-        made = {}
-        for i, view in enumerate(views):
-            rows = slice(i * entries, (i + 1) * entries)
-            made[view.key] = Prefix(prefix.tokens[rows].cpu().clone(), prefix.skips[rows].cpu().clone())
-            self._keep(view.key, made[view.key])
-        return made
+            found = self.model.backbone.prefix(image, self.model.first_block)
+        entry = Prefix(*(value[0].to("cpu", self.stored) for value in found))
+        if not all(bool(value.isfinite().all()) for value in entry):
+            raise InputError(
+                f"activations of case {view.case.key} are not finite as {str(self.stored).removeprefix('torch.')}; set "
+                'cache_dtype = "bfloat16" or "float32" in site.toml, and check the weights if that does not help'
+            )
+        return entry
 
-    def _keep(self, key: tuple[str, str, int], prefix: Prefix) -> None:
-        size = prefix.tokens.nbytes + prefix.skips.nbytes
-        if self.bytes_held + size <= self.limit_bytes:
-            self._kept[key] = prefix
-            self.bytes_held += size
+    def _stack(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return parts as one float32 tensor on the device: one copy on the CPU, which widens; to a GPU they travel narrow."""
+        device = self.compute.device
+        if device.type == "cpu":
+            stacked = torch.empty((len(parts), *parts[0].shape), dtype=torch.float32)
+            for i, part in enumerate(parts):
+                stacked[i].copy_(part)
+            return stacked
+        if parts[0].device.type == "cpu":
+            return torch.stack(list(parts)).pin_memory().to(device, non_blocking=True).float()
+        return torch.stack([part.to(device) for part in parts]).float()
+
+    def _key(self, view: View, frame: int) -> dict[str, Any]:
+        """What an entry is computed from, besides what all entries of the cache have in common."""
+        image = self._image_of(view.case)
+        key: dict[str, Any] = {"image": image.digest, "frame": frame}
+        if view.kind == "random":
+            return {
+                **key,
+                "case": view.case.key,
+                "random": view.index,
+                "seed": self.seed,
+                "ranges": asdict(self.ranges),
+                "made_by": augment.made_by(),
+            }
+        return {**key, "start": [int(at) for at in self._starts(view.case)[self._window(view)]]}
 
     def _image(self, view: View) -> np.ndarray:
-        pair = self._pair(view.case)
+        """float32 (2, *image_size) in [0, 1]."""
+        pair = cohort.load_pair(view.case)
         if view.kind == "random":
             seed = augment.case_seed(self.seed, view.case.key, view.index)
             return augment.view_of(pair, self.image_size, seed, self.ranges)
-        return np.asarray(windows.split(cohort.pad_to(pair, self.image_size), self.image_size)[view.index])
+        return np.asarray(windows.split(cohort.pad_to(pair, self.image_size), self.image_size)[self._window(view)])
+
+    def _window(self, view: View) -> int:
+        return len(self._starts(view.case)) // 2 if view.kind == "plain" else view.index
 
     def _starts(self, case: Case) -> np.ndarray:
-        shape = cohort.pad_to(self._pair(case), self.image_size).shape[1:]
-        return windows.starts(shape, self.image_size)
+        return windows.starts(self._image_of(case).shape, self.image_size)
 
-    def _pair(self, case: Case) -> np.ndarray:
-        """float32 (2, x, y, z) in [0, 1]; the prepared files are small, so they are read once."""
-        if case.key not in self._pairs:
-            self._pairs[case.key] = cohort.load_pair(case)
-        return self._pairs[case.key]
+    def _image_of(self, case: Case) -> Image:
+        """Read once in a process; the volumes themselves are not held."""
+        if case.key not in self._images:
+            frames = cohort.load_frames(case)
+            x, y, z = (max(have, want) for have, want in zip(frames.shape[1:], self.image_size, strict=True))
+            self._images[case.key] = Image(cohort.image_digest(frames), (x, y, z))
+        return self._images[case.key]

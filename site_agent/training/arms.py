@@ -10,7 +10,8 @@ A jointly trained model with one part off keeps its ranking but loses its offset
 validation threshold, not at probability 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,88 +23,118 @@ from site_agent.data.cohort import labels
 from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import evaluate, local
+from site_agent.training import evaluate, local, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.evaluate import Scored
+from site_agent.training.views import View
 
 ARMS = ("probe", "alone", "global", "dual")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A state of the trained part of a model: its adapters and heads, and which low-rank parts count."""
+
+    tensors: Mapping[str, torch.Tensor]
+    parts: tuple[lora.Part, ...]
+
+    @classmethod
+    def of(cls, model: CineClassifier) -> "Arm":
+        """Return the state that a model is in."""
+        tensors = {name: value.detach().clone() for name, value in _trained_part(model).items()}
+        active = {layer.active for layer in lora.adapted_layers(model).values()}
+        return cls(tensors, active.pop() if len(active) == 1 else lora.PARTS)
+
+    def put(self, model: CineClassifier) -> None:
+        """Bring a model into this state."""
+        lora.switch(model, self.parts)
+        with torch.no_grad():
+            for name, value in _trained_part(model).items():
+                value.copy_(self.tensors[name])
+
+
+def _trained_part(model: CineClassifier) -> dict[str, torch.Tensor]:
+    heads = {id(value) for value in model.heads().values()}
+    return {name: value for name, value in model.named_parameters() if ".lora_" in name or id(value) in heads}
+
+
+def figures(
+    model: CineClassifier,
+    activations: Activations,
+    arms: Mapping[str, Arm],
+    validation: Sequence[Case],
+    test: Sequence[Case],
+) -> dict[str, Any]:
+    """Return {arm: {validation, test}} -> figures, thresholds from the validation cases; {arm: {}} without any.
+
+    All arms share one pass of the frozen part over the cases.
+    """
+    if not validation:
+        return {name: {} for name in arms}
+    states = [lambda arm=arm: arm.put(model) for arm in arms.values()]
+    sets = {"validation": validation} | ({"test": test} if test else {})
+    found = {name: evaluate.scores(model, activations, cases, states) for name, cases in sets.items()}
+    result: dict[str, Any] = {}
+    for number, arm in enumerate(arms):
+        scored = {name: Scored(found[name][number], labels(cases)) for name, cases in sets.items()}
+        result[arm] = {name: evaluate.figures(scored["validation"], one) for name, one in scored.items()}
+    return result
 
 
 def fit_probe(
     model: CineClassifier, activations: Activations, cases: Sequence[Case], recipe: Recipe, rounds: int, seed: int
 ) -> None:
-    """Fit the heads of `model`, whose low-rank parts must be off, on frozen features: as many steps as a federated site
-    trains, same batches, views, class weights and schedule."""
-    pooled = _pooled_of_every_view(model, activations, cases, recipe)
-    heads = list(model.heads().values())
+    """Fit the heads of `model` on frozen features, its low-rank parts switched off: as many steps as a federated site trains,
+    same batches, views, class weights and schedule."""
+    lora.switch(model, ())
+    heads, device = list(model.heads().values()), activations.compute.device
     optimiser = torch.optim.AdamW(heads, lr=recipe.lr_head, betas=(recipe.beta1, recipe.beta2))
-    weight = local.class_weights(labels(cases), recipe.class_balanced).to(activations.device)
+    weight = local.class_weights(labels(cases), recipe.class_balanced).to(device)
     loss_of = nn.CrossEntropyLoss(weight=weight, reduction="none")
+    pooled: dict[View, torch.Tensor] = {}
     for number in range(1, rounds + 1):
-        position = local.Position(number, rounds, seed)
-        for batch in local.batches(cases, activations, recipe, position):
+        position = schedule.Position(number, rounds, seed)
+        steps = list(schedule.batches(cases, recipe, position))
+        pooled = _pooled(model, activations, [view for batch in steps for view in batch.views], pooled)
+        for batch in steps:
             for group in optimiser.param_groups:
-                group["lr"] = recipe.lr_head * local.learning_rate_factor(recipe, position, batch.at)
-            features = torch.stack([pooled[v.key] for v in batch.views])
+                group["lr"] = recipe.lr_head * schedule.learning_rate_factor(recipe, position, batch.at)
             optimiser.zero_grad(set_to_none=True)
-            wanted = torch.from_numpy(batch.labels).to(activations.device)
-            loss_of(model.head(features), wanted).mean().backward()
+            wanted = torch.from_numpy(batch.labels).to(device)
+            loss_of(model.head(torch.stack([pooled[view] for view in batch.views])), wanted).mean().backward()
             nn.utils.clip_grad_norm_(heads, recipe.clip_norm)
             optimiser.step()
 
 
-def _pooled_of_every_view(
-    model: CineClassifier, activations: Activations, cases: Sequence[Case], recipe: Recipe
-) -> dict[tuple[str, str, int], torch.Tensor]:
-    views = [v for case in cases for v in activations.training_views(case, recipe.views)]
-    pooled: dict[tuple[str, str, int], torch.Tensor] = {}
+def _pooled(
+    model: CineClassifier, activations: Activations, views: Sequence[View], known: Mapping[View, torch.Tensor]
+) -> dict[View, torch.Tensor]:
+    """Return the frozen features of `views`, (2, feature_dim) each; what is `known` of them is not computed again."""
+    found = {view: known[view] for view in views if view in known}
     with torch.no_grad():
-        for start in range(0, len(views), evaluate.SUFFIX_BATCH):
-            batch = views[start : start + evaluate.SUFFIX_BATCH]
-            features = model.pooled(activations.prefixes(batch)).float()
-            pooled |= {v.key: f for v, f in zip(batch, features, strict=True)}
-    return pooled
+        missing = list(dict.fromkeys(view for view in views if view not in known))
+        for start in range(0, len(missing), evaluate.SUFFIX_BATCH):
+            some = missing[start : start + evaluate.SUFFIX_BATCH]
+            features = model.pooled(activations.prefixes(some)).float()
+            found |= dict(zip(some, features, strict=True))
+    return found
 
 
-class Comparison:
-    """Evaluates the four arms on validation and test cases of one site."""
-
-    def __init__(
-        self, activations: Activations, train: Sequence[Case], validation: Sequence[Case], test: Sequence[Case]
-    ) -> None:
-        self._activations, self._train = activations, train
-        self._sets = {"validation": validation, "test": test}
-
-    def figures(self, model: CineClassifier) -> dict[str, Any]:
-        """Return {validation, test} -> figures of the model as it stands, thresholds from the validation cases."""
-        scored = {name: Scored.of(model, self._activations, cases) for name, cases in self._sets.items() if len(cases)}
-        if "validation" not in scored:
-            return {}
-        return {name: evaluate.figures(scored["validation"], s) for name, s in scored.items()}
-
-    def probe(self, model: CineClassifier, recipe: Recipe, rounds: int, seed: int) -> dict[str, Any]:
-        """Figures of a head fitted on frozen features. `model` is used up."""
-        lora.switch(model, ())
-        fit_probe(model, self._activations, self._train, recipe, rounds, seed)
-        return self.figures(model)
-
-    def alone(
-        self,
-        model: CineClassifier,
-        recipe: Recipe,
-        owned: Ownership,
-        rounds: int,
-        seed: int,
-        hooks: local.Hooks,
-        micro_batch: int,
-    ) -> dict[str, Any]:
-        """Figures of the same model and recipe trained as a federation of one. `model` is used up."""
-        for number in range(1, rounds + 1):
-            position = local.Position(number, rounds, seed)
-            local.train_round(
-                model, self._activations, self._train, recipe, owned, position, hooks=hooks, micro_batch=micro_batch
-            )
-        return self.figures(model)
+def fit_alone(
+    model: CineClassifier,
+    activations: Activations,
+    cases: Sequence[Case],
+    recipe: Recipe,
+    owned: Ownership,
+    rounds: int,
+    seed: int,
+    hooks: local.Hooks,
+    micro_batch: int,
+) -> None:
+    """Train `model`, at its start, as a federation of one."""
+    for number in range(1, rounds + 1):
+        position = schedule.Position(number, rounds, seed)
+        local.train_round(model, activations, cases, recipe, owned, position, hooks=hooks, micro_batch=micro_batch)
 
 
 def switch_local_off(model: CineClassifier, owned: Ownership) -> None:

@@ -1,11 +1,16 @@
 """Random views of a prepared case, with MONAI transforms.
 
-CineMA's ranges for the short axis (rotation about the slice axis, in-plane shift up to 60 of 192 voxels, scale 0.2, gamma
-0.5 to 1.5, each with probability 0.5; cinema/classification/mnms/config.yaml, commit 4e352ac3), narrowed for a frozen
-prefix whose views are few: a cached view is seen again and again. The narrower ranges are this project's choice.
+A rotation about the slice axis, an in-plane shift and scaling, the same for ED and ES, and a change of gamma; `Ranges` says how
+far each may go and how often it is made. CineMA's: cinema/classification/mnms/config.yaml of mathpluscode/CineMA, commit
+4e352ac3 (arXiv:2506.00679), a shift of 60 of 192 voxels. The narrow ones are this project's, for comparison.
 """
 
+import functools
+import importlib.metadata
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,12 +22,30 @@ from site_agent.data import cohort, windows
 class Ranges:
     """How far a view may differ from the image."""
 
-    rotation_rad: float = 0.26
-    shift: float = 0.06
+    rotation_rad: float
+    shift: float
     """Share of the in-plane size."""
-    scale: float = 0.10
-    gamma: float = 0.25
-    probability: float = 0.9
+    scale: float
+    gamma: float
+    probability: float
+
+
+RANGES: Mapping[str, Ranges] = MappingProxyType(
+    {
+        "cinema": Ranges(rotation_rad=math.pi, shift=60 / 192, scale=0.2, gamma=0.5, probability=0.5),
+        "narrow": Ranges(rotation_rad=0.26, shift=0.06, scale=0.10, gamma=0.25, probability=0.9),
+    }
+)
+"""By the recipe's `augmentation`."""
+
+VERSION = 1
+"""Raise it when the same seed gives another view."""
+
+
+@functools.cache
+def made_by() -> str:
+    """Return what must be the same for a seed to give the same view: part of the name under which its activations are cached."""
+    return f"{VERSION}, monai {importlib.metadata.version('monai')}"
 
 
 def view_of(pair: np.ndarray, image_size: tuple[int, int, int], seed: list[int], ranges: Ranges) -> np.ndarray:

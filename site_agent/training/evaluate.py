@@ -1,6 +1,6 @@
 """Scores of cases under a model, and the figures of an arm at both thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +17,35 @@ from site_agent.training.activations import Activations
 SUFFIX_BATCH = 32
 
 
-def scores(model: CineClassifier, activations: Activations, cases: Sequence[Case]) -> np.ndarray:
-    """Return the logit margin of every case, float64 (n,): windows of a tall volume are combined as CineMA does."""
+def scores(
+    model: CineClassifier,
+    activations: Activations,
+    cases: Sequence[Case],
+    states: Sequence[Callable[[], None]] = (lambda: None,),
+) -> list[np.ndarray]:
+    """Return the logit margin of every case, float64 (n,), for each of several states of the trained part.
+
+    Each of `states` brings the model into one; they share one pass of the frozen part. Windows of a tall volume are combined as
+    CineMA does.
+    """
     views = [v for case in cases for v in activations.windows(case)]
-    logits = []
+    logits: list[list[np.ndarray]] = [[np.zeros((0, 2))] for _ in states]
     with torch.no_grad():
         for start in range(0, len(views), SUFFIX_BATCH):
             prefix = activations.prefixes(views[start : start + SUFFIX_BATCH])
-            with torch.autocast(activations.device.type, torch.bfloat16, enabled=activations.device.type == "cuda"):
-                logits.append(model.suffix(prefix).float().cpu().numpy())
-    flat = np.concatenate(logits).astype(np.float64) if logits else np.zeros((0, 2))
+            for found, put in zip(logits, states, strict=True):
+                put()
+                with activations.compute.autocast():
+                    found.append(model.suffix(prefix).float().cpu().numpy())
+    return [_margins(activations, cases, np.concatenate(found).astype(np.float64)) for found in logits]
+
+
+def _margins(activations: Activations, cases: Sequence[Case], logits: np.ndarray) -> np.ndarray:
+    """Logits of all windows (n windows, 2) → margin of each case (n,)."""
     margins, at = [], 0
     for case in cases:
         count = len(activations.windows(case))
-        combined = windows.combine_logits(flat[at : at + count])
+        combined = windows.combine_logits(logits[at : at + count])
         margins.append(combined[1] - combined[0])
         at += count
     return np.array(margins, dtype=np.float64)
@@ -45,7 +60,8 @@ class Scored:
 
     @classmethod
     def of(cls, model: CineClassifier, activations: Activations, cases: Sequence[Case]) -> "Scored":
-        return cls(scores(model, activations, cases), labels(cases))
+        (found,) = scores(model, activations, cases)
+        return cls(found, labels(cases))
 
 
 def figures(validation: Scored, cases: Scored) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 Of the global part only the factors that the recipe trains in this round have a gradient and a place in the optimiser.
 
-The order of cases, the view each step uses and the learning rate are pure functions of (seed, round, epoch, step), so a
-round that is trained again from the same start, or goes on from a checkpoint, ends with the same bytes.
+What a step sees and how fast it learns, `schedule` says.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +19,14 @@ from site_agent.data.cases import Case
 from site_agent.models import adapter_tensors
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import checkpoint
-from site_agent.training.activations import Activations, View
+from site_agent.training import ahead, checkpoint, schedule
+from site_agent.training.activations import Activations, Looked
 from site_agent.training.checkpoint import Keeper, Progress
+from site_agent.training.schedule import Batch, Position
 
 
 class Stopped(Exception):
     """Training was asked to stop; the round counts as not trained, but goes on from its last checkpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where in the federation a round stands: `round` from 1 to `rounds`."""
-
-    round: int
-    rounds: int
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +35,6 @@ class Hooks:
 
     on_step: Callable[[int, int, torch.optim.Optimizer], None] = lambda step, steps, optimiser: None
     should_stop: Callable[[], bool] = lambda: False
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One optimiser step: which views of which cases, and where in the round (0 to 1)."""
-
-    views: tuple[View, ...]
-    labels: np.ndarray
-    at: float
-    epoch: int
-
-
-def steps_of(cases: int, recipe: Recipe) -> int:
-    """Optimiser steps of one round."""
-    return recipe.local_epochs * math.ceil(cases / recipe.batch_size)
-
-
-def batches(cases: Sequence[Case], activations: Activations, recipe: Recipe, position: Position) -> Iterator[Batch]:
-    """Yield the round's batches: every case once per epoch, in a seeded order, each as one of its views."""
-    total, step = steps_of(len(cases), recipe), 0
-    for epoch in range(recipe.local_epochs):
-        rng = np.random.default_rng([position.seed, position.round, epoch])
-        order = rng.permutation(len(cases))
-        chosen = rng.integers(0, recipe.views + 1, len(cases))
-        for start in range(0, len(cases), recipe.batch_size):
-            indices = order[start : start + recipe.batch_size]
-            views = tuple(activations.training_views(cases[i], recipe.views)[chosen[i]] for i in indices)
-            yield Batch(views, np.array([cases[i].label for i in indices]), step / total, epoch)
-            step += 1
-
-
-def learning_rate_factor(recipe: Recipe, position: Position, at: float) -> float:
-    """Half a cosine over the whole federation from 1 to `lr_floor`; `at` is the share of the round that is done."""
-    done = (position.round - 1 + at) / position.rounds
-    return recipe.lr_floor + (1 - recipe.lr_floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def class_weights(labels: np.ndarray, balanced: bool) -> torch.Tensor:
@@ -109,27 +65,28 @@ def train_round(
         groups = _parameter_groups(model, recipe, owned)
         parameters = [p for group in groups for p in group["params"]]
         optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
-        loss_of = _loss(cases, recipe, activations.device)
-        total, first, losses = steps_of(len(cases), recipe), 0, list[float]()
+        device = activations.compute.device
+        loss_of = _loss(cases, recipe, device)
+        total, first, losses = schedule.steps_of(len(cases), recipe), 0, list[float]()
         if keeper is not None and (held := keeper.newest()) is not None:
             first, losses = held.step, list(held.losses)
-            _restore(model, owned, optimiser, activations.device, held)
-        for step, batch in enumerate(batches(cases, activations, recipe, position)):
-            if step < first:
-                continue
-            if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
-                keeper.save(_progress(model, owned, optimiser, activations.device, step, losses))
-            if hooks.should_stop():
-                raise Stopped
-            _set_rates(optimiser, recipe, position, batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss = _backward(model, activations, batch, loss_of, micro_batch)
-            _let_rest(optimiser)
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            optimiser.step()
-            if batch.epoch == recipe.local_epochs - 1:
-                losses.append(loss)
-            hooks.on_step(step + 1, total, optimiser)
+            _restore(model, owned, optimiser, device, held)
+        steps = list(schedule.batches(cases, recipe, position))[first:]
+        with closing(ahead.looked_up((batch.views for batch in steps), activations)) as looked:
+            for step, (batch, found) in enumerate(zip(steps, looked, strict=True), start=first):
+                if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
+                    keeper.save(_progress(model, owned, optimiser, device, step, losses))
+                if hooks.should_stop():
+                    raise Stopped
+                _set_rates(optimiser, recipe, position, batch)
+                optimiser.zero_grad(set_to_none=True)
+                loss = _backward(model, activations, batch, found, loss_of, micro_batch)
+                _let_rest(optimiser)
+                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+                optimiser.step()
+                if batch.epoch == recipe.local_epochs - 1:
+                    losses.append(loss)
+                hooks.on_step(step + 1, total, optimiser)
         return float(np.mean(losses))
 
 
@@ -190,7 +147,7 @@ def _parameter_groups(model: CineClassifier, recipe: Recipe, owned: Ownership) -
 def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:
     """Apply the schedule. Alternating: first half of the steps the global part, also what of it stays here, and the shared head;
     second half local and private head."""
-    factor = learning_rate_factor(recipe, position, batch.at)
+    factor = schedule.learning_rate_factor(recipe, position, batch.at)
     for group in optimiser.param_groups:
         private = group["name"] in ("local", "head_private")
         group["rests"] = recipe.mode == "alternating" and private == (batch.at < 0.5)
@@ -204,17 +161,22 @@ def _let_rest(optimiser: torch.optim.Optimizer) -> None:
 
 
 def _backward(
-    model: CineClassifier, activations: Activations, batch: Batch, loss_of: nn.Module, micro_batch: int
+    model: CineClassifier,
+    activations: Activations,
+    batch: Batch,
+    looked: Sequence[Looked],
+    loss_of: nn.Module,
+    micro_batch: int,
 ) -> float:
     """Accumulate the gradient of the batch's mean loss, `micro_batch` samples at a time; return the loss."""
-    device, size = activations.device, micro_batch or len(batch.views)
+    device, size = activations.compute.device, micro_batch or len(looked)
     value = 0.0
-    for start in range(0, len(batch.views), size):
-        views = batch.views[start : start + size]
+    for start in range(0, len(looked), size):
         labels = torch.from_numpy(batch.labels[start : start + size]).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = model.suffix(activations.prefixes(views))
-        loss = loss_of(logits.float(), labels).sum() / len(batch.views)
+        prefix = activations.finish(looked[start : start + size])
+        with activations.compute.autocast():
+            logits = model.suffix(prefix)
+        loss = loss_of(logits.float(), labels).sum() / len(looked)
         loss.backward()
         value += float(loss.detach())
     return value

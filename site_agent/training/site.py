@@ -13,6 +13,8 @@ from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract
 from shared.errors import ContractMismatch, InputError
+from site_agent.cache.activations import Cache
+from site_agent.cache.folder import CacheFolder
 from site_agent.config import SiteConfig
 from site_agent.data.cases import Case
 from site_agent.data.cohort import CLASS_NAMES, Cohort
@@ -21,19 +23,16 @@ from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
-from site_agent.training import arms, evaluate, local
+from site_agent.training import arms, augment, evaluate, local, schedule
 from site_agent.training.activations import Activations
+from site_agent.training.arms import Arm
 from site_agent.training.checkpoint import Binding, Checkpoints
+from site_agent.training.compute import Compute, pick
 from site_agent.training.evaluate import Scored
+from site_agent.training.schedule import Position
+from site_agent.training.views import View
 
 Tensors = dict[str, np.ndarray]
-
-
-def pick_device(wish: str) -> torch.device:
-    """Return the device to train on. Raises InputError if CUDA is asked for and not there."""
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda' but torch sees no GPU; install a CUDA build of torch or set device = 'cpu'")
-    return torch.device("cuda" if wish != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_base(source: Path, size: str, frames: Frames, *, warn: bool = True) -> weights.LoadedBackbone:
@@ -85,11 +84,17 @@ class SiteTrainer:
         self.cohort = cohort
         self.train_cases = self.cohort.train(without_fold=config.validation_fold)
         self.validation_cases = self.cohort.validation(config.validation_fold)
-        self.device = pick_device(config.device)
-        self.model = build(loaded, contract, self.seed).to(self.device)
+        compute = pick(config.device, config.precision, self.network.enc_embed_dim)
+        self.model = build(loaded, contract, self.seed).to(compute.device)
         self._initial_local = adapter_tensors.local_tensors(self.model, self.owned)
         self.activations = Activations(
-            self.model, self.network.image_size, self.seed, self.device, config.cache_mb * 1_000_000
+            self.model,
+            self.network.image_size,
+            config.seed,
+            compute,
+            self._cache(config, compute),
+            getattr(torch, config.cache_dtype),
+            augment.RANGES.get(self.recipe.augmentation, augment.RANGES["cinema"]),
         )
 
     @property
@@ -97,13 +102,46 @@ class SiteTrainer:
         """Patients trained on: what the site's weight is computed from."""
         return len(self.train_cases)
 
-    def warm_up(self, should_stop: Callable[[], bool] = lambda: False) -> int:
-        """Compute the frozen activations of every training view and validation case, or until asked to stop; return their
-        bytes."""
-        views = [v for c in self.train_cases for v in self.activations.training_views(c, self.recipe.views)]
-        views += [v for c in self.validation_cases for v in self.activations.windows(c)]
-        self.activations.fill(views, should_stop)
-        return self.activations.bytes_held
+    def fill_cache(
+        self,
+        round_number: int,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda done, of: None,
+    ) -> int:
+        """Compute the frozen activations that are missing of what is asked for next, or until asked to stop.
+
+        First come the views of round `round_number` in the order of its steps, then the validation cases, the test cases, and the
+        views of later rounds. Returns how many were computed.
+        """
+        rounds = range(round_number, self.contract.policy.rounds + 1)
+        views = [view for number in rounds[:1] for view in self._views(number)]
+        views += [
+            view for case in (*self.validation_cases, *self.cohort.test()) for view in self.activations.windows(case)
+        ]
+        views += [view for number in rounds[1:] for view in self._views(number)]
+        return self.activations.fill(list(dict.fromkeys(views)), should_stop, on_progress)
+
+    def _views(self, round_number: int) -> list[View]:
+        batches = schedule.batches(self.train_cases, self.recipe, self._position(round_number))
+        return [view for batch in batches for view in batch.views]
+
+    def _position(self, round_number: int) -> Position:
+        return Position(round_number, self.contract.policy.rounds, self.seed)
+
+    def _cache(self, config: SiteConfig, compute: Compute) -> Cache | None:
+        """What the base model's activations are kept in; None if nothing is to be kept."""
+        if not config.cache_mb:
+            return None
+        facts = {
+            "base_model": self.metadata.base_model_sha256,
+            "frames": self.metadata.frames,
+            "image_size": self.network.image_size,
+            "first_block": self.model.first_block,
+            "preprocessing": self.cohort.preparation.preprocessing_hash,
+            "stored": config.cache_dtype,
+            "computed": f"{compute.device.type}, torch {torch.__version__}",
+        }
+        return Cache.of(CacheFolder(config.cache_folder, config.cache_mb * 1_000_000), facts)
 
     def facts(self) -> dict[str, Any]:
         """Counts of the cohort: how many cases there are, how many are normal, how they are split."""
@@ -132,14 +170,14 @@ class SiteTrainer:
         this stands. Raises local.Stopped."""
         self._load(received, local_before)
         keeper = checkpoints.keeper(self._binding(round_number, received, local_before)) if checkpoints else None
-        position = local.Position(round_number, self.contract.policy.rounds, self.seed)
+        self.activations.begin_round()
         loss = local.train_round(
             self.model,
             self.activations,
             self.train_cases,
             self.recipe,
             self.owned,
-            position,
+            self._position(round_number),
             hooks=hooks,
             micro_batch=self._micro_batch,
             keeper=keeper,
@@ -179,19 +217,30 @@ class SiteTrainer:
         self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
     ) -> dict[str, Any]:
         """Figures of all four arms on validation and test cases: {arm: {validation, test}}."""
-        rounds = self.contract.policy.rounds
-        comparison = arms.Comparison(self.activations, self.train_cases, self.validation_cases, self.cohort.test())
+        model, rounds = self.model, self.contract.policy.rounds
         self._load(final, local_now)
-        dual = comparison.figures(self.model)
+        dual = Arm.of(model)
         # a version has values of its own for what the site trains of the global part and keeps
-        adapter_tensors.load_global(self.model, self.owned, final.tensors)
-        arms.switch_local_off(self.model, self.owned)
-        global_only = comparison.figures(self.model)
+        adapter_tensors.load_global(model, self.owned, final.tensors)
+        arms.switch_local_off(model, self.owned)
+        global_only = Arm.of(model)
         self._load(initial, self.initial_local())
-        probe = comparison.probe(self.model, self.recipe, rounds, self.seed)
+        arms.fit_probe(model, self.activations, self.train_cases, self.recipe, rounds, self.seed)
+        probe = Arm.of(model)
         self._load(initial, self.initial_local())
-        alone = comparison.alone(self.model, self.recipe, self.owned, rounds, self.seed, hooks, self._micro_batch)
-        return {"probe": probe, "alone": alone, "global": global_only, "dual": dual}
+        arms.fit_alone(
+            model,
+            self.activations,
+            self.train_cases,
+            self.recipe,
+            self.owned,
+            rounds,
+            self.seed,
+            hooks,
+            self._micro_batch,
+        )
+        compared = {"probe": probe, "alone": Arm.of(model), "global": global_only, "dual": dual}
+        return arms.figures(model, self.activations, compared, self.validation_cases, self.cohort.test())
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
         lora.switch(self.model, lora.PARTS)

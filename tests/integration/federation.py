@@ -41,7 +41,7 @@ PHANTOMS = PhantomConfig(
     seed=11, shape=(32, 32, 4), spacing=(4.0, 4.0, 20.0), scale=0.1, test_cases=4, label_shift=0.0, vendors=SITES
 )
 """27, 12 and 8 training cases; every site has both classes outside of validation fold 0."""
-FEW_STEPS: Mapping[str, str] = {"views": "0", "local_epochs": "1", "batch_size": "8", "rank_local": "4"}
+FEW_STEPS: Mapping[str, str] = {"augmentation": "none", "local_epochs": "1", "batch_size": "8", "rank_local": "4"}
 TIMEOUT_S = 120.0
 PROCESS_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

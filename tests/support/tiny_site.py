@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.recipe import Recipe
+from site_agent.cache.activations import Cache
+from site_agent.cache.folder import CacheFolder
 from site_agent.config import SiteConfig
 from site_agent.data.cases import Case
 from site_agent.data.cohort import Cohort, Preparation
@@ -20,6 +23,7 @@ from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
 from site_agent.new_adapter import AdapterChoices, init_adapter
 from site_agent.training.activations import Activations
+from site_agent.training.compute import Compute
 from site_agent.training.site import SiteTrainer, load_base
 
 SIZE = (32, 32, 4)
@@ -75,9 +79,10 @@ def classifier(
     return model.eval()
 
 
-def activations(model: CineClassifier, limit_bytes: int = 1 << 30, seed: int = 0) -> Activations:
-    """Return a cache for the model's prefixes."""
-    return Activations(model, SIZE, seed, torch.device("cpu"), limit_bytes)
+def activations(model: CineClassifier, folder: CacheFolder | None = None, seed: int = 0, **options: Any) -> Activations:
+    """Return the model's frozen activations, kept in a folder if one is given."""
+    cache = Cache.of(folder, {"model": "tiny", "first_block": model.first_block}) if folder else None
+    return Activations(model, SIZE, seed, Compute(torch.device("cpu")), cache, **options)
 
 
 def write_backbone(folder: Path, seed: int = 1) -> Path:
@@ -101,11 +106,19 @@ def contract(backbone: Path, recipe: Recipe, rounds: int = 4, **choices: object)
     return made, initial
 
 
-def trainer(folder: Path, backbone: Path, contract: Contract, site: str = "ge", cases: int = 12) -> SiteTrainer:
+def trainer(
+    folder: Path, backbone: Path, contract: Contract, site: str = "ge", cases: int = 12, **settings: Any
+) -> SiteTrainer:
     """Return a site's trainer on cases of its own, written to `folder`: every fifth is for validation, two are held out."""
     written = write_cases(folder, cases + 2, seed=len(site))
     held_out = tuple(replace(case, split="test", fold=None) for case in written[cases:])
     preparation = Preparation((4.0, 4.0, 20.0), SIZE[:2], "none")
     cohort = Cohort(folder, "ge", (*written[:cases], *held_out), preparation)
-    config = SiteConfig(aggregator="127.0.0.1:1", plain_site=site, cohort=folder, weights=backbone)
+    config = SiteConfig(
+        aggregator="127.0.0.1:1",
+        plain_site=site,
+        cohort=folder,
+        weights=backbone,
+        **{"cache": folder / "activations", "cache_dtype": "float32", **settings},
+    )
     return SiteTrainer(config, site, contract, load_base(backbone, "", "stacked"), cohort)

@@ -12,7 +12,6 @@ def rpc(name: str, code: str = "OK") -> dict[str, object]:
 
 ROUND_1 = [
     rpc("Join"),
-    {"event": "activations_ready"},
     rpc("FetchAdapter"),
     {"event": "round_trained", "round": 1, "train_loss": 0.5},
     {"event": "update_accepted", "round": 1},
@@ -31,7 +30,6 @@ def test_stages_follow_the_log() -> None:
         site.hear(event, float(now))
         stages.append(site.stage)
     assert stages == [
-        "computing frozen activations",
         "waiting",
         "training round 1",
         "sending round 1",
@@ -59,7 +57,7 @@ def test_lines_come_once_and_only_when_every_site_is_there(tmp_path: Path) -> No
     assert progress.poll(2.0) == ["ge is finished"]
     logs["canon"].write_text("".join(json.dumps(event) + "\n" for event in ROUND_1))
     assert progress.poll(3.0) == [
-        "every site has joined and holds its frozen activations",
+        "every site has joined",
         "round 1 of 1: all 2 updates accepted",
     ]
     with logs["canon"].open("a") as file:

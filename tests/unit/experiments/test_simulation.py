@@ -8,7 +8,7 @@ from shared.recipe import INSTALLED, Recipe, factor_of
 from tests.support import tiny_site
 
 ROUNDS = 6
-LEARNING = {"views": 0, "local_epochs": 4, "batch_size": 4, "lr_global": 1e-2, "lr_local": 1e-2}
+LEARNING = {"augmentation": "none", "local_epochs": 4, "batch_size": 4, "lr_global": 1e-2, "lr_local": 1e-2}
 
 
 @pytest.fixture(scope="module")

@@ -45,13 +45,14 @@ def other(value: Any) -> Any:
             return value / 2 + 0.01
         case tuple():
             return (*value, value[-1])
-        case "joint" | "patients" | "local" | "stacked" | "f32":
+        case "joint" | "patients" | "local" | "stacked" | "f32" | "cinema":
             others = {
                 "joint": "alternating",
                 "patients": "uniform",
                 "local": "global",
                 "stacked": "siamese",
                 "f32": "bf16",
+                "cinema": "none",
             }
             return others[value]
         case str():

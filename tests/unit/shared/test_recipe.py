@@ -41,7 +41,8 @@ def test_a_recipe_that_is_not_installed_says_what_is() -> None:
 
 def test_an_unknown_parameter_says_which_there_are() -> None:
     with pytest.raises(
-        InputError, match=r"recipe 'med-duallora' has no parameter 'rank' \(it has: alpha_local, batch_size"
+        InputError,
+        match=r"recipe 'med-duallora' has no parameter 'rank' \(it has: alpha_local, augmentation, batch_size",
     ):
         recipe.make("med-duallora", {"rank": 4})
 

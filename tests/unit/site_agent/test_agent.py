@@ -106,6 +106,9 @@ class Trainer:
     seed: int = 7
     change: Callable[[int], float] = lambda number: 0.01 * number
 
+    def fill_cache(self, *_: Any) -> int:
+        return 0
+
     def initial_local(self) -> dict[str, np.ndarray]:
         return {PRIVATE: np.zeros((2, 6), np.float32)}
 
@@ -453,7 +456,7 @@ class Recording:
 @pytest.mark.parametrize("name", INSTALLED)
 async def test_no_private_number_is_given_to_the_door_or_sent(tmp_path, name):
     """Learning rates of 0 keep the private low-rank tensors as they are, with FedSA-LoRA a marked B of the global part too."""
-    recipe = Recipe(name=name, rank_local=2, views=0, local_epochs=1, lr_global=0.0, lr_local=0.0)
+    recipe = Recipe(name=name, rank_local=2, augmentation="none", local_epochs=1, lr_global=0.0, lr_local=0.0)
     backbone = tiny_site.write_backbone(tmp_path / "backbone")
     contract, initial = tiny_site.contract(backbone, recipe)
     trainer: Any = Recording(tiny_site.trainer(tmp_path / "cases", backbone, contract))

@@ -11,24 +11,19 @@ from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.backbone import Prefix
 from site_agent.training import arms, local
-from site_agent.training.activations import Activations, View
+from site_agent.training.arms import Arm
+from site_agent.training.compute import Compute
 from tests.support import tiny_site
 
 OWNED = Ownership("global+local-bias")
-RECIPE = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=4)
+RECIPE = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=4)
 
 
 @dataclass
 class Elsewhere:
     """Activations on torch's `meta` device, which like a GPU refuses to mix with tensors of the CPU."""
 
-    device = torch.device("meta")
-
-    def plain(self, case):
-        return View(case, "window", 0)
-
-    def training_views(self, case, random_views):
-        return [self.plain(case)]
+    compute = Compute(torch.device("meta"))
 
     def prefixes(self, views):
         entries, width = len(views), tiny_site.CONFIG.enc_embed_dim
@@ -49,20 +44,51 @@ def test_the_probe_stays_on_the_sites_device(cases):
     assert {value.device.type for value in model.heads().values()} == {"meta"}
 
 
+def judged(model, cases):
+    (found,) = arms.figures(model, tiny_site.activations(model), {"dual": Arm.of(model)}, cases, ()).values()
+    return found["validation"]
+
+
 def test_alone_trains_in_micro_batches_to_the_same_model(cases):
     scores = []
     for micro_batch in (0, 2):
         model = tiny_site.classifier()
-        activations = Activations(model, tiny_site.SIZE, 0, torch.device("cpu"), 10**9)
-        sizes = []
+        activations, sizes = tiny_site.activations(model), []
         suffix = model.suffix
         model.suffix = lambda prefix, sizes=sizes, suffix=suffix: sizes.append(len(prefix.tokens)) or suffix(prefix)
-        comparison = arms.Comparison(activations, cases, cases, ())
-        figures = comparison.alone(model, RECIPE, OWNED, 1, 0, local.Hooks(), micro_batch)
+        arms.fit_alone(model, activations, cases, RECIPE, OWNED, 1, 0, local.Hooks(), micro_batch)
         assert min(sizes) <= (micro_batch or RECIPE.batch_size)
         assert micro_batch == 0 or sizes[:2] == [2, 2]
-        scores.append(figures["validation"]["auc"])
+        scores.append(judged(model, cases)["auc"])
     assert scores[0] == pytest.approx(scores[1])
+
+
+def test_an_arm_brings_adapters_heads_and_what_counts_back(cases):
+    model = tiny_site.classifier()
+    before, dual = judged(model, cases), Arm.of(model)
+    arms.switch_local_off(model, OWNED)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.requires_grad and value.add_(0.3)
+    assert judged(model, cases) != before
+    dual.put(model)
+    assert judged(model, cases) == before
+
+
+def test_all_arms_share_one_pass_of_the_frozen_part(cases, monkeypatch):
+    model = tiny_site.classifier()
+    images, prefix = [], model.backbone.prefix
+    monkeypatch.setattr(model.backbone, "prefix", lambda image, k: images.append(len(image)) or prefix(image, k))
+    four = {name: Arm.of(model) for name in arms.ARMS}
+    found = arms.figures(model, tiny_site.activations(model), four, cases[:5], cases[5:])
+    assert len(images) == len(cases)
+    assert list(found) == list(arms.ARMS)
+    assert all(figures == found["probe"] for figures in found.values())
+
+
+def test_with_nothing_to_validate_on_no_arm_has_figures(cases):
+    model = tiny_site.classifier()
+    assert arms.figures(model, tiny_site.activations(model), {"dual": Arm.of(model)}, (), cases) == {"dual": {}}
 
 
 def test_the_global_arm_has_neither_local_product_nor_private_bias():
@@ -78,7 +104,6 @@ def test_the_global_arm_has_neither_local_product_nor_private_bias():
 
 def test_without_a_local_part_the_global_arm_is_the_dual_one_but_for_its_bias(cases):
     model = tiny_site.classifier(rank_local=0)
-    comparison = arms.Comparison(tiny_site.activations(model), cases, cases, ())
-    dual = comparison.figures(model)
+    dual = judged(model, cases)
     arms.switch_local_off(model, OWNED)
-    assert comparison.figures(model) == dual
+    assert judged(model, cases) == dual

@@ -179,7 +179,7 @@ def test_a_checkpoint_is_on_the_disk_before_those_it_replaces_are_dropped(kept, 
 def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
     """Dropout, say, would draw from torch's generator; nothing does today, so a hook draws in its place."""
     cases = tiny_site.write_cases(tmp_path / "cases", 8)
-    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=2)
+    recipe = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=2)
 
     def drawn(seed: int, last: int) -> list[float]:
         draws: list[float] = []

@@ -19,7 +19,7 @@ def test_a_score_is_the_margin_between_the_two_logits(tmp_path, frames):
     images = torch.stack([torch.from_numpy(cohort.load_input(case, tiny_site.SIZE)) for case in cases])
     with torch.no_grad():
         logits = model(images).numpy()
-    found = evaluate.scores(model, tiny_site.activations(model), cases)
+    (found,) = evaluate.scores(model, tiny_site.activations(model), cases)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, logits[:, 1] - logits[:, 0], atol=1e-5)
 
@@ -31,7 +31,7 @@ def test_the_windows_of_a_tall_volume_are_combined_by_their_mean_probability(tmp
     with torch.no_grad():
         probabilities = model(crops).double().softmax(dim=1).mean(dim=0)
     expected = float(torch.log(probabilities[1]) - torch.log(probabilities[0]))
-    found = evaluate.scores(model, tiny_site.activations(model), [low, tall, low])
+    (found,) = evaluate.scores(model, tiny_site.activations(model), [low, tall, low])
     assert len(crops) == 3
     assert found[1] == pytest.approx(expected, abs=1e-5)
     assert found[0] == found[2]
@@ -39,7 +39,8 @@ def test_the_windows_of_a_tall_volume_are_combined_by_their_mean_probability(tmp
 
 def test_no_cases_have_no_scores(tmp_path):
     model = tiny_site.classifier()
-    assert evaluate.scores(model, tiny_site.activations(model), []).shape == (0,)
+    (found,) = evaluate.scores(model, tiny_site.activations(model), [])
+    assert found.shape == (0,)
 
 
 def test_figures_use_the_validation_cases_threshold_on_the_other_cases():

@@ -1,7 +1,5 @@
 """One site's share of one round, against closed forms: which numbers move, by how much, and always to the same bytes."""
 
-import math
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +16,9 @@ from site_agent.training.local import Hooks, Position
 from tests.support import tiny_site
 
 OWNED = Ownership("global+local-bias")
-RECIPE = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3)
+RECIPE = Recipe(
+    rank_local=2, augmentation="none", local_epochs=2, batch_size=4, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3
+)
 FIRST = Position(round=1, rounds=4, seed=7)
 
 
@@ -45,40 +45,6 @@ def tensors_of(model):
     return adapter_tensors.global_tensors(model, OWNED) | adapter_tensors.local_tensors(model, OWNED)
 
 
-# --- what is trained on ---------------------------------------------------------------------------------------------
-
-
-def test_every_case_comes_once_an_epoch_with_its_own_label(cases):
-    activations = tiny_site.activations(tiny_site.classifier())
-    batches = list(local.batches(cases, activations, RECIPE, FIRST))
-    assert len(batches) == local.steps_of(len(cases), RECIPE) == 2 * 3
-    for epoch in (0, 1):
-        keys = Counter(view.case.key for batch in batches if batch.epoch == epoch for view in batch.views)
-        assert keys == Counter(case.key for case in cases)
-    assert all(batch.labels.tolist() == [view.case.label for view in batch.views] for batch in batches)
-    assert [batch.at for batch in batches] == pytest.approx([step / 6 for step in range(6)])
-
-
-def test_the_order_is_a_function_of_seed_round_and_epoch(cases):
-    activations = tiny_site.activations(tiny_site.classifier())
-
-    def order(round_number, seed):
-        position = Position(round_number, 4, seed)
-        return [view.key for batch in local.batches(cases, activations, RECIPE, position) for view in batch.views]
-
-    assert order(1, 7) == order(1, 7)
-    assert order(1, 7) != order(2, 7)
-    assert order(1, 7) != order(1, 8)
-    assert order(1, 7)[:10] != order(1, 7)[10:]
-
-
-def test_every_view_of_a_case_is_used_now_and_then(cases):
-    activations = tiny_site.activations(tiny_site.classifier())
-    recipe = Recipe(views=2, local_epochs=6, batch_size=4)
-    used = {view.key[1:] for batch in local.batches(cases, activations, recipe, FIRST) for view in batch.views}
-    assert used == {("window", 0), ("random", 1), ("random", 2)}
-
-
 def test_classes_weigh_the_same_over_an_epoch():
     labels = np.array([0, 1, 1, 1])
     weights = local.class_weights(labels, balanced=True)
@@ -87,22 +53,14 @@ def test_classes_weigh_the_same_over_an_epoch():
     assert local.class_weights(labels, balanced=False).tolist() == [1.0, 1.0]
 
 
-def test_the_learning_rate_falls_along_half_a_cosine_over_all_rounds():
-    recipe = Recipe(lr_floor=0.1)
-    assert local.learning_rate_factor(recipe, Position(1, 4, 0), 0.0) == 1.0
-    assert local.learning_rate_factor(recipe, Position(3, 4, 0), 0.0) == pytest.approx(0.55)
-    assert local.learning_rate_factor(recipe, Position(4, 4, 0), 1.0) == pytest.approx(0.1)
-    assert local.learning_rate_factor(recipe, Position(2, 4, 0), 0.5) == pytest.approx(
-        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 1.5 / 4))
-    )
-
-
 # --- what moves -----------------------------------------------------------------------------------------------------
 
 
 def test_the_first_step_moves_every_number_by_its_group_s_rate(cases):
     """AdamW's first step is rate * sign(gradient) wherever the gradient is far above eps (Kingma & Ba 2015, section 2.1)."""
-    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3)
+    recipe = Recipe(
+        rank_local=2, augmentation="none", local_epochs=1, batch_size=16, lr_global=1e-3, lr_local=3e-3, lr_head=5e-3
+    )
     before = tensors_of(tiny_site.classifier())
     model, _ = train(cases, recipe)
     for name, value in tensors_of(model).items():
@@ -122,7 +80,7 @@ def test_the_frozen_part_does_not_move(cases):
 
 def test_a_local_rate_of_zero_keeps_the_local_low_rank_part(cases):
     before = adapter_tensors.local_tensors(tiny_site.classifier(), OWNED)
-    model, _ = train(cases, Recipe(rank_local=2, views=0, batch_size=4, lr_local=0.0))
+    model, _ = train(cases, Recipe(rank_local=2, augmentation="none", batch_size=4, lr_local=0.0))
     after = adapter_tensors.local_tensors(model, OWNED)
     kept = {name for name in before if np.array_equal(before[name], after[name])}
     assert kept == {name for name in before if ".lora_" in name}
@@ -138,7 +96,11 @@ def test_alternating_trains_global_first_and_local_after_it(cases, epochs):
         return Hooks(on_step=lambda step, steps, optimiser: snapshots.append(tensors_of(model)))
 
     batch = 16 * epochs // 2
-    train(cases, Recipe(rank_local=2, views=0, local_epochs=epochs, batch_size=batch, mode="alternating"), hooks=watch)
+    train(
+        cases,
+        Recipe(rank_local=2, augmentation="none", local_epochs=epochs, batch_size=batch, mode="alternating"),
+        hooks=watch,
+    )
     start, half, end = snapshots[0], snapshots[len(snapshots) // 2], snapshots[-1]
     for name in start:
         private = name.startswith("local.")
@@ -147,9 +109,11 @@ def test_alternating_trains_global_first_and_local_after_it(cases, epochs):
 
 
 def test_training_makes_the_loss_smaller(cases):
-    recipe = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=5e-3, lr_local=5e-3)
+    recipe = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=16, lr_global=5e-3, lr_local=5e-3)
     _, first = train(cases, recipe)
-    _, last = train(cases, Recipe(rank_local=2, views=0, local_epochs=30, batch_size=16, lr_global=5e-3, lr_local=5e-3))
+    _, last = train(
+        cases, Recipe(rank_local=2, augmentation="none", local_epochs=30, batch_size=16, lr_global=5e-3, lr_local=5e-3)
+    )
     assert last < 0.5 * first
 
 
@@ -194,7 +158,7 @@ def test_training_stops_at_the_next_step_when_asked_to(cases):
 @pytest.mark.parametrize("rank_local", [2, 0])
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_round_moves_the_trained_factors_and_leaves_every_bit_of_the_others(cases, name, rank_local):
-    recipe = Recipe(name=name, rank_local=rank_local, views=0, batch_size=4, weight_decay=0.1)
+    recipe = Recipe(name=name, rank_local=rank_local, augmentation="none", batch_size=4, weight_decay=0.1)
     model = tiny_site.classifier(rank_local=rank_local)
     for number in (1, 2, 3):
         before = tensors_of(model)
@@ -207,7 +171,7 @@ def test_a_round_moves_the_trained_factors_and_leaves_every_bit_of_the_others(ca
 
 def test_rolora_trains_b_in_odd_rounds_and_a_in_even_ones(cases):
     """Chen et al. 2025, arXiv:2502.01755: the factors take turns; B first, because with B zero A has no gradient."""
-    recipe = Recipe(name="rolora", rank_local=2, views=0, local_epochs=1, batch_size=16)
+    recipe = Recipe(name="rolora", rank_local=2, augmentation="none", local_epochs=1, batch_size=16)
     for number, factor in ((1, "B"), (2, "A"), (3, "B"), (4, "A")):
         before = tensors_of(tiny_site.classifier())
         model, _ = train(cases, recipe, Position(number, 4, 7))
@@ -217,7 +181,7 @@ def test_rolora_trains_b_in_odd_rounds_and_a_in_even_ones(cases):
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_frozen_factor_has_no_gradient_and_no_place_in_the_optimiser(cases, name):
-    recipe, seen = Recipe(name=name, rank_local=2, views=0, batch_size=4), []
+    recipe, seen = Recipe(name=name, rank_local=2, augmentation="none", batch_size=4), []
 
     def watch(model):
         factors = {n: v for n, v in model.named_parameters() if "lora_" in n and n.endswith("global")}
@@ -238,7 +202,7 @@ def test_a_frozen_factor_has_no_gradient_and_no_place_in_the_optimiser(cases, na
 
 
 def test_a_round_that_is_stopped_leaves_every_factor_trainable(cases):
-    recipe, models = Recipe(name="ffa-lora", rank_local=2, views=0, batch_size=4), []
+    recipe, models = Recipe(name="ffa-lora", rank_local=2, augmentation="none", batch_size=4), []
 
     def watch(model):
         models.append(model)
@@ -252,7 +216,13 @@ def test_a_round_that_is_stopped_leaves_every_factor_trainable(cases):
 def test_a_factor_of_the_sites_own_learns_at_the_global_parts_rate(cases):
     """AdamW's first step, as above: what FedSA-LoRA keeps at the site is trained as if it were shared."""
     recipe = Recipe(
-        name="fedsa-lora", rank_local=2, views=0, local_epochs=1, batch_size=16, lr_global=1e-3, lr_local=3e-3
+        name="fedsa-lora",
+        rank_local=2,
+        augmentation="none",
+        local_epochs=1,
+        batch_size=16,
+        lr_global=1e-3,
+        lr_local=3e-3,
     )
     kept, groups = owned_by(recipe), []
     before = adapter_tensors.local_tensors(tiny_site.classifier(), kept)
@@ -266,7 +236,7 @@ def test_a_factor_of_the_sites_own_learns_at_the_global_parts_rate(cases):
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_without_a_local_part_training_makes_the_loss_smaller_too(cases, name):
-    recipe = Recipe(name=name, rank_local=0, views=0, local_epochs=1, batch_size=16, lr_global=2e-2)
+    recipe = Recipe(name=name, rank_local=0, augmentation="none", local_epochs=1, batch_size=16, lr_global=2e-2)
     _, first = train(cases, recipe)
     _, last = train(cases, replace(recipe, local_epochs=30))
     assert last < 0.75 * first
@@ -309,7 +279,7 @@ def resumed(cases, folder, kill_after, recipe, owned, position=FIRST, **options)
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_a_round_killed_again_and_again_ends_with_the_same_bytes(cases, tmp_path, mode, policy, micro_batch):
     """Killed in the first epoch, at its end, and before the last step."""
-    recipe = Recipe(rank_local=2, views=0, local_epochs=2, batch_size=4, mode=mode, weight_decay=0.01)
+    recipe = Recipe(rank_local=2, augmentation="none", local_epochs=2, batch_size=4, mode=mode, weight_decay=0.01)
     assert_resumed_is_undisturbed(cases, tmp_path, recipe, Ownership(policy), FIRST, micro_batch=micro_batch)
 
 
@@ -319,7 +289,9 @@ def test_a_round_killed_again_and_again_ends_with_the_same_bytes(cases, tmp_path
 def test_a_round_of_any_recipe_goes_on_from_its_checkpoint_with_the_same_bytes(
     cases, tmp_path, name, number, rank_local
 ):
-    recipe = Recipe(name=name, rank_local=rank_local, views=0, local_epochs=2, batch_size=4, weight_decay=0.01)
+    recipe = Recipe(
+        name=name, rank_local=rank_local, augmentation="none", local_epochs=2, batch_size=4, weight_decay=0.01
+    )
     assert_resumed_is_undisturbed(cases, tmp_path, recipe, owned_by(recipe), Position(number, 4, 7))
 
 

@@ -167,7 +167,7 @@ def test_another_seed_draws_another_version_and_a_missing_one_none(backbone):
 
 
 def test_a_site_takes_what_it_draws_only_if_it_is_the_contracts(backbone, tmp_path):
-    contract, initial = tiny_site.contract(backbone, Recipe(rank_local=2, views=0))
+    contract, initial = tiny_site.contract(backbone, Recipe(rank_local=2, augmentation="none"))
     trainer = tiny_site.trainer(tmp_path, backbone, contract)
     drawn = starting.version_0(trainer, contract)
     assert drawn is not None

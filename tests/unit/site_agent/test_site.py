@@ -16,7 +16,7 @@ from site_agent.training.evaluate import Scored
 from site_agent.training.local import Hooks
 from tests.support import tiny_site
 
-QUICK = Recipe(rank_local=2, views=0, local_epochs=1, batch_size=8)
+QUICK = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=8)
 MARKER = np.float32(0.0123)
 WINDOW = 16
 """Bytes: four float32 in a row, at any offset."""

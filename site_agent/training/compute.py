@@ -1,0 +1,47 @@
+"""Where and in which numbers a site computes: its device, and float32 or bfloat16 matrix products."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from shared.errors import InputError
+from site_agent.config import Device, Precision
+
+WIDE = 256
+"""Width from which bfloat16 pays on a CPU that multiplies it natively; narrower networks lose more by converting than they
+gain. `python -m experiments.training precision` measures it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A device and the precision of its matrix products; parameters and sums stay float32."""
+
+    device: torch.device
+    bfloat16: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the trained part runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def pick(device: Device, precision: Precision, width: int) -> Compute:
+    """Return what to compute with; `width` is the network's embedding dimension.
+
+    auto: CUDA if torch sees a GPU; bfloat16 there, and on a CPU that multiplies it natively if the network is wide. Raises
+    InputError if CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' but torch sees no GPU; install a CUDA build of torch or set device = 'cpu'")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if precision == "auto":
+        native = chosen.type == "cuda" or (width >= WIDE and _multiplies_bfloat16())
+        return Compute(chosen, native)
+    return Compute(chosen, precision == "bfloat16")
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it (AVX512-BF16 or AMX); torch has no public name for the question."""
+    return any(
+        bool(getattr(torch.cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
