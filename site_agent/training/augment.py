@@ -8,6 +8,7 @@ far each may go and how often it is made. CineMA's: cinema/classification/mnms/c
 import functools
 import importlib.metadata
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -38,6 +39,9 @@ RANGES: Mapping[str, Ranges] = MappingProxyType(
 )
 """By the recipe's `augmentation`."""
 
+_IMPORTING = threading.Lock()
+"""MONAI's modules load each other late; two threads that begin with it at once can find one half loaded."""
+
 VERSION = 1
 """Raise it when the same seed gives another view."""
 
@@ -53,9 +57,10 @@ def view_of(pair: np.ndarray, image_size: tuple[int, int, int], seed: list[int],
 
     pair: float32 (2, x, y, z) in [0, 1], ED and ES moved alike. Returns float32 (2, *image_size).
     """
-    from monai.transforms.compose import Compose
-    from monai.transforms.intensity.array import RandAdjustContrast
-    from monai.transforms.spatial.array import RandAffine
+    with _IMPORTING:
+        from monai.transforms.compose import Compose
+        from monai.transforms.intensity.array import RandAdjustContrast
+        from monai.transforms.spatial.array import RandAffine
 
     shift = [ranges.shift * pair.shape[1], ranges.shift * pair.shape[2], 0.0]
     transform = Compose(

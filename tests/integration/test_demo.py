@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ["siemens", "philips", "ge", "canon"]
 ROUNDS = 2
-SMALL = ["--scale", "0.16", "--test-cases", "8", "--rounds", str(ROUNDS), "--views", "0"]
+SMALL = ["--scale", "0.16", "--test-cases", "8", "--rounds", str(ROUNDS), "--augmentation", "none"]
 """Smaller, and Canon would have no normal case left to train on."""
 BUSY = 1.5
 """What is promised of an idle machine may take so much longer on a busy one."""
