@@ -128,8 +128,9 @@ class Agent:
                 round_number=round_number, following=following, version=version, wait_s=MAX_WAIT_S
             )
             self._busy_with = task
+            filled_s = await self._filling.leave_off()
             self._phases.add("waiting", began)
-            self._phases.move("waiting", "activations", await self._filling.leave_off())
+            self._phases.move("waiting", "activations", filled_s)
             self._view.task(task)
             following, round_number = task.instruction, task.round
             if task.instruction == "TRAIN":

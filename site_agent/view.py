@@ -80,8 +80,11 @@ class Terminal:
         )
 
     def cached(self, done: int, of: int) -> None:
-        words = f"{self._waiting}; frozen activations {done} of {of}" if done < of else self._waiting
-        self._bar.update(self._task, description=words, total=of, completed=done)
+        if done < of:
+            words = f"{self._waiting}; frozen activations {done} of {of}"
+            self._bar.update(self._task, description=words, total=of, completed=done)
+        else:
+            self._bar.update(self._task, description=self._waiting, total=None, completed=0)
 
     def task(self, task: Task) -> None:
         words = WORDS.get(task.instruction, task.instruction.lower())
@@ -139,7 +142,7 @@ def leaves(contract: Contract) -> str:
 def stays(contract: Contract) -> list[str]:
     """Name what never leaves a site."""
     recipe, policy = contract.recipe, contract.manifest.metadata.head_policy
-    named = ["images", "labels"] + ["local adapter"] * (recipe.rank_local > 0)
+    named = ["images", "labels", "frozen activations"] + ["local adapter"] * (recipe.rank_local > 0)
     named += [f"the global part's {factor}" for factor in sorted(recipe.trained(1) - recipe.shared(1))]
     return named + {"global": [], "global+local-bias": ["head bias"], "local": ["head"]}[policy]
 

@@ -1,12 +1,15 @@
 """The first screen says what leaves and what stays, by recipe, codec and head policy."""
 
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from shared.contract import Contract, RoundPolicy
 from shared.recipe import Recipe
 from site_agent import view
+from site_agent.client import Task
 from tests.support import adapters
 
 FIRST = adapters.adapter()
@@ -50,12 +53,29 @@ def test_a_codec_without_a_fixed_size_is_given_its_largest():
 @pytest.mark.parametrize(
     ("parameters", "stays"),
     [
-        ({}, ["images", "labels", "local adapter", "head bias"]),
-        ({"head": "local"}, ["images", "labels", "local adapter", "head"]),
-        ({"head": "global", "rank_local": 0}, ["images", "labels"]),
-        ({"name": "fedsa-lora"}, ["images", "labels", "local adapter", "the global part's B", "head bias"]),
-        ({"name": "rolora"}, ["images", "labels", "local adapter", "head bias"]),
+        ({}, ["images", "labels", "frozen activations", "local adapter", "head bias"]),
+        ({"head": "local"}, ["images", "labels", "frozen activations", "local adapter", "head"]),
+        ({"head": "global", "rank_local": 0}, ["images", "labels", "frozen activations"]),
+        (
+            {"name": "fedsa-lora"},
+            ["images", "labels", "frozen activations", "local adapter", "the global part's B", "head bias"],
+        ),
+        ({"name": "rolora"}, ["images", "labels", "frozen activations", "local adapter", "head bias"]),
     ],
 )
 def test_what_stays_is_named(parameters, stays):
     assert view.stays(contract(**parameters)) == stays
+
+
+def test_a_person_sees_how_far_the_frozen_activations_are_while_the_agent_waits():
+    console = Console(record=True, force_terminal=True, width=100, file=io.StringIO())
+    terminal = view.Terminal(console)
+    terminal.task(Task("WAIT", 3, 2, "", 0.0, ""))
+    shown = []
+    for done in (12, 40):
+        terminal.cached(done, 40)
+        terminal._bar.refresh()
+        shown.append(console.export_text())
+    terminal.close()
+    assert "round 3: waiting for the other sites; frozen activations 12 of 40" in shown[0]
+    assert "frozen activations" not in shown[1].splitlines()[-1]
