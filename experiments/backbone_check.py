@@ -114,6 +114,8 @@ def backbones(weights: Path, seed: int) -> dict[str, "ConvViT"]:
     from site_agent.models.weights import load_backbone
 
     shipped = load_backbone(weights).model
+    if not isinstance(shipped, ConvViT):
+        raise InputError(f"{weights} is a {shipped.config.network}; this check compares the kernels of a convvit")
     random = ConvViT(shipped.config, heads=False, generator=torch.Generator().manual_seed(seed))
     models: dict[str, ConvViT] = {"pretrained": shipped, "random": random}
     for name, kernel in (

@@ -13,11 +13,11 @@ import torch
 from shared.adapter import MAX_RANK, Adapter, AdapterManifest, AdapterMetadata
 from shared.errors import InputError
 from shared.layout import Layout
-from site_agent.models import adapter_tensors, lora, weights
+from site_agent.models import adapter_tensors, lora, networks, weights
 from site_agent.models.adapter_tensors import Ownership
+from site_agent.models.backbone import NetworkConfig
 from site_agent.models.classifier import CineClassifier
-from site_agent.models.config import ConvViTConfig, Frames
-from site_agent.models.convvit import ConvViT
+from site_agent.models.config import Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
 from site_agent.training.site import load_base
 
@@ -32,7 +32,8 @@ class AdapterChoices:
     frames: Frames = "stacked"
     blocks: tuple[int, ...] | None = None
     """None: the last two."""
-    targets: tuple[str, ...] = ("q", "kv", "proj")
+    targets: tuple[str, ...] | None = None
+    """None: the layers of the backbone's attention."""
     rank: int = 8
     alpha: float = 16.0
     head_policy: HeadPolicy = "global+local-bias"
@@ -66,13 +67,12 @@ def init_adapter(source: Path, size: str, choices: AdapterChoices) -> Adapter:
         alpha_global=choices.alpha,
         head=choices.head_policy,
     )
-    paths = lora.layer_paths(CineClassifier(loaded.model, loaded.frames), config)
     metadata = AdapterMetadata(
         base_model_sha256=weights.base_model_sha256(loaded.model),
         rank=choices.rank,
         alpha=choices.alpha,
-        target_modules=choices.targets,
-        blocks=tuple(sorted({int(path.split(".")[2]) for path in paths})),
+        target_modules=lora.chosen_targets(loaded.model, config),
+        blocks=lora.chosen_blocks(loaded.model, config),
         head_policy=choices.head_policy,
         frames=choices.frames,
         task=choices.task,
@@ -84,7 +84,7 @@ def init_adapter(source: Path, size: str, choices: AdapterChoices) -> Adapter:
     return draw(loaded.model.config, metadata)
 
 
-def draw(network: ConvViTConfig, metadata: AdapterMetadata) -> Adapter:
+def draw(network: NetworkConfig, metadata: AdapterMetadata) -> Adapter:
     """Return version 0 as the metadata say: A Kaiming-uniform, B zero, head weights uniform in +-1/sqrt(features), biases zero.
 
     `network`: the base model's, for the metadata's frames. Raises InputError if the metadata name no seed, or blocks and
@@ -94,7 +94,9 @@ def draw(network: ConvViTConfig, metadata: AdapterMetadata) -> Adapter:
         raise InputError(f"an adapter is drawn from a seed of 0 to 2^63 - 1, got {metadata.seed}")
     generator = torch.Generator().manual_seed(metadata.seed)
     frames, policy = cast(Frames, metadata.frames), cast(HeadPolicy, metadata.head_policy)
-    model = CineClassifier(_shapes(network), frames, len(metadata.class_names), generator)
+    # Shapes are enough: nobody reads the base model's numbers here, so CineMA-base takes milliseconds and no memory.
+    backbone = networks.build(network, "meta").to_empty(device="cpu")
+    model = CineClassifier(backbone, frames, len(metadata.class_names), generator)
     config = DualLoRAConfig(
         blocks=metadata.blocks,
         targets=metadata.target_modules,
@@ -106,10 +108,3 @@ def draw(network: ConvViTConfig, metadata: AdapterMetadata) -> Adapter:
     lora.attach(model, config, generator)
     tensors = adapter_tensors.global_tensors(model, Ownership(policy))
     return Adapter(AdapterManifest(Layout.of(tensors), metadata), 0, "", tensors)
-
-
-def _shapes(network: ConvViTConfig) -> ConvViT:
-    """Return a network whose numbers nobody has written: CineMA-base takes milliseconds, and no memory is touched."""
-    with torch.device("meta"):
-        model = ConvViT(network, heads=False)
-    return model.to_empty(device="cpu")

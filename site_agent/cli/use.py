@@ -28,7 +28,12 @@ def init_adapter(
     frames: Annotated[str, typer.Option(help="stacked or siamese.")] = "stacked",
     rank: Annotated[int, typer.Option(help="Rank of the global part.")] = 8,
     alpha: Annotated[float, typer.Option(help="Its scale is alpha / rank.")] = 16.0,
-    target: Annotated[list[str] | None, typer.Option(help="Layers of a block: q, kv, proj, fc1, fc2; repeat.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers of a block, repeat: q, kv, proj, fc1, fc2 (MONAI: qkv, proj, fc1, fc2); default the attention's."
+        ),
+    ] = None,
     block: Annotated[list[int] | None, typer.Option(help="Blocks to adapt, repeat; default the last two.")] = None,
     head_policy: Annotated[str, typer.Option(help="global, local or global+local-bias.")] = "global+local-bias",
     class_name: Annotated[list[str] | None, typer.Option(help="Class names in order, repeat.")] = None,

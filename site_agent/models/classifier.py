@@ -15,9 +15,10 @@ from torch import nn
 
 from shared.errors import InputError
 from site_agent.models.backbone import Backbone, Prefix
+from site_agent.models.cinema_weights import HEAD_PREFIX
 from site_agent.models.config import FRAME_COUNT, Frames
 from site_agent.models.convvit import HEADS
-from site_agent.models.weights import HEAD_PREFIX, LoadedBackbone
+from site_agent.models.weights import LoadedBackbone
 
 ADAPTED_BLOCKS = 2
 """How many last blocks are trained unless an adapter says otherwise."""
@@ -66,7 +67,7 @@ class CineClassifier(nn.Module):
         return self.backbone.embed_dim * self.entries_per_case
 
     def prefix(self, image: torch.Tensor) -> Prefix:
-        """(B, 2, H, W, D) → tokens (B * entries_per_case, 1 + N, D) and skips (B * entries_per_case, N, D)."""
+        """(B, 2, H, W, D) → the backbone's prefix of B * entries_per_case entries."""
         chans = self.backbone.image_chans * self.entries_per_case
         if image.ndim != 5 or image.shape[1] != chans:
             raise InputError(f"expected images (batch, {chans}, height, width, slices), got {tuple(image.shape)}")

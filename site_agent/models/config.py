@@ -1,7 +1,7 @@
-"""The numbers that fix a ConvViT: sizes of image, patches, convolution stages and transformer."""
+"""The numbers that fix a ConvViT: sizes of image, patches, convolution stages and transformer. And reading such numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,8 +17,10 @@ SIZES: tuple[Size, ...] = ("tiny", "base")
 FRAMES: tuple[Frames, ...] = ("stacked", "siamese")
 FRAME_COUNT = 2
 """End-diastole and end-systole, in this order, everywhere."""
+VIEW = "sax"
+"""The short axis, the one view of CineMA's that is used here; part of its tensors' names."""
 
-_FIXED: dict[str, tuple[Any, ...]] = {"views": (["sax"], "sax"), "conv_norm": ("layer",), "rotary": (False,)}
+_FIXED: dict[str, tuple[Any, ...]] = {"views": ([VIEW], VIEW), "conv_norm": ("layer",), "rotary": (False,)}
 """Choices of CineMA's code of which its published models use one; the others are refused, not ignored."""
 _REMARKS = frozenset({"seed", "fp32_vs_fp64_max_abs_logit_dev", "other_sizes", "drop_path", "about"})
 """Keys that may stand in a config.json and do not change what the network computes at inference."""
@@ -31,6 +33,9 @@ class ConvViTConfig:
     Sizes are (height, width, slices). `in_chans` counts channels per frame, so the stem sees `n_frames * in_chans`.
     Raises InputError when the numbers do not fit together. Source: Fu et al. 2025, arXiv:2506.00679.
     """
+
+    network = "convvit"
+    """What `config.json` calls this kind of network; it need not say so."""
 
     image_size: Size3 = (192, 192, 16)
     n_frames: int = 2
@@ -88,30 +93,15 @@ class ConvViTConfig:
     def from_mapping(cls, values: Mapping[str, Any], source: str = "model config") -> Self:
         """Build from parsed JSON; lists become tuples. Raises InputError naming an unknown key or an unsupported choice."""
         known = {field.name for field in fields(cls)}
-        for key, value in values.items():
-            if key in _FIXED and value not in _FIXED[key]:
-                raise InputError(f"{source}: {key} = {value!r} is not supported; it must be {_FIXED[key][0]!r}")
-            if key not in known and key not in _FIXED and key not in _REMARKS:
-                raise InputError(f"{source}: unknown key {key!r}; known keys are {', '.join(sorted(known))}")
-        chosen: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known
-        }
         try:
-            return cls(**chosen)
+            return cls(**chosen(values, known, _FIXED, _REMARKS, source))
         except TypeError as error:
             raise InputError(f"{source}: a value has the wrong type: {error}") from error
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
         """Read `path`; of a file that describes a pre-training run too, the part `clf` is meant."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read the model config {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"the model config {path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise InputError(f"the model config {path} must be one JSON object, got {type(values).__name__}")
+        values = read_object(path)
         return cls.from_mapping(values.get("clf", values), source=str(path))
 
     def to_json(self, path: Path) -> None:
@@ -139,3 +129,35 @@ class ConvViTConfig:
         """The same network seeing all frames at once (`FRAME_COUNT` if it was made for one), or a single frame."""
         stacked = self.n_frames if self.n_frames > 1 else FRAME_COUNT
         return replace(self, n_frames=stacked if frames == "stacked" else 1)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises InputError when there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the model config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"the model config {path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"the model config {path} must be one JSON object, got {type(values).__name__}")
+    return values
+
+
+def chosen(
+    values: Mapping[str, Any],
+    known: Collection[str],
+    fixed: Mapping[str, tuple[Any, ...]],
+    remarks: Collection[str],
+    source: str,
+) -> dict[str, Any]:
+    """The values of `known` keys, lists as tuples.
+
+    Raises InputError for a key that is neither known nor fixed nor a remark, and for a fixed one with another value than allowed.
+    """
+    for key, value in values.items():
+        if key in fixed and value not in fixed[key]:
+            raise InputError(f"{source}: {key} = {value!r} is not supported; it must be {fixed[key][0]!r}")
+        if key not in known and key not in fixed and key not in remarks:
+            raise InputError(f"{source}: unknown key {key!r}; known keys are {', '.join(sorted(known))}")
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if key in known}

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from shared.errors import InputError
-from site_agent.models import positions
-from site_agent.models.backbone import Features, Prefix
-from site_agent.models.config import ConvViTConfig, Size3
+from site_agent.models import cinema_weights, positions
+from site_agent.models.backbone import Features, Fitted, Identity, Prefix
+from site_agent.models.config import VIEW, ConvViTConfig, Frames, Size3
 from site_agent.models.stem import ConvStem, Fusion
 from site_agent.models.transformer import Block
 
-VIEW = "sax"
 CLS = "cls"
 HEADS = (VIEW, CLS)
 
@@ -55,6 +54,7 @@ class ConvViT(nn.Module):
 
     blocks_path = "encoder.blocks"
     linears = BLOCK_LINEARS
+    attention_linears = ("q", "kv", "proj")
 
     def __init__(self, config: ConvViTConfig, *, heads: bool = True, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -129,6 +129,13 @@ class ConvViT(nn.Module):
             tokens = block(tokens)
         tokens = self.encoder.norm(tokens)
         return Features(patch=self.fusion.norm(tokens[:, 1:] + skips), cls=tokens[:, :1])
+
+    def fit(self, tensors: Mapping[str, torch.Tensor], *, source: str, frames: Frames) -> Fitted:
+        """By CineMA's rules; heads are taken too where both have them and the file is no pre-training."""
+        return cinema_weights.fit(tensors, self.state_dict(), self.config, source=source, frames=frames)
+
+    def identity(self) -> Identity:
+        return cinema_weights.identity(self.state_dict(), self.config)
 
     def features(self, image: torch.Tensor) -> Features:
         return self.suffix(self.prefix(image, 0), 0)

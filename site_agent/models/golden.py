@@ -19,11 +19,13 @@ from torch.nn import functional as F
 
 from shared.errors import InputError
 from site_agent.models import lora, positions
+from site_agent.models.cinema_weights import HEAD_PREFIX, POSITIONS
 from site_agent.models.comparison import EXACT, Check, Computed, Tolerance, compare, compare_names, match, some, unknown
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT, Reduce
+from site_agent.models.loading import LoadReport
 from site_agent.models.real_volumes import find_set, model_input
-from site_agent.models.weights import HEAD_PREFIX, POSITIONS, LoadReport, load_into, read_tensors
+from site_agent.models.weights import load_into, read_tensors
 
 Values = dict[str, torch.Tensor]
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shared.errors import InputError
+from site_agent.models.backbone import Backbone
 from site_agent.models.classifier import ADAPTED_BLOCKS, CineClassifier
 
 Part = Literal["global", "local"]
@@ -30,7 +31,8 @@ class DualLoRAConfig:
 
     blocks: tuple[int, ...] | None = None
     """Indices of adapted blocks; None: the last two (all, if there are fewer)."""
-    targets: tuple[str, ...] = ("q", "kv", "proj")
+    targets: tuple[str, ...] | None = None
+    """Short names of adapted layers (`Backbone.linears`); None: those of the attention."""
     rank_global: int = 8
     rank_local: int = 8
     alpha_global: float = 16.0
@@ -44,7 +46,7 @@ class DualLoRAConfig:
             )
         if min(self.alpha_global, self.alpha_local) <= 0:
             raise InputError(f"LoRA alphas must be positive, got global {self.alpha_global}, local {self.alpha_local}")
-        if not self.targets or self.blocks == ():
+        if () in (self.targets, self.blocks):
             raise InputError("an adapter needs at least one target layer and one block")
         if self.head not in HEAD_POLICIES:
             raise InputError(f"unknown head policy {self.head!r}; choose one of {', '.join(HEAD_POLICIES)}")
@@ -134,20 +136,37 @@ def attach(model: CineClassifier, config: DualLoRAConfig, generator: torch.Gener
     for part in PARTS:
         for layer in layers:
             layer.draw(part, generator)
-    model.first_block = min(_blocks(model, config))
+    model.first_block = min(chosen_blocks(model.backbone, config))
 
 
 def layer_paths(model: CineClassifier, config: DualLoRAConfig) -> list[str]:
     """Module paths of the adapted layers, such as `encoder.blocks.10.attn.q`, by block and then in the order of targets."""
-    known = model.backbone.linears
-    for target in config.targets:
-        if target not in known:
-            raise InputError(f"no layer called {target!r} to adapt; a block has {', '.join(known)}")
+    backbone = model.backbone
     return [
-        f"{model.backbone.blocks_path}.{block}.{known[target]}"
-        for block in _blocks(model, config)
-        for target in config.targets
+        f"{backbone.blocks_path}.{block}.{backbone.linears[target]}"
+        for block in chosen_blocks(backbone, config)
+        for target in chosen_targets(backbone, config)
     ]
+
+
+def chosen_targets(backbone: Backbone, config: DualLoRAConfig) -> tuple[str, ...]:
+    """Short names of the adapted layers of a block. Raises InputError naming one that there is not."""
+    targets = backbone.attention_linears if config.targets is None else config.targets
+    for target in targets:
+        if target not in backbone.linears:
+            raise InputError(f"no layer called {target!r} to adapt; a block has {', '.join(backbone.linears)}")
+    return targets
+
+
+def chosen_blocks(backbone: Backbone, config: DualLoRAConfig) -> tuple[int, ...]:
+    """Indices of the adapted blocks, ascending. Raises InputError naming one that there is not."""
+    depth = len(backbone.blocks)
+    if config.blocks is None:
+        return tuple(range(max(depth - ADAPTED_BLOCKS, 0), depth))
+    for block in config.blocks:
+        if not 0 <= block < depth:
+            raise InputError(f"block {block} does not exist; the backbone has blocks 0 to {depth - 1}")
+    return tuple(sorted(set(config.blocks)))
 
 
 def wrap(root: nn.Module, path: str, scales: dict[Part, float], ranks: dict[Part, int]) -> DualLoRALinear:
@@ -185,13 +204,3 @@ def merge(root: nn.Module) -> None:
 def unmerge(root: nn.Module) -> None:
     for layer in adapted_layers(root).values():
         layer.unmerge()
-
-
-def _blocks(model: CineClassifier, config: DualLoRAConfig) -> tuple[int, ...]:
-    depth = len(model.backbone.blocks)
-    if config.blocks is None:
-        return tuple(range(max(depth - ADAPTED_BLOCKS, 0), depth))
-    for block in config.blocks:
-        if not 0 <= block < depth:
-            raise InputError(f"block {block} does not exist; the backbone has blocks 0 to {depth - 1}")
-    return tuple(sorted(set(config.blocks)))

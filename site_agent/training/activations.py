@@ -68,7 +68,7 @@ class Activations:
         return [View(case, "window", i) for i in range(len(self._starts(case)))]
 
     def prefixes(self, views: Sequence[View]) -> Prefix:
-        """Return tokens and skips of `views`, stacked, on the device: (n * entries, 1 + N, D) and (n * entries, N, D), float32."""
+        """Return tokens and skips of `views`, stacked, on the device: (n * entries, T, D) and (n * entries, N or 0, D), float32."""
         return self.finish(self.look(views))
 
     def look(self, views: Sequence[View]) -> list[Looked]:

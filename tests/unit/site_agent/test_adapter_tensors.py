@@ -7,16 +7,19 @@ from torch import nn
 
 from shared.errors import InvalidAdapter
 from shared.recipe import Recipe
-from site_agent.models import adapter_tensors, lora
+from site_agent.models import adapter_tensors, lora, networks
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig
-from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import HEAD_POLICIES, DualLoRAConfig
+from site_agent.models.monai_config import MonaiViTConfig
 from tests.support import adapters
 
 SMALL = ConvViTConfig(
     image_size=(32, 32, 2), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=2, enc_n_heads=2
+)
+MONAI = MonaiViTConfig(
+    in_channels=2, img_size=(32, 32, 2), patch_size=(16, 16, 1), hidden_size=12, mlp_dim=24, num_layers=2, num_heads=2
 )
 A = "base_model.model.encoder.blocks.1.attn.q.lora_A.weight"
 B = A.replace("lora_A", "lora_B")
@@ -25,9 +28,11 @@ POLICY = Ownership("global+local-bias")
 OWNERSHIPS = [Ownership(head, frozenset(factors)) for head in HEAD_POLICIES for factors in ("", "B", "A", "AB")]
 
 
-def adapted(seed: int = 0, **changes) -> CineClassifier:
+def adapted(seed: int = 0, network=SMALL, **changes) -> CineClassifier:
     generator = torch.Generator().manual_seed(seed)
-    backbone = ConvViT(SMALL, heads=False, generator=torch.Generator().manual_seed(99)).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        backbone = networks.build(network).eval()
     model = CineClassifier(backbone, "stacked", 2, generator)
     lora.attach(model, DualLoRAConfig(rank_global=3, rank_local=2, **changes), generator)
     for layer in lora.adapted_layers(model).values():
@@ -49,6 +54,16 @@ def test_global_names_and_shapes_follow_peft():
     }
     assert list(tensors) == sorted(tensors)
     assert {value.dtype for value in tensors.values()} == {np.dtype(np.float32)}
+
+
+def test_on_a_monai_vit_global_names_are_those_of_monais_own_layers():
+    tensors = adapter_tensors.global_tensors(adapted(network=MONAI, blocks=(1,)), POLICY)
+    assert {name: value.shape for name, value in tensors.items() if "head" not in name} == {
+        "base_model.model.blocks.1.attn.out_proj.lora_A.weight": (3, 12),
+        "base_model.model.blocks.1.attn.out_proj.lora_B.weight": (12, 3),
+        "base_model.model.blocks.1.attn.qkv.lora_A.weight": (3, 12),
+        "base_model.model.blocks.1.attn.qkv.lora_B.weight": (36, 3),
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,10 +112,11 @@ def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_glo
     assert not any(value.tobytes() in travelling for value in private.values())
 
 
+@pytest.mark.parametrize("network", [SMALL, MONAI], ids=lambda network: network.network)
 @pytest.mark.parametrize("owned", OWNERSHIPS)
-def test_both_files_together_carry_a_model_over_to_another(owned):
+def test_both_files_together_carry_a_model_over_to_another(owned, network):
     image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
-    source, target = adapted(seed=1), adapted(seed=2)
+    source, target = adapted(1, network), adapted(2, network)
     assert not torch.allclose(source(image), target(image))
     both = adapter_tensors.global_tensors(source, owned) | adapter_tensors.local_tensors(source, owned)
     adapter_tensors.load_both(target, owned, both)
@@ -194,8 +210,9 @@ def test_a_local_file_is_refused_where_a_global_one_is_due():
         adapter_tensors.load_global(model, POLICY, adapter_tensors.local_tensors(model, POLICY))
 
 
-def test_the_combined_adapter_is_the_sum_of_both_parts():
-    model = adapted(alpha_local=5.0)
+@pytest.mark.parametrize("network", [SMALL, MONAI], ids=lambda network: network.network)
+def test_the_combined_adapter_is_the_sum_of_both_parts(network):
+    model = adapted(network=network, alpha_local=5.0)
     combined = adapter_tensors.combined_tensors(model)
     for path, layer in lora.adapted_layers(model).items():
         down = combined[f"base_model.model.{path}.lora_A.weight"]

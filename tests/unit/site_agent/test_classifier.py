@@ -1,24 +1,34 @@
-"""The classifier: CineMA's logits with stacked frames, and what siamese frames mean."""
+"""The classifier: CineMA's logits with stacked frames, and what siamese frames mean, on either network."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from shared.errors import InputError
-from site_agent.models import weights
+from site_agent.models import networks, weights
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig
-from site_agent.models.convvit import ConvViT
+from site_agent.models.monai_config import MonaiViTConfig
 
 SMALL = ConvViTConfig(
     image_size=(32, 32, 4), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=3, enc_n_heads=2
 )
+MONAI = MonaiViTConfig(
+    in_channels=1, img_size=(32, 32, 4), patch_size=(8, 16, 2), hidden_size=12, mlp_dim=24, num_layers=3, num_heads=2
+)
+"""Without a class token: 16 tokens, as SMALL has beside its class token."""
+NETWORKS = pytest.mark.parametrize(
+    ("network", "tokens", "skips"), [(SMALL, 17, 16), (MONAI, 16, 0), (replace(MONAI, classification=True), 17, 0)]
+)
 
 
-def classifier(frames, n_classes=2, seed=0) -> CineClassifier:
-    generator = torch.Generator().manual_seed(seed)
-    backbone = ConvViT(SMALL.for_frames(frames), heads=False, generator=generator).eval().requires_grad_(False)
-    return CineClassifier(backbone, frames, n_classes, generator)
+def classifier(frames, n_classes=2, seed=0, network=SMALL) -> CineClassifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = networks.build(network.for_frames(frames)).eval().requires_grad_(False)
+    return CineClassifier(backbone, frames, n_classes, torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +59,13 @@ def test_the_number_of_classes_must_come_from_somewhere(shared_data):
         CineClassifier.from_loaded(loaded)
 
 
+@NETWORKS
 @pytest.mark.parametrize("frames", FRAMES)
-def test_forward_is_suffix_of_prefix_and_head_of_pooled(frames, image):
-    model = classifier(frames, n_classes=3)
+def test_forward_is_suffix_of_prefix_and_head_of_pooled(frames, image, network, tokens, skips):
+    model = classifier(frames, n_classes=3, network=network)
     prefix = model.prefix(image)
-    assert prefix.tokens.shape == (3 * model.entries_per_case, 1 + 16, 12)
-    assert prefix.skips.shape == (3 * model.entries_per_case, 16, 12)
+    assert prefix.tokens.shape == (3 * model.entries_per_case, tokens, 12)
+    assert prefix.skips.shape == (3 * model.entries_per_case, skips, 12)
     pooled = model.pooled(prefix)
     assert pooled.shape == (3, 2, model.feature_dim)
     torch.testing.assert_close(model(image), model.suffix(prefix))
@@ -62,14 +73,26 @@ def test_forward_is_suffix_of_prefix_and_head_of_pooled(frames, image):
     assert model(image).shape == (3, 3)
 
 
+@NETWORKS
 @pytest.mark.parametrize("frames", FRAMES)
-def test_logits_change_when_ed_and_es_are_swapped(frames, image):
-    model = classifier(frames)
+def test_logits_are_the_same_wherever_the_first_trained_block_is(frames, image, network, tokens, skips):
+    model = classifier(frames, network=network)
+    expected = model(image)
+    for first_block in range(4):
+        model.first_block = first_block
+        torch.testing.assert_close(model.suffix(model.prefix(image)), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("network", [SMALL, MONAI])
+@pytest.mark.parametrize("frames", FRAMES)
+def test_logits_change_when_ed_and_es_are_swapped(frames, image, network):
+    model = classifier(frames, network=network)
     assert not torch.allclose(model(image), model(image.flip(1)), atol=1e-4)
 
 
-def test_siamese_heads_see_the_mean_and_the_difference_of_the_frames_features(image):
-    model = classifier("siamese")
+@pytest.mark.parametrize("network", [SMALL, MONAI])
+def test_siamese_heads_see_the_mean_and_the_difference_of_the_frames_features(image, network):
+    model = classifier("siamese", network=network)
     features = [model.backbone.suffix(model.backbone.prefix(image[:, i : i + 1], 0), 0) for i in (0, 1)]
     ed, es = (f.patch.mean(dim=1) for f in features)
     pooled = model.pooled(model.prefix(image))
@@ -95,8 +118,10 @@ def test_heads_come_from_the_generator_alone():
     assert not first["pred_head_dict.cls.bias"].any()
 
 
-def test_a_frozen_prefix_builds_no_gradient_graph_and_the_head_still_trains(image):
-    model = classifier("stacked")
+@pytest.mark.parametrize("network", [SMALL, MONAI])
+def test_a_frozen_prefix_builds_no_gradient_graph_and_the_head_still_trains(image, network):
+    model = classifier("stacked", network=network)
+    model.backbone_module().requires_grad_(False)
     prefix = model.prefix(image)
     assert not prefix.tokens.requires_grad
     model.suffix(prefix).sum().backward()

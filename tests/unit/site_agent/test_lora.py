@@ -5,28 +5,36 @@ import torch
 from torch import nn
 
 from shared.errors import InputError
-from site_agent.models import lora
+from site_agent.models import lora, networks
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
 from site_agent.models.lora import DualLoRAConfig, DualLoRALinear
+from site_agent.models.monai_config import MonaiViTConfig
 
 SMALL = ConvViTConfig(
     image_size=(32, 32, 2), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=4, enc_n_heads=2
 )
+MONAI = MonaiViTConfig(
+    in_channels=2, img_size=(32, 32, 2), patch_size=(16, 16, 1), hidden_size=12, mlp_dim=24, num_layers=4, num_heads=2
+)
+EITHER_NETWORK = pytest.mark.parametrize("network", [SMALL, MONAI], ids=lambda network: network.network)
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def classifier() -> CineClassifier:
-    return CineClassifier(ConvViT(SMALL, heads=False, generator=seeded(1)), "stacked", 2, seeded(2))
+def classifier(network=SMALL) -> CineClassifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        backbone = networks.build(network)
+    return CineClassifier(backbone, "stacked", 2, seeded(2))
 
 
-def trained(config: DualLoRAConfig) -> CineClassifier:
+def trained(config: DualLoRAConfig, network=SMALL) -> CineClassifier:
     """Adapted, with B filled as training would."""
-    model = classifier()
+    model = classifier(network)
     lora.attach(model, config, seeded(3))
     for layer in lora.adapted_layers(model).values():
         for part in layer.scales:
@@ -82,15 +90,17 @@ def test_a_part_that_is_switched_off_gets_no_gradient_and_the_base_never_does():
     assert layer.bias.grad is None
 
 
-def test_an_untrained_adapter_leaves_the_base_model_unchanged(image):
-    base = classifier().requires_grad_(False)
-    adapted = classifier()
+@EITHER_NETWORK
+def test_an_untrained_adapter_leaves_the_base_model_unchanged(image, network):
+    base = classifier(network).requires_grad_(False)
+    adapted = classifier(network)
     lora.attach(adapted, DualLoRAConfig(), seeded(3))
     torch.testing.assert_close(adapted(image), base(image), atol=0, rtol=0)
 
 
-def test_merging_gives_the_same_logits_and_unmerging_the_same_weights(image):
-    model = trained(DualLoRAConfig(rank_global=4, rank_local=2, alpha_local=2.0))
+@EITHER_NETWORK
+def test_merging_gives_the_same_logits_and_unmerging_the_same_weights(image, network):
+    model = trained(DualLoRAConfig(rank_global=4, rank_local=2, alpha_local=2.0), network)
     base = {path: layer.weight.clone() for path, layer in lora.adapted_layers(model).items()}
     expected = model(image)
     lora.merge(model)
@@ -113,31 +123,41 @@ def test_both_parts_add_up_in_the_logits_of_a_linear_readout(image):
     torch.testing.assert_close(seen[()], classifier()(image), atol=1e-6, rtol=0)
 
 
-def test_the_last_two_blocks_and_q_kv_proj_are_adapted_unless_told_otherwise():
-    model = classifier()
+@pytest.mark.parametrize(
+    ("network", "blocks", "names"),
+    [(SMALL, "encoder.blocks", ("kv", "proj", "q")), (MONAI, "blocks", ("out_proj", "qkv"))],
+)
+def test_the_attention_of_the_last_two_blocks_is_adapted_unless_told_otherwise(network, blocks, names):
+    model = classifier(network)
     lora.attach(model, DualLoRAConfig(), seeded(0))
-    assert list(lora.adapted_layers(model)) == [
-        f"encoder.blocks.{block}.attn.{name}" for block in (2, 3) for name in ("kv", "proj", "q")
-    ]
+    assert list(lora.adapted_layers(model)) == [f"{blocks}.{block}.attn.{name}" for block in (2, 3) for name in names]
     assert model.first_block == 2
 
 
-def test_chosen_blocks_and_targets_move_the_cut_to_the_first_adapted_block(image):
-    model = trained(DualLoRAConfig(blocks=(3, 1), targets=("fc1", "q")))
+@pytest.mark.parametrize(
+    ("network", "targets", "blocks", "layers"),
+    [
+        (SMALL, ("fc1", "q"), "encoder.blocks", ("mlp.fc1", "attn.q")),
+        (MONAI, ("fc1", "qkv"), "blocks", ("mlp.linear1", "attn.qkv")),
+    ],
+)
+def test_chosen_blocks_and_targets_move_the_cut_to_the_first_adapted_block(image, network, targets, blocks, layers):
+    model = trained(DualLoRAConfig(blocks=(3, 1), targets=targets), network)
     assert model.first_block == 1
-    assert set(lora.adapted_layers(model)) == {
-        f"encoder.blocks.{block}.{path}" for block in (1, 3) for path in ("mlp.fc1", "attn.q")
-    }
+    assert set(lora.adapted_layers(model)) == {f"{blocks}.{block}.{path}" for block in (1, 3) for path in layers}
     assert not model.prefix(image).tokens.requires_grad
     assert model(image).requires_grad
 
 
-def test_only_adapters_and_heads_train():
-    model = classifier()
-    lora.attach(model, DualLoRAConfig(), seeded(0))
+@pytest.mark.parametrize(("network", "targets"), [(SMALL, 3), (MONAI, 2)])
+def test_only_adapters_and_heads_train_and_gradients_reach_all_of_them(image, network, targets):
+    model = trained(DualLoRAConfig(), network)
     trainable = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all(".lora_" in name or name.startswith("pred_head_dict.") for name in trainable)
-    assert len(trainable) == 2 * 3 * 4 + 4
+    assert len(trainable) == 2 * targets * 4 + 4
+    model(image).square().sum().backward()
+    reached = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
+    assert reached == trainable
 
 
 def test_a_comes_from_the_generator_with_the_kaiming_bound_and_b_is_zero():
@@ -172,13 +192,14 @@ def test_scale_is_alpha_over_rank_for_each_part():
     ("config", "message"),
     [
         ({"targets": ("q", "qkv")}, "no layer called 'qkv' to adapt; a block has q, kv, proj, fc1, fc2"),
+        ({"targets": ()}, "at least one target"),
+        ({"blocks": ()}, "at least one target layer and one block"),
         ({"blocks": (3, 4)}, "block 4 does not exist; the backbone has blocks 0 to 3"),
         ({"blocks": (-1,)}, "block -1 does not exist"),
         ({"rank_global": 0, "rank_local": 0}, "ranks must not be negative nor both 0"),
         ({"rank_local": -2}, "local -2"),
         ({"alpha_global": 0.0}, "alphas must be positive"),
         ({"head": "shared"}, "unknown head policy 'shared'"),
-        ({"targets": ()}, "at least one target"),
     ],
 )
 def test_an_adapter_that_cannot_be_is_refused_by_name(config, message):

@@ -12,11 +12,16 @@ from shared.adapter import Adapter
 from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent import starting
-from site_agent.models import weights
+from site_agent.models import networks, weights
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
+from site_agent.models.monai_config import MonaiViTConfig
 from site_agent.new_adapter import AdapterChoices, draw, init_adapter
 from tests.support import tiny_site
+
+MONAI = MonaiViTConfig(
+    in_channels=1, img_size=(32, 32, 2), patch_size=(16, 16, 1), hidden_size=12, mlp_dim=24, num_layers=3, num_heads=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +149,26 @@ def test_what_a_site_draws_from_the_files_metadata_is_the_file(tmp_path, frames,
     drawn = draw(weights.load_backbone(tmp_path, frames=frames).model.config, file.manifest.metadata)
     assert drawn.to_bytes() == file.to_bytes()
     assert drawn.digest == file.digest
+
+
+@pytest.mark.parametrize("frames", ["stacked", "siamese"])
+def test_on_a_monai_vit_the_file_names_its_own_layers_and_a_site_draws_the_same(tmp_path, frames):
+    weights.save_backbone(tmp_path, MONAI, networks.build(MONAI).state_dict())
+    file = init_adapter(tmp_path, "", AdapterChoices(frames=frames, rank=3))
+    metadata = file.manifest.metadata
+    assert (metadata.target_modules, metadata.blocks, metadata.base_blocks) == (("qkv", "proj"), (1, 2), 3)
+    assert {name: value.shape for name, value in file.tensors.items() if "blocks.2.attn.qkv" in name} == {
+        "base_model.model.blocks.2.attn.qkv.lora_A.weight": (3, 12),
+        "base_model.model.blocks.2.attn.qkv.lora_B.weight": (36, 3),
+    }
+    drawn = draw(weights.load_backbone(tmp_path, frames=frames).model.config, metadata)
+    assert drawn.to_bytes() == file.to_bytes()
+
+
+def test_targets_of_another_network_are_refused_with_what_this_one_has(tmp_path):
+    weights.save_backbone(tmp_path, MONAI, networks.build(MONAI).state_dict())
+    with pytest.raises(InputError, match="no layer called 'kv' to adapt; a block has qkv, proj, fc1, fc2"):
+        init_adapter(tmp_path, "", AdapterChoices(targets=("kv",)))
 
 
 def test_what_is_drawn_does_not_depend_on_torchs_own_generator(backbone):

@@ -1,6 +1,7 @@
 """Loading weights: CineMA's rules, clear refusals, and the digest a federation compares."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -8,16 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import InputError
-from site_agent.models import lora, weights
+from site_agent.models import cinema_weights, lora, networks, weights
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT
+from site_agent.models.monai_config import MonaiViTConfig
 
 SMALL = ConvViTConfig(
     image_size=(32, 32, 2), enc_conv_chans=(4, 8), enc_conv_n_blocks=1, enc_embed_dim=12, enc_depth=2, enc_n_heads=2
 )
 SMALL_DIGEST = "bd35769f1e8ba27787ed5341e42e1a8d6a1a0bf8b88476f8f2c6d8ff7f983bbd"
 """Pinned: a release that computes another one would refuse the sites of a running federation."""
+MONAI = MonaiViTConfig(
+    in_channels=2, img_size=(16, 16, 2), patch_size=(8, 8, 1), hidden_size=12, mlp_dim=24, num_layers=2, num_heads=2
+)
+MONAI_DIGEST = "02c9570b3951116275873e205bbbfd1068aa16acf8cc76bfce8f4882a9513e11"
+"""Pinned for the same reason; neither MONAI's release nor its way to draw weights is in it."""
 WARNING = "frozen_stem_cannot_see_motion"
 
 
@@ -46,9 +53,9 @@ def test_a_pretraining_checkpoint_is_loaded_by_the_recorded_rules(mae_mini):
 
 
 def test_the_one_frame_kernel_is_repeated_and_not_divided_for_stacked_frames(mae_mini):
-    checkpoint = load_file(mae_mini / "pretrained.safetensors")[weights.FIRST_KERNEL]
+    checkpoint = load_file(mae_mini / "pretrained.safetensors")[cinema_weights.FIRST_KERNEL]
     loaded = weights.load_backbone(mae_mini, frames="stacked")
-    kernel = loaded.model.state_dict()[weights.FIRST_KERNEL]
+    kernel = loaded.model.state_dict()[cinema_weights.FIRST_KERNEL]
     assert checkpoint.shape[1] == 1
     assert loaded.report.kernel_repeated
     assert torch.equal(kernel[:, :1], checkpoint)
@@ -57,8 +64,8 @@ def test_the_one_frame_kernel_is_repeated_and_not_divided_for_stacked_frames(mae
 
 def test_the_one_frame_kernel_is_taken_as_it_is_for_siamese_frames(mae_mini):
     loaded = weights.load_backbone(mae_mini, frames="siamese")
-    checkpoint = load_file(mae_mini / "pretrained.safetensors")[weights.FIRST_KERNEL]
-    assert torch.equal(loaded.model.state_dict()[weights.FIRST_KERNEL], checkpoint)
+    checkpoint = load_file(mae_mini / "pretrained.safetensors")[cinema_weights.FIRST_KERNEL]
+    assert torch.equal(loaded.model.state_dict()[cinema_weights.FIRST_KERNEL], checkpoint)
     assert not loaded.report.kernel_repeated
     assert loaded.model.config.n_frames == 1
 
@@ -128,7 +135,7 @@ def test_weights_in_half_precision_are_widened(tmp_path):
             r"1 reshaped: encoder.cls_token is \[1, 1, 8\], expected \[1, 1, 12\]",
         ),
         (
-            lambda t: t.update({weights.FIRST_KERNEL: torch.zeros(4, 3, 4, 4, 1)}),
+            lambda t: t.update({cinema_weights.FIRST_KERNEL: torch.zeros(4, 3, 4, 4, 1)}),
             r"reshaped: .*conv.weight is \[4, 3, 4, 4, 1\]",
         ),
     ],
@@ -156,18 +163,19 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         weights.load_backbone(cut, SMALL)
 
 
-def test_the_base_digest_is_a_fixed_function_of_the_weights():
-    model = ConvViT(SMALL, heads=False)
+@pytest.mark.parametrize(("config", "digest"), [(SMALL, SMALL_DIGEST), (MONAI, MONAI_DIGEST)])
+def test_the_base_digest_is_a_fixed_function_of_the_weights(config, digest):
+    model = networks.build(config)
     with torch.no_grad():
         for value in model.parameters():
             value.copy_(torch.arange(value.numel()).reshape(value.shape) / 7)
-    assert weights.base_model_sha256(model) == SMALL_DIGEST
+    assert weights.base_model_sha256(model) == digest
 
 
 def test_the_base_digest_is_the_same_with_and_without_heads_adapters_or_a_stored_table(tmp_path):
     tensors = random_model().state_dict()
     with_heads = weights.load_backbone(written(tmp_path / "a", tensors))
-    encoder = {k: v for k, v in tensors.items() if "head" not in k and k != weights.POSITIONS}
+    encoder = {k: v for k, v in tensors.items() if "head" not in k and k != cinema_weights.POSITIONS}
     without = weights.load_backbone(written(tmp_path / "b", encoder))
     digest = weights.base_model_sha256(with_heads.model)
     assert weights.base_model_sha256(without.model) == digest
@@ -181,9 +189,17 @@ def test_the_base_digest_is_the_same_however_a_one_frame_checkpoint_is_shown_its
     assert weights.base_model_sha256(stacked) == weights.base_model_sha256(siamese)
 
 
-@pytest.mark.parametrize("name", ["encoder.cls_token", "enc_fusion_dict.sax.down_convs.1.bias", weights.FIRST_KERNEL])
-def test_the_base_digest_changes_with_any_encoder_value(name):
-    model = random_model()
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (SMALL, "encoder.cls_token"),
+        (SMALL, "enc_fusion_dict.sax.down_convs.1.bias"),
+        (SMALL, cinema_weights.FIRST_KERNEL),
+        *((MONAI, name) for name in networks.build(MONAI, "meta").state_dict()),
+    ],
+)
+def test_the_base_digest_changes_with_any_value_of_the_network(config, name):
+    model = networks.build(config)
     before = weights.base_model_sha256(model)
     model.state_dict()[name].view(-1)[0] += 1e-3
     assert weights.base_model_sha256(model) != before
@@ -194,6 +210,15 @@ def test_the_base_digest_changes_with_numbers_that_no_tensor_shows():
     model, other = random_model(), random_model(heads)
     other.load_state_dict(model.state_dict())
     assert weights.base_model_sha256(model) != weights.base_model_sha256(other)
+
+
+def test_the_base_digest_of_a_monai_vit_changes_with_its_heads_and_not_with_adapters():
+    model, other = networks.build(MONAI), networks.build(replace(MONAI, num_heads=3))
+    other.load_state_dict(model.state_dict())
+    digest = weights.base_model_sha256(model)
+    assert weights.base_model_sha256(other) != digest
+    lora.attach(CineClassifier(model, "stacked"), lora.DualLoRAConfig(), torch.Generator().manual_seed(0))
+    assert weights.base_model_sha256(model) == digest
 
 
 def _values(config: ConvViTConfig) -> dict[str, object]:
