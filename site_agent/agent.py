@@ -31,6 +31,7 @@ from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
 from site_agent.training import local
 from site_agent.training.checkpoint import Checkpoints
+from site_agent.training.parallel import ALONE, Group
 from site_agent.training.site import SiteTrainer
 from site_agent.view import View
 
@@ -62,10 +63,13 @@ class Repeats:
 
 
 class Agent:
-    """One site's agent. `run` ends when the federation is finished, or with Stopped when `stop` was called."""
+    """One site's agent. `run` ends when the federation is finished, or with Stopped when `stop` was called.
 
-    def __init__(self, config: SiteConfig, view: View) -> None:
-        self._config, self._view = config, view
+    Of a group of processes it is number 0; the others follow its trainer.
+    """
+
+    def __init__(self, config: SiteConfig, view: View, group: Group = ALONE) -> None:
+        self._config, self._view, self._group = config, view, group
         self._state = State(config.state, view.warned)
         self._checkpoints = Checkpoints(
             self._state.folder / TRAINING, config.checkpoint_s, self._state.infirmary, view.warned
@@ -158,7 +162,7 @@ class Agent:
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
-        trainer = await asyncio.to_thread(starting.trainer, config, joined, first.cohort)
+        trainer = await asyncio.to_thread(starting.trainer, config, joined, first.cohort, self._group)
         self._phases.add("starting", began)
         return joined, trainer
 

@@ -49,7 +49,8 @@ class SiteConfig:
     cache_dtype: Stored = "float16"
     """How their numbers are kept."""
     micro_batch: int = 0
-    """Samples per forward pass, gradients accumulated to the recipe's batch; 0 takes the whole batch at once."""
+    """Samples that go through the trained part at a time, gradients accumulated to the recipe's batch; 0 finds out how many fit.
+    With less memory than either takes, fewer do."""
     give_up_after_s: float = 7 * 24 * 3600.0
     """Longest outage the agent sits out before it exits with status 4."""
     call_timeout_s: float = 30.0

@@ -4,7 +4,6 @@ read what that begins with."""
 import asyncio
 import importlib.metadata
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 import torch
@@ -22,6 +21,8 @@ from site_agent.local_rounds import LocalRounds
 from site_agent.models import weights
 from site_agent.round_files import Tensors
 from site_agent.state import State
+from site_agent.training.orders import LeadingTrainer
+from site_agent.training.parallel import ALONE, Group
 from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import View
 
@@ -79,11 +80,11 @@ async def join(client: FederationClient, state: State, config: SiteConfig, first
             await asyncio.sleep(pause)
 
 
-def trainer(config: SiteConfig, joined: Joined, cohort: Cohort) -> SiteTrainer:
-    """Return model and data, ready for the federation's adapter."""
-    frames: Any = joined.contract.manifest.metadata.frames
-    loaded = load_base(config.weights, config.weights_size, frames)
-    return SiteTrainer(config, joined.site, joined.contract, loaded, cohort)
+def trainer(config: SiteConfig, joined: Joined, cohort: Cohort, group: Group = ALONE) -> SiteTrainer:
+    """Return model and data, ready for the federation's adapter; in a group, those that the other processes follow."""
+    if group.size > 1:
+        return LeadingTrainer.lead(config, joined.site, joined.contract, cohort, group)
+    return SiteTrainer.load(config, joined.site, joined.contract, cohort)
 
 
 def version_0(trainer: SiteTrainer, contract: Contract) -> Adapter | None:

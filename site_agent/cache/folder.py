@@ -71,6 +71,7 @@ class CacheFolder:
         """From here on, only what is used in this turn or was used in the last one is in use."""
         with self._lock:
             self._used_before, self._used, self._full = self._used, set(), False
+            self._size = None  # counted anew: other processes write here too
 
     def scope(self, facts: dict[str, Any]) -> str:
         """Return the name of a scope, and write down what it stands for. Raises InputError if the folder cannot be used."""

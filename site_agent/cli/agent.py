@@ -4,14 +4,19 @@ import _thread
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from site_agent.training.launch import Launch
+    from site_agent.training.parallel import Group
 
 LEAVES_WITHIN_S = 20.0
 """After a signal. A pass over many cases may take longer than that to notice; nothing is lost by not waiting for it, because
@@ -84,6 +89,7 @@ def run(
     """Take part in a federation: join, await, fetch, train, evaluate, upload - for months, through restarts and outages.
 
     Example: site-agent --aggregator fed.example.org:443 --config site.toml
+    On several GPUs: torchrun --standalone --nproc-per-node 4 --no-python -- site-agent --aggregator ... --config site.toml
     """
     if context.invoked_subcommand is not None:
         return
@@ -119,10 +125,40 @@ def run(
 
 
 def _serve(config: Any, once: bool) -> None:
-    """Run the agent until the federation is finished, or a signal asks it to leave."""
+    """Run the agent until the federation is finished, or a signal asks it to leave; under torchrun it is process 0 of several."""
     leaving = Leaving()
     leaving.listen()
 
+    from site_agent.training.launch import Launch
+
+    with _group(Launch.of(os.environ)) as group:
+        if group.rank == 0:
+            _take_part(config, once, leaving, group)
+        else:
+            _follow(config, leaving, group)
+
+
+@contextlib.contextmanager
+def _group(launch: "Launch | None") -> Iterator["Group"]:
+    """Yield the site's processes when all are there; at the end of process 0 the others are let go."""
+    from site_agent.training.parallel import ALONE
+
+    if launch is None:
+        yield ALONE
+        return
+    if launch.local_size == launch.size:  # nobody outside this machine has any business with them
+        names = [name for _, name in socket.if_nameindex()]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if "lo" in names else "lo0")
+    from site_agent.training.processes import Processes
+
+    processes = Processes(launch)
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> None:
     import asyncio
     import sys
 
@@ -135,7 +171,7 @@ def _serve(config: Any, once: bool) -> None:
 
     logs.configure(config.log or (config.state / "agent.jsonl" if sys.stderr.isatty() else None), side="site")
     shown = view.for_stream()
-    agent = Agent(config, shown)
+    agent = Agent(config, shown, group)
 
     async def until_done() -> None:
         loop = asyncio.get_running_loop()
@@ -155,3 +191,21 @@ def _serve(config: Any, once: bool) -> None:
         shown.close()
     typer.echo(STOPPED_SAFELY, err=True)
     raise typer.Exit(STOPPED)
+
+
+def _follow(config: Any, leaving: Leaving, group: "Group") -> None:
+    """Do what process 0 says. A signal reaches that one too, and it ends all of them between two steps."""
+    from shared import logs
+    from site_agent.training import orders
+    from site_agent.training.parallel import ProcessLost
+
+    asked = threading.Event()
+    leaving.leave = asked.set
+    logs.configure(config.log, side="site", process=group.rank)
+    try:
+        orders.follow(config, group)
+    except ProcessLost:
+        if not asked.is_set():
+            raise
+    if asked.is_set():
+        raise typer.Exit(STOPPED)

@@ -23,9 +23,11 @@ from site_agent.data.cohort import labels
 from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import evaluate, local, schedule
+from site_agent.training import evaluate, local, micro_batch, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.evaluate import Scored
+from site_agent.training.micro_batch import MicroBatch
+from site_agent.training.parallel import ALONE, Group
 from site_agent.training.views import View
 
 ARMS = ("probe", "alone", "global", "dual")
@@ -64,6 +66,7 @@ def figures(
     arms: Mapping[str, Arm],
     validation: Sequence[Case],
     test: Sequence[Case],
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Return {arm: {validation, test}} -> figures, thresholds from the validation cases; {arm: {}} without any.
 
@@ -73,7 +76,7 @@ def figures(
         return {name: {} for name in arms}
     states = [lambda arm=arm: arm.put(model) for arm in arms.values()]
     sets = {"validation": validation} | ({"test": test} if test else {})
-    found = {name: evaluate.scores(model, activations, cases, states) for name, cases in sets.items()}
+    found = {name: evaluate.scores(model, activations, cases, states, group) for name, cases in sets.items()}
     result: dict[str, Any] = {}
     for number, arm in enumerate(arms):
         scored = {name: Scored(found[name][number], labels(cases)) for name, cases in sets.items()}
@@ -113,11 +116,11 @@ def _pooled(
     found = {view: known[view] for view in views if view in known}
     with torch.no_grad():
         missing = list(dict.fromkeys(view for view in views if view not in known))
-        for start in range(0, len(missing), evaluate.SUFFIX_BATCH):
-            some = missing[start : start + evaluate.SUFFIX_BATCH]
-            features = model.pooled(activations.prefixes(some)).float()
-            found |= dict(zip(some, features, strict=True))
-    return found
+        pieces = micro_batch.in_pieces(
+            missing, evaluate.SUFFIX_BATCH, lambda some: model.pooled(activations.prefixes(some)).float()
+        )
+        features = [row for piece in pieces for row in piece]
+        return found | dict(zip(missing, features, strict=True))
 
 
 def fit_alone(
@@ -129,12 +132,15 @@ def fit_alone(
     rounds: int,
     seed: int,
     hooks: local.Hooks,
-    micro_batch: int,
+    fitting: MicroBatch,
+    group: Group = ALONE,
 ) -> None:
     """Train `model`, at its start, as a federation of one."""
     for number in range(1, rounds + 1):
         position = schedule.Position(number, rounds, seed)
-        local.train_round(model, activations, cases, recipe, owned, position, hooks=hooks, micro_batch=micro_batch)
+        local.train_round(
+            model, activations, cases, recipe, owned, position, hooks=hooks, micro_batch=fitting, group=group
+        )
 
 
 def switch_local_off(model: CineClassifier, owned: Ownership) -> None:

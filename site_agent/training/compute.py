@@ -25,15 +25,22 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
 
-def pick(device: Device, precision: Precision, width: int) -> Compute:
-    """Return what to compute with; `width` is the network's embedding dimension.
+def pick(device: Device, precision: Precision, width: int, gpu: int | None = None) -> Compute:
+    """Return what to compute with; `width` is the network's embedding dimension, `gpu` the number of a process's own GPU.
 
     auto: CUDA if torch sees a GPU; bfloat16 there, and on a CPU that multiplies it natively if the network is wide. Raises
-    InputError if CUDA is asked for and not there.
+    InputError if CUDA is asked for and not there, or there are fewer GPUs than processes.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda' but torch sees no GPU; install a CUDA build of torch or set device = 'cpu'")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if gpu is not None and chosen.type == "cuda":
+        if gpu >= torch.cuda.device_count():
+            raise InputError(
+                f"process {gpu} of this machine has no GPU of its own, torch sees {torch.cuda.device_count()}; give torchrun "
+                "--nproc-per-node that number, or set device = 'cpu'"
+            )
+        chosen = torch.device("cuda", gpu)
     if precision == "auto":
         native = chosen.type == "cuda" or (width >= WIDE and _multiplies_bfloat16())
         return Compute(chosen, native)

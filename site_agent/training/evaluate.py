@@ -11,8 +11,10 @@ from site_agent.data import windows
 from site_agent.data.cases import Case
 from site_agent.data.cohort import labels
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import metrics
+from site_agent.training import metrics, micro_batch, parallel
 from site_agent.training.activations import Activations
+from site_agent.training.parallel import ALONE, Group
+from site_agent.training.views import View
 
 SUFFIX_BATCH = 32
 
@@ -22,22 +24,39 @@ def scores(
     activations: Activations,
     cases: Sequence[Case],
     states: Sequence[Callable[[], None]] = (lambda: None,),
+    group: Group = ALONE,
 ) -> list[np.ndarray]:
     """Return the logit margin of every case, float64 (n,), for each of several states of the trained part.
 
     Each of `states` brings the model into one; they share one pass of the frozen part. Windows of a tall volume are combined as
-    CineMA does.
+    CineMA does. Several processes share the windows, and all return all.
     """
+    found = group.gathered(lambda: _logits(model, activations, cases, states, group))
+    logits = np.concatenate(found, axis=1).astype(np.float64)
+    return [_margins(activations, cases, of_state) for of_state in logits]
+
+
+def _logits(
+    model: CineClassifier,
+    activations: Activations,
+    cases: Sequence[Case],
+    states: Sequence[Callable[[], None]],
+    group: Group,
+) -> np.ndarray:
+    """Logits of this process's share of all windows under each state: (states, n windows, 2)"""
     views = [v for case in cases for v in activations.windows(case)]
-    logits: list[list[np.ndarray]] = [[np.zeros((0, 2))] for _ in states]
+
+    def compute(some: Sequence[View]) -> np.ndarray:
+        prefix, logits = activations.prefixes(some), []
+        for put in states:
+            put()
+            with activations.compute.autocast():
+                logits.append(model.suffix(prefix).float().cpu().numpy())
+        return np.stack(logits)
+
     with torch.no_grad():
-        for start in range(0, len(views), SUFFIX_BATCH):
-            prefix = activations.prefixes(views[start : start + SUFFIX_BATCH])
-            for found, put in zip(logits, states, strict=True):
-                put()
-                with activations.compute.autocast():
-                    found.append(model.suffix(prefix).float().cpu().numpy())
-    return [_margins(activations, cases, np.concatenate(found).astype(np.float64)) for found in logits]
+        found = micro_batch.in_pieces(views[parallel.share(len(views), group)], SUFFIX_BATCH, compute)
+    return np.concatenate([np.zeros((len(states), 0, 2), np.float32), *found], axis=1)
 
 
 def _margins(activations: Activations, cases: Sequence[Case], logits: np.ndarray) -> np.ndarray:
@@ -59,8 +78,10 @@ class Scored:
     labels: np.ndarray
 
     @classmethod
-    def of(cls, model: CineClassifier, activations: Activations, cases: Sequence[Case]) -> "Scored":
-        (found,) = scores(model, activations, cases)
+    def of(
+        cls, model: CineClassifier, activations: Activations, cases: Sequence[Case], group: Group = ALONE
+    ) -> "Scored":
+        (found,) = scores(model, activations, cases, group=group)
         return cls(found, labels(cases))
 
 

@@ -2,7 +2,8 @@
 
 Of the global part only the factors that the recipe trains in this round have a gradient and a place in the optimiser.
 
-What a step sees and how fast it learns, `schedule` says.
+What a step sees and how fast it learns, `schedule` says; how its gradient comes about in the memory there is, `gradient` and
+`micro_batch`; how several processes share it, `parallel`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,12 @@ from site_agent.data.cases import Case
 from site_agent.models import adapter_tensors
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import ahead, checkpoint, schedule
-from site_agent.training.activations import Activations, Looked
+from site_agent.training import checkpoint, memory, schedule
+from site_agent.training.activations import Activations
 from site_agent.training.checkpoint import Keeper, Progress
+from site_agent.training.gradient import Gradient
+from site_agent.training.micro_batch import MicroBatch
+from site_agent.training.parallel import ALONE, Group
 from site_agent.training.schedule import Batch, Position
 
 
@@ -53,40 +57,46 @@ def train_round(
     position: Position,
     *,
     hooks: Hooks = Hooks(),
-    micro_batch: int = 0,
+    micro_batch: MicroBatch | None = None,
     keeper: Keeper | None = None,
+    group: Group = ALONE,
 ) -> float:
     """Train the model in place for one round; return the mean loss of its last epoch. Raises Stopped when asked to stop.
 
     A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm. With a
     keeper, training goes on from the newest checkpoint, and leaves one now and then and when it is stopped.
+
+    Of several processes rank 0 has the keeper, and its hooks say when to stop. All begin with the same model and end with it.
     """
+    batches = list(schedule.batches(cases, recipe, position))
+    fitting = micro_batch or MicroBatch()
+    group.gathered(lambda: fitting.find(model, activations, batches[0].views, memory.for_training(group.local_size)))
     with adapter_tensors.only_trained(model, recipe.trained(position.round)):
         groups = _parameter_groups(model, recipe, owned)
         parameters = [p for group in groups for p in group["params"]]
         optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         device = activations.compute.device
-        loss_of = _loss(cases, recipe, device)
-        total, first, losses = schedule.steps_of(len(cases), recipe), 0, list[float]()
-        if keeper is not None and (held := keeper.newest()) is not None:
+        gradient = Gradient(model, activations, parameters, _loss(cases, recipe, device), fitting, group)
+        first, losses = 0, list[float]()
+        held, *_ = group.gathered(lambda: keeper.newest() if keeper is not None else None)
+        if held is not None:
             first, losses = held.step, list(held.losses)
             _restore(model, owned, optimiser, device, held)
-        steps = list(schedule.batches(cases, recipe, position))[first:]
-        with closing(ahead.looked_up((batch.views for batch in steps), activations)) as looked:
-            for step, (batch, found) in enumerate(zip(steps, looked, strict=True), start=first):
-                if keeper is not None and step > first and (keeper.due or hooks.should_stop()):
+        with closing(gradient.looked_up(batches[first:])) as looked:
+            for step, batch in enumerate(batches[first:], start=first):
+                stopping = group.told(hooks.should_stop())
+                if keeper is not None and step > first and (keeper.due or stopping):
                     keeper.save(_progress(model, owned, optimiser, device, step, losses))
-                if hooks.should_stop():
+                if stopping:
                     raise Stopped
                 _set_rates(optimiser, recipe, position, batch)
-                optimiser.zero_grad(set_to_none=True)
-                loss = _backward(model, activations, batch, found, loss_of, micro_batch)
+                loss = gradient.of(batch, looked)
                 _let_rest(optimiser)
                 nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
                 optimiser.step()
                 if batch.epoch == recipe.local_epochs - 1:
                     losses.append(loss)
-                hooks.on_step(step + 1, total, optimiser)
+                hooks.on_step(step + 1, len(batches), optimiser)
         return float(np.mean(losses))
 
 
@@ -158,25 +168,3 @@ def _let_rest(optimiser: torch.optim.Optimizer) -> None:
     """Take the gradients of resting groups away: they neither move nor count in the clipped norm or AdamW's moments."""
     for parameter in (p for group in optimiser.param_groups if group["rests"] for p in group["params"]):
         parameter.grad = None
-
-
-def _backward(
-    model: CineClassifier,
-    activations: Activations,
-    batch: Batch,
-    looked: Sequence[Looked],
-    loss_of: nn.Module,
-    micro_batch: int,
-) -> float:
-    """Accumulate the gradient of the batch's mean loss, `micro_batch` samples at a time; return the loss."""
-    device, size = activations.compute.device, micro_batch or len(looked)
-    value = 0.0
-    for start in range(0, len(looked), size):
-        labels = torch.from_numpy(batch.labels[start : start + size]).to(device)
-        prefix = activations.finish(looked[start : start + size])
-        with activations.compute.autocast():
-            logits = model.suffix(prefix)
-        loss = loss_of(logits.float(), labels).sum() / len(looked)
-        loss.backward()
-        value += float(loss.detach())
-    return value

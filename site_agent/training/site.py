@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.lora import DualLoRAConfig, HeadPolicy
-from site_agent.training import arms, augment, evaluate, local, schedule
+from site_agent.training import arms, augment, evaluate, filled, local, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.arms import Arm
 from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.compute import Compute, pick
 from site_agent.training.evaluate import Scored
+from site_agent.training.micro_batch import MicroBatch
+from site_agent.training.parallel import ALONE, Group
 from site_agent.training.schedule import Position
 from site_agent.training.views import View
 
@@ -63,12 +65,21 @@ class Trained:
 class SiteTrainer:
     """Backbone, dual adapter, cohort and activations of one site under one contract.
 
-    Raises ContractMismatch if the site's base model is not the federation's, InputError if its cohort cannot be trained on.
+    With a group each of the site's processes has one, and calls in the same order what computes (`train`, `validate`,
+    `compare_arms`, `fill_cache`). Raises ContractMismatch if the site's base model is not the federation's, InputError if its
+    cohort cannot be trained on.
     """
 
     def __init__(
-        self, config: SiteConfig, site: str, contract: Contract, loaded: weights.LoadedBackbone, cohort: Cohort
+        self,
+        config: SiteConfig,
+        site: str,
+        contract: Contract,
+        loaded: weights.LoadedBackbone,
+        cohort: Cohort,
+        group: Group = ALONE,
     ) -> None:
+        self._group = group
         self.contract, self.recipe = contract, contract.recipe
         self.metadata = contract.manifest.metadata
         self.owned = Ownership.of(self.metadata, self.recipe)
@@ -79,12 +90,12 @@ class SiteTrainer:
                 f"the federation's adapter tells {len(self.metadata.class_names)} classes apart, cohorts have "
                 f"{len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)}); the coordinator must make another adapter"
             )
-        self._micro_batch = config.micro_batch
+        self._micro_batch = MicroBatch(config.micro_batch)
         self.seed = _site_seed(config.seed, site, contract.federation)
         self.cohort = cohort
         self.train_cases = self.cohort.train(without_fold=config.validation_fold)
         self.validation_cases = self.cohort.validation(config.validation_fold)
-        compute = pick(config.device, config.precision, self.network.enc_embed_dim)
+        compute = pick(config.device, config.precision, loaded.model.embed_dim, group.gpu)
         self.model = build(loaded, contract, self.seed).to(compute.device)
         self._initial_local = adapter_tensors.local_tensors(self.model, self.owned)
         self.activations = Activations(
@@ -96,6 +107,18 @@ class SiteTrainer:
             getattr(torch, config.cache_dtype),
             augment.RANGES.get(self.recipe.augmentation, augment.RANGES["cinema"]),
         )
+
+    @classmethod
+    def load(cls, config: SiteConfig, site: str, contract: Contract, cohort: Cohort, group: Group = ALONE) -> Self:
+        """Return a trainer on the base model that the settings name; errors as above."""
+        frames: Any = contract.manifest.metadata.frames
+        return cls(config, site, contract, load_base(config.weights, config.weights_size, frames), cohort, group)
+
+    @property
+    def fingerprint(self) -> str:
+        """What must be the same in all processes of a site for them to train one model."""
+        cases = (*self.train_cases, *self.validation_cases, *self.cohort.test())
+        return f"{self.seed}, {self.activations.seed}, {_digest(cases)}"
 
     @property
     def training_patients(self) -> int:
@@ -119,7 +142,7 @@ class SiteTrainer:
             view for case in (*self.validation_cases, *self.cohort.test()) for view in self.activations.windows(case)
         ]
         views += [view for number in rounds[1:] for view in self._views(number)]
-        return self.activations.fill(list(dict.fromkeys(views)), should_stop, on_progress)
+        return filled.fill(self.activations, list(dict.fromkeys(views)), self._group, should_stop, on_progress)
 
     def _views(self, round_number: int) -> list[View]:
         batches = schedule.batches(self.train_cases, self.recipe, self._position(round_number))
@@ -181,6 +204,7 @@ class SiteTrainer:
             hooks=hooks,
             micro_batch=self._micro_batch,
             keeper=keeper,
+            group=self._group,
         )
         shared = adapter_tensors.global_tensors(self.model, self.owned)
         return Trained(
@@ -190,14 +214,13 @@ class SiteTrainer:
         )
 
     def _binding(self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray]) -> Binding:
-        cases = [[case.key, case.label] for case in self.train_cases]
         return Binding(
             contract=self.contract.sha256,
             round=round_number,
             base_version=received.version,
             received=received.digest,
             local=sha256_hex(save(dict(local_before))),
-            cases=sha256_hex(canonical_json(cases)),
+            cases=_digest(self.train_cases),
             seed=self.seed,
         )
 
@@ -211,7 +234,7 @@ class SiteTrainer:
     def score(self, adapter: Adapter, local_now: Mapping[str, np.ndarray], cases: Sequence[Case]) -> Scored:
         """Scores of cases under the dual model, beside their labels."""
         self._load(adapter, local_now)
-        return Scored.of(self.model, self.activations, cases)
+        return Scored.of(self.model, self.activations, cases, self._group)
 
     def compare_arms(
         self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
@@ -225,7 +248,9 @@ class SiteTrainer:
         arms.switch_local_off(model, self.owned)
         global_only = Arm.of(model)
         self._load(initial, self.initial_local())
-        arms.fit_probe(model, self.activations, self.train_cases, self.recipe, rounds, self.seed)
+        self._group.gathered(
+            lambda: arms.fit_probe(model, self.activations, self.train_cases, self.recipe, rounds, self.seed)
+        )
         probe = Arm.of(model)
         self._load(initial, self.initial_local())
         arms.fit_alone(
@@ -238,9 +263,10 @@ class SiteTrainer:
             self.seed,
             hooks,
             self._micro_batch,
+            self._group,
         )
         compared = {"probe": probe, "alone": Arm.of(model), "global": global_only, "dual": dual}
-        return arms.figures(model, self.activations, compared, self.validation_cases, self.cohort.test())
+        return arms.figures(model, self.activations, compared, self.validation_cases, self.cohort.test(), self._group)
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
         lora.switch(self.model, lora.PARTS)
@@ -274,6 +300,10 @@ def build(loaded: weights.LoadedBackbone, contract: Contract, seed: int) -> Cine
     )
     lora.attach(model, config, torch.Generator().manual_seed(seed))
     return model.eval()
+
+
+def _digest(cases: Sequence[Case]) -> str:
+    return sha256_hex(canonical_json([[case.key, case.label] for case in cases]))
 
 
 def _site_seed(seed: int, site: str, federation: str) -> int:

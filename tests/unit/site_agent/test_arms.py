@@ -13,6 +13,7 @@ from site_agent.models.backbone import Prefix
 from site_agent.training import arms, local
 from site_agent.training.arms import Arm
 from site_agent.training.compute import Compute
+from site_agent.training.micro_batch import MicroBatch
 from tests.support import tiny_site
 
 OWNED = Ownership("global+local-bias")
@@ -56,7 +57,7 @@ def test_alone_trains_in_micro_batches_to_the_same_model(cases):
         activations, sizes = tiny_site.activations(model), []
         suffix = model.suffix
         model.suffix = lambda prefix, sizes=sizes, suffix=suffix: sizes.append(len(prefix.tokens)) or suffix(prefix)
-        arms.fit_alone(model, activations, cases, RECIPE, OWNED, 1, 0, local.Hooks(), micro_batch)
+        arms.fit_alone(model, activations, cases, RECIPE, OWNED, 1, 0, local.Hooks(), MicroBatch(micro_batch))
         assert min(sizes) <= (micro_batch or RECIPE.batch_size)
         assert micro_batch == 0 or sizes[:2] == [2, 2]
         scores.append(judged(model, cases)["auc"])

@@ -13,6 +13,7 @@ from site_agent.models.adapter_tensors import Ownership
 from site_agent.training import local
 from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.local import Hooks, Position
+from site_agent.training.micro_batch import MicroBatch
 from tests.support import tiny_site
 
 OWNED = Ownership("global+local-bias")
@@ -130,7 +131,7 @@ def test_a_round_trained_again_ends_with_the_same_bytes(cases):
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(cases):
     whole, loss = train(cases)
-    parts, same_loss = train(cases, micro_batch=3)
+    parts, same_loss = train(cases, micro_batch=MicroBatch(3))
     assert same_loss == pytest.approx(loss, rel=1e-4)
     for name, value in tensors_of(whole).items():
         np.testing.assert_allclose(tensors_of(parts)[name], value, atol=2e-4, err_msg=name)
@@ -280,7 +281,9 @@ def resumed(cases, folder, kill_after, recipe, owned, position=FIRST, **options)
 def test_a_round_killed_again_and_again_ends_with_the_same_bytes(cases, tmp_path, mode, policy, micro_batch):
     """Killed in the first epoch, at its end, and before the last step."""
     recipe = Recipe(rank_local=2, augmentation="none", local_epochs=2, batch_size=4, mode=mode, weight_decay=0.01)
-    assert_resumed_is_undisturbed(cases, tmp_path, recipe, Ownership(policy), FIRST, micro_batch=micro_batch)
+    assert_resumed_is_undisturbed(
+        cases, tmp_path, recipe, Ownership(policy), FIRST, micro_batch=MicroBatch(micro_batch)
+    )
 
 
 @pytest.mark.parametrize("rank_local", [2, 0])

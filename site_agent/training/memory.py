@@ -1,0 +1,72 @@
+"""How much memory there is, and how much of it one sample of a training step takes.
+
+For CPUs: a GPU says when its memory is full, a kernel kills. What is answered is the same on the same machine at any time.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def for_training(processes: int) -> int:
+    """Return what each of so many processes of this machine may take: together half of all, not of what is free just now."""
+    return total_bytes() // 2 // processes
+
+
+def total_bytes(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
+    """Return the machine's memory, or the least limit that this process's control groups (version 1 or 2) set."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_limits(cgroups, own)])
+
+
+def _limits(cgroups: Path, own: Path) -> list[int]:
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return []
+    files = []
+    for line in lines:  # 0::/system.slice/site.service, or 9:memory:/docker/0123
+        _, controllers, path = line.split(":", 2)
+        within = Path(path.lstrip("/"))
+        for group in (
+            within,
+            *within.parents,
+        ):  # in a container the path may be that of the host: then only "." is there
+            if not controllers:
+                files.append(cgroups / group / "memory.max")
+            elif "memory" in controllers.split(","):
+                files.append(cgroups / "memory" / group / "memory.limit_in_bytes")
+    return [limit for file in files if (limit := _number_in(file)) is not None]
+
+
+def _number_in(file: Path) -> int | None:
+    """Return what a file says; None if it is not there, not ours to read, or says `max`."""
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
+    """Return the bytes that a forward pass keeps for its backward pass, without the model's own."""
+    own = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = forward()
+    del output  # until here no storage could take the place of another
+    return sum(kept.values())

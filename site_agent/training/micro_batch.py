@@ -1,0 +1,115 @@
+"""How many samples go through the trained part of the model at a time: as many as memory holds.
+
+On a GPU the whole batch is tried, and half of it for as long as memory runs out. On a CPU it would be the kernel that ends the
+process, so what half of the machine's memory holds is worked out beforehand.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+import torch
+
+from shared.errors import InputError
+from site_agent.models.classifier import CineClassifier
+from site_agent.training import memory
+from site_agent.training.activations import Activations
+from site_agent.training.recompute import recomputed
+from site_agent.training.views import View
+
+log = structlog.get_logger()
+S = TypeVar("S")
+T = TypeVar("T")
+
+RAN_OUT = (
+    "DefaultCPUAllocator",  # "can't allocate memory", or on Windows "not enough memory"
+    "bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says that is one of memory, where torch has no class of its own for it."""
+CHECKPOINTING = "gradient checkpointing"
+
+
+@dataclass
+class MicroBatch:
+    """Found once, and kept for later steps and rounds."""
+
+    size: int = 0
+    """Samples at a time; 0: all that there are, as long as nothing else is known."""
+    recompute: bool = False
+    """Whether the trained blocks are checkpointed (site_agent/training/recompute.py)."""
+
+    def find(self, model: CineClassifier, activations: Activations, views: Sequence[View], within_bytes: int) -> None:
+        """On a CPU, set the size to what keeps within so much memory, by what one sample takes. `views`: of a largest batch.
+
+        To be called while everything is trainable that ever is: a size that depended on the round would depend on where a
+        process began.
+        """
+        if self.size or activations.compute.device.type != "cpu":
+            return
+        prefix = activations.prefixes(views[:1])
+        with activations.compute.autocast():
+            sample = memory.saved_bytes(model, lambda: model.suffix(prefix))
+        self.size, self.recompute = max(1, within_bytes // max(1, sample)), sample > within_bytes
+        if self.size < len(views) or self.recompute:
+            log.info(
+                "micro_batch_bounded",
+                samples=self.size,
+                sample_bytes=sample,
+                within_bytes=within_bytes,
+                gradient_checkpointing=self.recompute,
+            )
+
+    def fitted(self, samples: int, work: Callable[[int], T]) -> T:
+        """Return `work(n)`, which computes `samples` samples, n at a time. When memory runs out it is done again, with less.
+
+        Raises InputError when there is no less.
+        """
+        while True:
+            at_once = max(1, min(self.size or samples, samples))
+            try:
+                return work(at_once)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+            self._take_less(at_once)  # out here, where no traceback holds the failed try's tensors any more
+
+    def saving(self, model: CineClassifier) -> AbstractContextManager[None]:
+        """Return the context of a forward pass of the trained part, which saves no more for the backward pass than it must."""
+        return recomputed(model.backbone.blocks[model.first_block :]) if self.recompute else nullcontext()
+
+    def _take_less(self, samples: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if samples > 1:
+            self.size = samples // 2
+        elif not self.recompute:
+            self.recompute = True
+        else:
+            raise InputError(
+                "memory ran out with one sample at a time, in training also with gradient checkpointing, and there is no less: "
+                'end what else uses this memory, set device = "cpu" or precision = "bfloat16" in site.toml, or take a larger '
+                "machine"
+            )
+        log.warning("memory_ran_out", samples=samples, next=f"{self.size} at a time" if samples > 1 else CHECKPOINTING)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether it was memory that there was not enough of."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in RAN_OUT)
+
+
+def in_pieces(items: Sequence[S], at_once: int, compute: Callable[[Sequence[S]], T]) -> list[T]:
+    """Return what `compute` makes of `items`, at most `at_once` at a time, and fewer when memory runs out."""
+    micro_batch, results, done = MicroBatch(at_once, recompute=True), list[T](), 0  # nothing is kept to be recomputed
+    while done < len(items):
+        rest = items[done:]
+        taken, result = micro_batch.fitted(len(rest), lambda n, rest=rest: (n, compute(rest[:n])))  # type: ignore[misc]
+        results.append(result)
+        done += taken
+    return results
