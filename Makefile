@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 OUT ?= runs/demo
 COMM_OUT ?= runs/communication
+TRAINING_OUT ?= runs/training
 JOBS ?= 2
 RUNS ?= 300
 UV_VERSION := 0.13.9
@@ -29,7 +30,7 @@ DEV_READY := $(VENV)/.ready-dev
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(DEV_READY) ## the environment in .venv with everything: run, test, check
@@ -72,6 +73,10 @@ chaos: $(DEV_READY) servers ## kills, cuts and full disks at seeded moments, wit
 .PHONY: bench-comm
 bench-comm: $(DEV_READY) servers ## what communication costs: wire, idle, slow line, orchestration, bytes to target; about an hour, as root (COMM_OUT=runs/communication)
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m experiments.communication all --out $(COMM_OUT)
+
+.PHONY: bench-training
+bench-training: $(DEV_READY) ## what training costs: steps, floor, cache, epochs, memory, equality, views; an hour, on an idle machine (TRAINING_OUT=runs/training)
+	@$(BIN)/python -m experiments.training all --jobs $(JOBS) --out $(TRAINING_OUT)
 
 .PHONY: check
 check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing

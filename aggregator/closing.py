@@ -8,7 +8,7 @@ import asyncio
 import sqlalchemy as sa
 import structlog
 
-from aggregator import manifest, memory, payload, results, rounds
+from aggregator import manifest, payload, results, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.results import Result
@@ -17,6 +17,7 @@ from aggregator.store import rounds as round_rows
 from aggregator.store.changes import Change
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
+from shared import memory
 from shared.adapter import Adapter
 from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, StoreUnavailable

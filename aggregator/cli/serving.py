@@ -44,11 +44,11 @@ def serve(
     import asyncio
     import sys
 
-    from aggregator import memory, server
+    from aggregator import server
     from aggregator.cli.endpoint import tls_files
     from aggregator.federation import ServiceLimits
     from aggregator.store import engine, federations
-    from shared import logs
+    from shared import logs, memory
     from shared.errors import InputError
 
     config = server.ServerConfig(

@@ -8,7 +8,7 @@ import torch
 from shared.errors import InputError
 from site_agent.config import Device, Precision
 
-WIDE = 256
+WIDE = 128
 """Width from which bfloat16 pays on a CPU that multiplies it natively; narrower networks lose more by converting than they
 gain. `python -m experiments.training precision` measures it."""
 

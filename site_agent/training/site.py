@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+from shared import memory
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract
@@ -194,6 +195,7 @@ class SiteTrainer:
         self._load(received, local_before)
         keeper = checkpoints.keeper(self._binding(round_number, received, local_before)) if checkpoints else None
         self.activations.begin_round()
+        memory.give_back()  # of the frozen blocks, whose passing values are larger than those of training
         loss = local.train_round(
             self.model,
             self.activations,

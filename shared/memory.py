@@ -1,4 +1,4 @@
-"""What the serving process asks of the C library about memory. Only glibc needs to be asked; elsewhere nothing happens."""
+"""What a process asks of the C library about memory. Only glibc needs to be asked; elsewhere nothing happens."""
 
 import ctypes
 import sys

@@ -1,0 +1,215 @@
+"""What the cache may change of a result: nothing in float32, next to nothing in half precision.
+
+losses       the same round of training at one phantom site, from a full cache and without one, step by step
+federation   the demo's federation in one process, with and without a cache, and in float16
+logits       of CineMA-base with random weights, from entries rounded to float16 and to bfloat16
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from experiments.communication import output
+from experiments.communication.output import Target
+from experiments.demo.commands import SITES
+from experiments.simulation import Setting
+from experiments.training import phantom, quiet, synthetic, timing
+from experiments.training.synthetic import BASE
+from shared.recipe import Recipe
+from site_agent.config import Stored
+from site_agent.damage import Infirmary
+from site_agent.data.cohort import Cohort
+from site_agent.models.backbone import Prefix
+from site_agent.training import checkpoint, local, metrics
+from site_agent.training.checkpoint import Checkpoints
+
+STEPS = 50
+LOSS, PROBABILITY, AUC = 1e-4, 1e-4, 2e-3
+SITE, BATCH = "siemens", 4
+IMAGES = 4
+"""For the errors of logits; each takes a pass through all of CineMA-base."""
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A federation's probabilities of disease for every held-out case, and its AUC, by site."""
+
+    probabilities: dict[str, list[float]]
+    auc: dict[str, float]
+    seconds: float
+
+
+RUNS: Mapping[str, tuple[bool, Stored]] = {
+    "no cache": (False, "float32"),
+    "float32": (True, "float32"),
+    "float16": (True, "float16"),
+    "bfloat16": (True, "bfloat16"),
+}
+"""Whether there is a cache, and what its entries are rounded to."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="equality")(main)
+
+
+def main(
+    seed: Annotated[int, typer.Option(min=0, help="Of cohort and federation.")] = 0,
+    scale: Annotated[float, typer.Option(help="Share of the vendors' numbers of cases.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the federation.")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, help="Federations at a time.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder for the cohort and equality.json.")] = Path("runs/training"),
+) -> None:
+    """Compare training with and without the cache: losses, a demo federation, logits.
+
+    Example: python -m experiments.training equality --scale 0.3
+    """
+    sys.exit(not run(seed, scale, rounds, jobs, out))
+
+
+def run(seed: int, scale: float, rounds: int, jobs: int, out: Path) -> bool:
+    """Measure, show, and return whether every target was met."""
+    machine = timing.machine()
+    prepared = phantom.cohort(out, seed, scale)
+    with ProcessPoolExecutor(jobs) as pool:
+        running = {name: pool.submit(_outcome, prepared, out, seed, rounds, *how) for name, how in RUNS.items()}
+        outcomes = {name: one.result() for name, one in running.items()}
+    with_cache, without = (_losses(prepared, out, seed, cached) for cached in (True, False))
+    errors = _logit_errors()
+    what = f"equality: SYNTHETIC phantom cohort, seed {seed}, {rounds} rounds, {len(SITES)} sites"
+    lines = [timing.heading(what, machine), *table(outcomes), "", *logit_table(errors)]
+    facts: dict[str, Any] = {"machine": machine, "synthetic": True, "losses": {"cached": with_cache, "not": without}}
+    facts |= {"outcomes": {name: asdict(one) for name, one in outcomes.items()}, "logits": errors}
+    return output.show("equality", lines, judged(with_cache, without, outcomes), facts, out)
+
+
+def _losses(prepared: Path, out: Path, seed: int, cached: bool) -> list[float]:
+    """Train one round and return the losses of its first steps, which the last checkpoint holds.
+
+    The cached one finds all it needs: what is missing in the end was computed in training, and is an error.
+    """
+    with tempfile.TemporaryDirectory(dir=out, prefix="losses-") as name:
+        recipe = Recipe(batch_size=BATCH, local_epochs=1)
+        setting = Setting(prepared, phantom.WEIGHTS, seed, 1, recipe, cache=Path(name) / "activations")
+        contract, initial = setting.start(1)
+        trainer = setting.trainer(SITE, contract, Cohort.load(prepared / SITE))
+        if cached:
+            trainer.fill_cache(1)
+        else:
+            trainer.activations.cache = None
+        checkpoints = Checkpoints(Path(name) / "training", 0.0, Infirmary(Path(name), print))
+        trainer.train(1, initial, trainer.initial_local(), local.Hooks(), checkpoints)
+        held = checkpoint.read(checkpoints.paths()[-1])
+        assert held is not None
+        return held[1].losses[:STEPS]
+
+
+def _outcome(prepared: Path, out: Path, seed: int, rounds: int, cached: bool, stored: Stored) -> Outcome:
+    """Run one federation, on one thread as the demo's agents have."""
+    quiet.process()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=out, prefix="federation-") as folder:
+        setting = Setting(prepared, phantom.WEIGHTS, seed, rounds, cache=Path(folder), cache_dtype=stored)
+        made = phantom.federate(setting, cached=cached)
+        scored = {
+            site: trainer.score(made.version, made.private[site], trainer.cohort.test())
+            for site, trainer in made.trainers.items()
+        }
+    return Outcome(
+        {site: metrics.probability(one.scores).tolist() for site, one in scored.items()},
+        {site: metrics.auc(one.scores, one.labels) for site, one in scored.items()},
+        made.seconds,
+    )
+
+
+def _logit_errors() -> dict[str, dict[str, float]]:
+    """Return what rounding the entries of CineMA-base does to its logits, and how large their numbers are."""
+    model, images = synthetic.dual(BASE), synthetic.images(IMAGES)
+    with torch.no_grad():
+        exact = [model.backbone.prefix(image[None], model.first_block) for image in images]
+        logits = torch.cat([model.suffix(prefix) for prefix in exact])
+        found = {}
+        for dtype in HALVES:
+            rounded = [Prefix(*(value.to(dtype).float() for value in prefix)) for prefix in exact]
+            errors = (torch.cat([model.suffix(prefix) for prefix in rounded]) - logits).abs()
+            found[str(dtype).removeprefix("torch.")] = {
+                "most": float(errors.max()),
+                "mean": float(errors.mean()),
+                "largest_logit": float(logits.abs().max()),
+                "largest_number": max(float(value.abs().max()) for prefix in exact for value in prefix),
+            }
+    return found
+
+
+def deviation(one: Outcome, other: Outcome) -> float:
+    """Return the largest difference between two federations' probabilities, over all sites' cases."""
+    return max(
+        float(np.abs(np.subtract(one.probabilities[site], other.probabilities[site])).max())
+        for site in one.probabilities
+    )
+
+
+def auc_deviation(one: Outcome, other: Outcome) -> float:
+    """Return the largest difference between two federations' AUC at one site."""
+    return max(abs(one.auc[site] - other.auc[site]) for site in one.auc)
+
+
+def mean_auc(one: Outcome) -> float:
+    """Return the mean over the sites."""
+    return sum(one.auc.values()) / len(one.auc)
+
+
+def table(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Return a row for each federation, held against the cache in float32."""
+    reference = outcomes["float32"]
+    rows = [
+        [
+            name,
+            f"{mean_auc(one):.4f}",
+            abs(mean_auc(one) - mean_auc(reference)),
+            auc_deviation(one, reference),
+            deviation(one, reference),
+            one.seconds,
+        ]
+        for name, one in outcomes.items()
+    ]
+    head = ["cache", "mean AUC", "mean AUC, apart", "AUC of a site, most", "probability, most", "training, s"]
+    return output.table(head, rows)
+
+
+def logit_table(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return a row for each half precision."""
+    rows = [
+        [name, one["most"], one["mean"], one["largest_logit"], one["largest_number"]] for name, one in errors.items()
+    ]
+    head = ["entries of CineMA-base as", "logit error, most", "mean", "largest logit", "largest number"]
+    return output.table(head, rows)
+
+
+def judged(with_cache: Sequence[float], without: Sequence[float], outcomes: Mapping[str, Outcome]) -> list[Target]:
+    """Return what must hold."""
+    steps = len(with_cache)
+    apart = max(abs(a - b) for a, b in zip(with_cache, without, strict=True))
+    reference = outcomes["float32"]
+    return [
+        Target("steps whose losses were compared", steps, STEPS, least=True),
+        Target(f"losses of {steps} steps, with and without the cache", apart, LOSS),
+        Target(
+            "probabilities, with and without the cache, float32",
+            deviation(outcomes["no cache"], reference),
+            PROBABILITY,
+        ),
+        Target("mean AUC, float16 and float32", abs(mean_auc(outcomes["float16"]) - mean_auc(reference)), AUC),
+        Target(
+            "AUC of the site that differs most, float16 and float32", auc_deviation(outcomes["float16"], reference), AUC
+        ),
+    ]

@@ -1,0 +1,105 @@
+"""float32 or bfloat16 matrix products, by the width of the network: what `site_agent.training.compute.WIDE` is chosen by.
+
+The demo's network is narrow; the others are CineMA-base's last two blocks at several widths, on its 2305 tokens. Entries are in
+memory; of the demo's network the step with the frozen blocks is measured too.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import site_agent.models
+from experiments.communication import output
+from experiments.communication.output import Target
+from experiments.training import synthetic, timing, variants
+from experiments.training.variants import Step
+from site_agent.models.config import ConvViTConfig
+from site_agent.training import compute
+from site_agent.training.compute import Compute
+
+WIDTHS = (128, 192, 384, 768)
+DEMO = ConvViTConfig.from_json(Path(site_agent.models.__file__).parent / "demo" / "config.json")
+DEMO_BATCH = 16
+SLOWER = 1.1
+"""Most that the precision `auto` picks may take, in units of the other one."""
+
+Taken = Mapping[str, Sequence[float]]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="precision")(main)
+
+
+def main(
+    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
+    out: Annotated[Path, typer.Option(help="Folder for precision.json.")] = Path("runs/training"),
+) -> None:
+    """Time training steps in float32 and in bfloat16, by width, on this machine's CPU.
+
+    Example: python -m experiments.training precision
+    """
+    sys.exit(not run(repetitions, out))
+
+
+def run(repetitions: int, out: Path) -> bool:
+    """Measure, show, and return whether every target was met."""
+    machine, device = timing.machine(), torch.device("cpu")
+    taken, widths = dict[str, dict[str, list[float]]](), dict[str, int]()
+    for name, (width, make) in networks().items():
+        steps = {"float32": make(Compute(device)), "bfloat16": make(Compute(device, bfloat16=True))}
+        taken[name], widths[name] = timing.interleaved(steps, repetitions, device), width
+    picked = {name: _auto(width) for name, width in widths.items()}
+    what = f"precision: SYNTHETIC networks, dual LoRA on the last two blocks; medians of {repetitions} turns"
+    lines = [timing.heading(what, machine), *table(taken, picked), f"WIDE = {compute.WIDE}"]
+    facts = {"machine": machine, "synthetic": True, "auto": picked, "wide": compute.WIDE}
+    measured = {name: timing.spreads(by) for name, by in taken.items()}
+    return output.show("precision", lines, judged(taken, picked), {**facts, "measured": measured}, out)
+
+
+def networks() -> dict[str, tuple[int, Callable[[Compute], Step]]]:
+    """Return what is measured: width, and what makes a step of a precision."""
+    demo, image = synthetic.dual(DEMO), synthetic.images(DEMO_BATCH, DEMO)
+    name = f"demo's, width {DEMO.enc_embed_dim}, batch {DEMO_BATCH}"
+    found: dict[str, tuple[int, Callable[[Compute], Step]]] = {
+        f"{name}, cached": (DEMO.enc_embed_dim, in_memory(DEMO, DEMO_BATCH)),
+        f"{name}, uncached": (DEMO.enc_embed_dim, lambda how: variants.uncached(demo, image, how)),
+    }
+    for width in WIDTHS:
+        found[f"width {width}, batch 1, cached"] = (width, in_memory(synthetic.of_width(width, 2), 1))
+    return found
+
+
+def in_memory(network: ConvViTConfig, batch: int) -> Callable[[Compute], Step]:
+    """Return what makes a cached step whose entries are in memory already."""
+    model = synthetic.dual(network)
+    with torch.no_grad():
+        prefix = model.backbone.prefix(synthetic.images(batch, network), model.first_block)
+    return lambda how: Step.of(model, lambda: model.suffix(prefix), batch, how)
+
+
+def _auto(width: int) -> str:
+    return "bfloat16" if compute.pick("cpu", "auto", width).bfloat16 else "float32"
+
+
+def table(taken: Mapping[str, Taken], picked: Mapping[str, str]) -> list[str]:
+    """Return a row for each network."""
+    rows = []
+    for name, by in taken.items():
+        wide, narrow = output.median(by["float32"]), output.median(by["bfloat16"])
+        rows.append([name, 1e3 * wide, 1e3 * narrow, narrow / wide, picked[name]])
+    return output.table(["network", "float32, ms", "bfloat16, ms", "ratio", "auto picks"], rows)
+
+
+def judged(taken: Mapping[str, Taken], picked: Mapping[str, str]) -> list[Target]:
+    """Return whether the precision that `auto` picks is the quicker one, or nearly."""
+    found = []
+    for name, by in taken.items():
+        other = "float32" if picked[name] == "bfloat16" else "bfloat16"
+        ratio = output.median(by[picked[name]]) / output.median(by[other])
+        found.append(Target(f"{name}: {picked[name]}, in steps of {other}", ratio, SLOWER))
+    return found
