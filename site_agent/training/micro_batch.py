@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from shared.errors import InputError
+from shared.memory import give_back
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import memory
 from site_agent.training.activations import Activations
@@ -26,6 +27,8 @@ T = TypeVar("T")
 RAN_OUT = (
     "DefaultCPUAllocator",  # "can't allocate memory", or on Windows "not enough memory"
     "bad_alloc",
+    "could not create a primitive",  # oneDNN says no more than that when it finds no room for its code
+    "could not create a memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
@@ -84,6 +87,7 @@ class MicroBatch:
     def _take_less(self, samples: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        give_back()
         if samples > 1:
             self.size = samples // 2
         elif not self.recompute:
