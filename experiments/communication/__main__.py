@@ -1,6 +1,5 @@
 """`python -m experiments.communication`: what communication costs, measured. Each module adds a command of its own."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.communication import bandwidth, federation, idle, orchestration, output, target, wire
-from experiments.communication.output import Target
-from shared.errors import InputError
+from experiments import output
+from experiments.communication import bandwidth, federation, idle, orchestration, target, wire
 from shared.protocol import MAX_WAIT_S
 from shared.recipe import CODECS
 
@@ -47,33 +45,8 @@ def everything(
         "orchestration": lambda: orchestration.run(20, 5, [4, 8], sizes, None, out),
         "target": lambda: target.run(range(seeds), 8, 1.0, recipes, target_codecs, jobs, out),
     }
-    failed: dict[str, str] = {}
-    for name, measure in parts.items():
-        print(f"\n== {name}", flush=True)
-        try:
-            measure()
-        except InputError as error:
-            failed[name] = str(error)
-            print(f"not measured: {error}", file=sys.stderr)
-    held = _summary(out, [name for name in parts if name not in failed])
-    for name, why in failed.items():
-        print(f"NOT MEASURED  {name}: {why}")
+    held, failed = output.everything(parts, out)
     sys.exit(bandwidth.CANNOT if failed else not held)
-
-
-def _summary(out: Path, names: list[str]) -> bool:
-    """Print every target there is, and return whether all were met."""
-    targets = []
-    for name in names:
-        for one in json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["targets"]:
-            targets.append((name, Target(**{key: value for key, value in one.items() if key != "holds"})))
-    print("\n== all targets")
-    rows = [
-        [name, one.what, one.found, f"{'>=' if one.least else '<='} {one.limit:g} {one.unit}".strip(), one.word]
-        for name, one in targets
-    ]
-    print("\n".join(output.table(["benchmark", "what", "found", "target", ""], rows)))
-    return all(one.holds for _, one in targets)
 
 
 if __name__ == "__main__":

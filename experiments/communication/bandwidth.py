@@ -16,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from experiments.communication import base_adapter, children, federation, namespaces, output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.communication import base_adapter, children, federation, namespaces
 from experiments.communication.site import SitePlan
 from experiments.communication.wire import payload_by_round
+from experiments.output import Target
 from shared.errors import InputError
 
 BITS_PER_S = 10_000_000

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.communication import federation, output
+from experiments import output
+from experiments.communication import federation
 from experiments.communication.children import Child
-from experiments.communication.output import Target
 from experiments.communication.site import SitePlan
+from experiments.output import Target
 from experiments.relay import Relay
 from shared.protocol import MAX_WAIT_S
 

@@ -18,11 +18,12 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.communication import children, federation, output
+from experiments import output
+from experiments.communication import children, federation
 from experiments.communication.federation import Size
-from experiments.communication.output import Target
 from experiments.communication.plain import Exchange
 from experiments.communication.site import SitePlan
+from experiments.output import Target
 
 WARM_UP = 3
 """First rounds that are not counted: processes start, connections are made, libraries are used for the first time."""

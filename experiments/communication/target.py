@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
 from experiments.demo import commands
 from experiments.demo.commands import SITES, DemoConfig
+from experiments.output import Target
 
 SHARE_OF_BEST = 0.98
 FEWER = 8.0

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.communication import base_adapter, federation, output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.communication import base_adapter, federation
 from experiments.communication.site import SitePlan
+from experiments.output import Target
 from experiments.relay import Relay
 from shared.adapter import Adapter
 from shared.recipe import CODECS

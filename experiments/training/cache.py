@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.output import Target
 from experiments.training import synthetic, timing
 from experiments.training.synthetic import BASE
 from site_agent.cache.activations import Cache
@@ -38,6 +38,7 @@ def register(app: typer.Typer) -> None:
 
 def main(
     repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
+    device: timing.DeviceOption = "all",
     out: Annotated[Path, typer.Option(help="Folder for cache.json, and on whose disk entries lie.")] = Path(
         "runs/training"
     ),
@@ -46,21 +47,21 @@ def main(
 
     Example: python -m experiments.training cache --repetitions 15
     """
-    sys.exit(not run(repetitions, out))
+    sys.exit(not run(repetitions, out, device))
 
 
-def run(repetitions: int, out: Path) -> bool:
+def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
     out.mkdir(parents=True, exist_ok=True)
-    for device in timing.devices():
+    for device in timing.devices(which):
         with tempfile.TemporaryDirectory(dir=out, prefix="cache-") as name:
             measured = Measured.of(Path(name), device, repetitions)
         lines += [f"{device.type}:", *measured.table(), *measured.remarks()]
         targets += measured.targets() if device.type == "cpu" else []
         facts[device.type] = measured.facts()
     what = f"cache: SYNTHETIC entries of CineMA-base, float16; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows")]
+    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
     return output.show("cache", lines, targets, {"machine": machine, "synthetic": True, "measured": facts}, out)
 
 
@@ -153,7 +154,7 @@ class Writer:
 
 def _entry(activations: Activations, view: View) -> Prefix:
     """Return an entry that is there as it is found: not widened, not yet in a batch."""
-    (entry,) = activations.look([view])[0].entries
+    (entry,) = activations.look(view).entries
     assert entry is not None
     return entry
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from experiments.communication import output
+from experiments import output
 from experiments.training import synthetic, timing
 from experiments.training.precision import DEMO, DEMO_BATCH
 from experiments.training.synthetic import BASE
@@ -49,19 +49,20 @@ def register(app: typer.Typer) -> None:
 
 def main(
     repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 5,
+    device: timing.DeviceOption = "all",
     out: Annotated[Path, typer.Option(help="Folder for compile.json.")] = Path("runs/training"),
 ) -> None:
     """Find out whether torch.compile of the trained blocks pays.
 
     Example: python -m experiments.training compile
     """
-    sys.exit(not run(repetitions, out))
+    sys.exit(not run(repetitions, out, device))
 
 
-def run(repetitions: int, out: Path) -> bool:
+def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
     """Measure and show; there is no target, only a verdict."""
     machine, found, failed = timing.machine(), list[Compiled](), list[str]()
-    for device in timing.devices():
+    for device in timing.devices(which):
         for name, network, batch in (("CineMA-base", BASE, 1), ("demo's", DEMO, DEMO_BATCH)):
             what = f"{name}, batch {batch}, {device.type}"
             try:
@@ -69,7 +70,7 @@ def run(repetitions: int, out: Path) -> bool:
             except (RuntimeError, OSError) as error:  # how torch says that there is no compiler, or that it failed
                 failed.append(f"{what}: not compiled: {type(error).__name__}: {_first_line(error)}")
     heading = timing.heading(f"compile: SYNTHETIC; cached step in float32, medians of {repetitions} turns", machine)
-    lines = [heading, *table(found), *failed, *timing.not_run("the same rows"), verdict(found)]
+    lines = [heading, *table(found), *failed, *timing.not_run("the same rows", which), verdict(found)]
     facts: dict[str, Any] = {"machine": machine, "synthetic": True, "failed": failed}
     return output.show("compile", lines, [], {**facts, "measured": [asdict(one) for one in found]}, out)
 

@@ -16,8 +16,8 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.output import Target
 from experiments.training import break_even, synthetic, timing
 from experiments.training.break_even import Pieces
 from experiments.training.synthetic import BASE

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
 from experiments.demo.commands import SITES
+from experiments.output import Target
 from experiments.simulation import Setting
 from experiments.training import phantom, quiet, synthetic, timing
 from experiments.training.synthetic import BASE

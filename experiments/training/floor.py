@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.output import Target
 from experiments.training import flops, synthetic, timing, variants
 from experiments.training.products import Attentions, Products
 from experiments.training.synthetic import BASE
@@ -32,25 +32,26 @@ def register(app: typer.Typer) -> None:
 
 def main(
     repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
+    device: timing.DeviceOption = "all",
     out: Annotated[Path, typer.Option(help="Folder for floor.json.")] = Path("runs/training"),
 ) -> None:
     """Hold the cached step of CineMA-base against its matrix products alone.
 
     Example: python -m experiments.training floor --repetitions 15
     """
-    sys.exit(not run(repetitions, out))
+    sys.exit(not run(repetitions, out, device))
 
 
-def run(repetitions: int, out: Path) -> bool:
+def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
     """Measure, show, and return whether the target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
-    for device in timing.devices():
+    for device in timing.devices(which):
         taken = _measure(repetitions, device, out)
         lines += [f"{device.type}:", *table(taken)]
         targets += judged(taken) if device.type == "cpu" else []
         facts[device.type] = timing.spreads(taken)
     what = f"floor: SYNTHETIC CineMA-base, batch 1, float32; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows")]
+    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
     facts = {"machine": machine, "synthetic": True, "flops": counted(), "measured": facts}
     return output.show("floor", lines, targets, facts, out)
 

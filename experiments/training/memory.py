@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.output import Target
 from experiments.training import synthetic, timing
 from experiments.training.synthetic import BASE
 from shared.contract import Contract, RoundPolicy

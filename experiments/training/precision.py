@@ -13,8 +13,8 @@ import torch
 import typer
 
 import site_agent.models
-from experiments.communication import output
-from experiments.communication.output import Target
+from experiments import output
+from experiments.output import Target
 from experiments.training import synthetic, timing, variants
 from experiments.training.variants import Step
 from site_agent.models.config import ConvViTConfig

@@ -2,20 +2,24 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+import typer
 
-from experiments.communication import output
+from experiments import output
 
 Work = Callable[[], object]
+Name = TypeVar("Name")
+Which = Literal["all", "cpu", "cuda"]
+DeviceOption = Annotated[Which, typer.Option(help="The CPU, and CUDA where torch sees a GPU; or only one of them.")]
 
 
-def interleaved(variants: Mapping[str, Work], repetitions: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(variants: Mapping[Name, Work], repetitions: int, device: torch.device) -> dict[Name, list[float]]:
     """Return the seconds of every repetition of each variant, after a first turn that is not counted."""
     for work in variants.values():
         work()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
+    taken: dict[Name, list[float]] = {name: [] for name in variants}
     for _ in range(repetitions):
         for name, work in variants.items():
             taken[name].append(seconds(work, device))
@@ -36,14 +40,15 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def devices() -> list[torch.device]:
-    """Return the CPU, and the GPU if torch sees one."""
-    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+def devices(which: Which = "all") -> list[torch.device]:
+    """Return the CPU, and the GPU if torch sees one, or only one of them."""
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [torch.device(name) for name in there if which in ("all", name)]
 
 
-def not_run(what: str) -> list[str]:
+def not_run(what: str, which: Which = "all") -> list[str]:
     """Return the line that stands for the rows of a GPU where there is none."""
-    return [] if torch.cuda.is_available() else [f"not run: {what} on CUDA, torch sees no GPU"]
+    return [f"not run: {what} on CUDA, torch sees no GPU"] if which != "cpu" and not torch.cuda.is_available() else []
 
 
 def machine() -> dict[str, Any]:
@@ -58,6 +63,6 @@ def heading(what: str, machine: Mapping[str, Any]) -> str:
     return f"{what}; {machine['threads']} threads, torch {machine['torch']}; {load}"
 
 
-def spreads(taken: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def spreads(taken: Mapping[Name, Sequence[float]]) -> dict[Name, Any]:
     """Return seconds as JSON values."""
     return {name: {**output.spread(values), "seconds": list(values)} for name, values in taken.items()}

@@ -17,8 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from experiments import simulation
-from experiments.communication import output
+from experiments import output, simulation
 from experiments.demo.commands import SITES
 from experiments.simulation import Setting
 from experiments.training import phantom, quiet, timing, views_table

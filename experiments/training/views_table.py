@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.communication import output
+from experiments import output
 from shared.recipe import Augmentation, Recipe
 
 

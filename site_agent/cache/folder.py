@@ -94,8 +94,10 @@ class CacheFolder:
 
     def used(self, path: Path) -> None:
         """Note that an entry is in use."""
-        if path not in self._used:
+        with self._lock:
+            known = path in self._used
             self._used.add(path)
+        if not known:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)
 
@@ -112,8 +114,8 @@ class CacheFolder:
                 raise
             self._say_full("its disk is full")
             return False
-        self._used.add(path)
         with self._lock:
+            self._used.add(path)
             self._size = (self._size or 0) + len(data)
         return True
 

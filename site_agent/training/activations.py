@@ -44,7 +44,7 @@ class Looked:
 
 @dataclass
 class Activations:
-    """Gives prefixes for views. `look` may run on another thread than the rest; the model is used by one at a time.
+    """Gives prefixes for views. `look` may run on other threads than the rest; the model is used by one at a time.
 
     seed: of the random views. stored: how a kept entry's numbers are written, float16, bfloat16 or float32.
     """
@@ -69,11 +69,12 @@ class Activations:
 
     def prefixes(self, views: Sequence[View]) -> Prefix:
         """Return tokens and skips of `views`, stacked, on the device: (n * entries, T, D) and (n * entries, N or 0, D), float32."""
-        return self.finish(self.look(views))
+        return self.finish([self.look(view) for view in views])
 
-    def look(self, views: Sequence[View]) -> list[Looked]:
-        """Find what is cached of `views`, and read the images of what is not. Uses no model."""
-        return [self._look(view) for view in views]
+    def look(self, view: View) -> Looked:
+        """Find what is cached of a view, and read its image if something is not. Uses no model."""
+        entries = tuple(self._find(view, frame) for frame in range(self.model.entries_per_case))
+        return Looked(view, entries, self._image(view) if any(entry is None for entry in entries) else None)
 
     def finish(self, looked: Sequence[Looked]) -> Prefix:
         """Compute what was not found, and bring all of it to the device."""
@@ -95,19 +96,19 @@ class Activations:
             if should_stop():
                 break
             if view.kept and not all(self._held(view)):
-                list(self._computed(self._look(view)))
+                list(self._computed(self.look(view)))
                 if not all(self._held(view)):
                     break  # there is no room for more
                 computed += 1
             on_progress(done, len(views))
         return computed
 
-    def _look(self, view: View) -> Looked:
-        entries = tuple(self._find(view, frame) for frame in range(self.model.entries_per_case))
-        return Looked(view, entries, self._image(view) if any(entry is None for entry in entries) else None)
-
     def _find(self, view: View, frame: int) -> Prefix | None:
-        return self.cache.find(self._key(view, frame)) if self.cache is not None and view.kept else None
+        """Return an entry that is kept: in its file, or on the way to a GPU in memory that it copies from by itself."""
+        entry = self.cache.find(self._key(view, frame)) if self.cache is not None and view.kept else None
+        if entry is None or self.compute.device.type == "cpu":
+            return entry
+        return Prefix(*(value.pin_memory() for value in entry))
 
     def _held(self, view: View) -> Iterator[bool]:
         for frame in range(self.model.entries_per_case):
@@ -143,16 +144,12 @@ class Activations:
         return entry
 
     def _stack(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return parts as one float32 tensor on the device: one copy on the CPU, which widens; to a GPU they travel narrow."""
-        device = self.compute.device
-        if device.type == "cpu":
-            stacked = torch.empty((len(parts), *parts[0].shape), dtype=torch.float32)
-            for i, part in enumerate(parts):
-                stacked[i].copy_(part)
-            return stacked
-        if parts[0].device.type == "cpu":
-            return torch.stack(list(parts)).pin_memory().to(device, non_blocking=True).float()
-        return torch.stack([part.to(device) for part in parts]).float()
+        """Return parts as one float32 tensor on the device. They are widened as they are copied, to a GPU when they are there."""
+        shape = (len(parts), *parts[0].shape)
+        stacked = torch.empty(shape, dtype=torch.float32, device=self.compute.device)
+        for i, part in enumerate(parts):
+            stacked[i].copy_(part, non_blocking=True)
+        return stacked
 
     def _key(self, view: View, frame: int) -> dict[str, Any]:
         """What an entry is computed from, besides what all entries of the cache have in common."""

@@ -114,13 +114,9 @@ def _pooled(
 ) -> dict[View, torch.Tensor]:
     """Return the frozen features of `views`, (2, feature_dim) each; what is `known` of them is not computed again."""
     found = {view: known[view] for view in views if view in known}
-    with torch.no_grad():
-        missing = list(dict.fromkeys(view for view in views if view not in known))
-        pieces = micro_batch.in_pieces(
-            missing, evaluate.SUFFIX_BATCH, lambda some: model.pooled(activations.prefixes(some)).float()
-        )
-        features = [row for piece in pieces for row in piece]
-        return found | dict(zip(missing, features, strict=True))
+    missing = list(dict.fromkeys(view for view in views if view not in known))
+    features = [row for rows in micro_batch.over(activations, missing, model.pooled) for row in rows.float()]
+    return found | dict(zip(missing, features, strict=True))
 
 
 def fit_alone(

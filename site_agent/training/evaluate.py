@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from site_agent.data import windows
 from site_agent.data.cases import Case
 from site_agent.data.cohort import labels
+from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import metrics, micro_batch, parallel
 from site_agent.training.activations import Activations
 from site_agent.training.parallel import ALONE, Group
-from site_agent.training.views import View
-
-SUFFIX_BATCH = 32
 
 
 def scores(
@@ -46,16 +43,15 @@ def _logits(
     """Logits of this process's share of all windows under each state: (states, n windows, 2)"""
     views = [v for case in cases for v in activations.windows(case)]
 
-    def compute(some: Sequence[View]) -> np.ndarray:
-        prefix, logits = activations.prefixes(some), []
+    def compute(prefix: Prefix) -> np.ndarray:
+        logits = []
         for put in states:
             put()
             with activations.compute.autocast():
                 logits.append(model.suffix(prefix).float().cpu().numpy())
         return np.stack(logits)
 
-    with torch.no_grad():
-        found = micro_batch.in_pieces(views[parallel.share(len(views), group)], SUFFIX_BATCH, compute)
+    found = micro_batch.over(activations, views[parallel.share(len(views), group)], compute)
     return np.concatenate([np.zeros((len(states), 0, 2), np.float32), *found], axis=1)
 
 

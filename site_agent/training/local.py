@@ -74,8 +74,13 @@ def train_round(
     with adapter_tensors.only_trained(model, recipe.trained(position.round)):
         groups = _parameter_groups(model, recipe, owned)
         parameters = [p for group in groups for p in group["params"]]
-        optimiser = torch.optim.AdamW(groups, betas=(recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay)
         device = activations.compute.device
+        optimiser = torch.optim.AdamW(
+            groups,
+            betas=(recipe.beta1, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda" or None,  # one kernel for many small tensors
+        )
         gradient = Gradient(model, activations, parameters, _loss(cases, recipe, device), fitting, group)
         first, losses = 0, list[float]()
         held, *_ = group.gathered(lambda: keeper.newest() if keeper is not None else None)

@@ -5,7 +5,7 @@ process, so what half of the machine's memory holds is worked out beforehand.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,14 +14,14 @@ import torch
 
 from shared.errors import InputError
 from shared.memory import give_back
+from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import memory
-from site_agent.training.activations import Activations
+from site_agent.training import ahead, memory
+from site_agent.training.activations import Activations, Looked
 from site_agent.training.recompute import recomputed
 from site_agent.training.views import View
 
 log = structlog.get_logger()
-S = TypeVar("S")
 T = TypeVar("T")
 
 RAN_OUT = (
@@ -33,6 +33,8 @@ RAN_OUT = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 """What a RuntimeError says that is one of memory, where torch has no class of its own for it."""
+AT_ONCE = 32
+"""Samples at a time where nothing is trained."""
 CHECKPOINTING = "gradient checkpointing"
 
 
@@ -108,12 +110,20 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in RAN_OUT)
 
 
-def in_pieces(items: Sequence[S], at_once: int, compute: Callable[[Sequence[S]], T]) -> list[T]:
-    """Return what `compute` makes of `items`, at most `at_once` at a time, and fewer when memory runs out."""
-    micro_batch, results, done = MicroBatch(at_once, recompute=True), list[T](), 0  # nothing is kept to be recomputed
-    while done < len(items):
-        rest = items[done:]
-        taken, result = micro_batch.fitted(len(rest), lambda n, rest=rest: (n, compute(rest[:n])))  # type: ignore[misc]
-        results.append(result)
-        done += taken
+def over(activations: Activations, views: Sequence[View], compute: Callable[[Prefix], T]) -> list[T]:
+    """Return what `compute` makes of the prefixes of `views`, without gradients: AT_ONCE samples at a time, looked up one batch
+    ahead, and fewer when memory runs out."""
+    batches = [views[start : start + AT_ONCE] for start in range(0, len(views), AT_ONCE)]
+    fitting, results = MicroBatch(recompute=True), list[T]()  # nothing is kept that could be recomputed
+    with torch.no_grad(), closing(ahead.looked_up(batches, activations)) as looked:
+        for found in looked:
+            rest: Sequence[Looked] = found
+            while rest:
+
+                def take(most: int, rest: Sequence[Looked] = rest) -> tuple[int, T]:
+                    return most, compute(activations.finish(rest[:most]))
+
+                done, result = fitting.fitted(len(rest), take)
+                results.append(result)
+                rest = rest[done:]
     return results

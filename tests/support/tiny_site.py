@@ -79,10 +79,14 @@ def classifier(
     return model.eval()
 
 
-def activations(model: CineClassifier, folder: CacheFolder | None = None, seed: int = 0, **options: Any) -> Activations:
-    """Return the model's frozen activations, kept in a folder if one is given."""
-    cache = Cache.of(folder, {"model": "tiny", "first_block": model.first_block}) if folder else None
-    return Activations(model, SIZE, seed, Compute(torch.device("cpu")), cache, **options)
+def activations(
+    model: CineClassifier, folder: CacheFolder | None = None, seed: int = 0, device: str = "cpu", **options: Any
+) -> Activations:
+    """Return the model's frozen activations, kept in a folder if one is given. Brings the model to the device."""
+    facts = {"model": "tiny", "first_block": model.first_block, "device": device}
+    cache = Cache.of(folder, facts) if folder else None
+    compute = Compute(torch.device(device))
+    return Activations(model.to(compute.device), SIZE, seed, compute, cache, **options)
 
 
 def write_backbone(folder: Path, seed: int = 1) -> Path:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.communication import federation, output, plain, site
+from experiments import output
+from experiments.communication import federation, plain, site
 from experiments.communication.federation import SIZES, Size
 from experiments.communication.idle import Idle
 from experiments.communication.orchestration import Measured
-from experiments.communication.output import Target
+from experiments.output import Target
 from shared.protocol import CHUNK_BYTES
 
 

@@ -63,7 +63,7 @@ def test_entries_that_were_found_lie_in_their_file(tmp_path):
     folder = tmp_path / "activations"
     activations = tiny_site.activations(synthetic.dual(NETWORK), CacheFolder(folder, 1 << 30, left_free_bytes=0))
     batch = activations.prefixes([View(case, "plain")])
-    (entry,) = activations.look([View(case, "plain")])[0].entries
+    (entry,) = activations.look(View(case, "plain")).entries
     assert entry is not None
     assert all(cache.lies_in_file(value, folder) for value in entry)
     assert not any(cache.lies_in_file(value, folder) for value in batch)

@@ -26,8 +26,11 @@ class Elsewhere:
 
     compute = Compute(torch.device("meta"))
 
-    def prefixes(self, views):
-        entries, width = len(views), tiny_site.CONFIG.enc_embed_dim
+    def look(self, view):
+        return view
+
+    def finish(self, looked):
+        entries, width = len(looked), tiny_site.CONFIG.enc_embed_dim
         tokens = int(np.prod(tiny_site.CONFIG.grid_size))
         return Prefix(
             torch.empty(entries, 1 + tokens, width, device="meta"), torch.empty(entries, tokens, width, device="meta")

@@ -15,6 +15,7 @@ from site_agent.models.adapter_tensors import Ownership
 from site_agent.training import checkpoint, local
 from site_agent.training.checkpoint import Binding, Checkpoints, Progress
 from tests.support import disk_order, tiny_site
+from tests.support.devices import DEVICES
 
 BINDING = Binding(contract="c", round=2, base_version=1, received="r", local="l", cases="k", seed=7)
 
@@ -210,7 +211,7 @@ def test_a_round_that_goes_on_draws_what_it_would_have_drawn(kept, tmp_path):
     assert drawn(5, 2) + drawn(6, 9) == expected
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize("name", DEVICES)
 def test_a_device_draws_after_a_restart_what_it_would_have_drawn(kept, name):
     device = torch.device(name)
     torch.manual_seed(5)

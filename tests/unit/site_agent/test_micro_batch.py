@@ -1,11 +1,5 @@
 """Memory that runs out: the step is done again with less, to the same gradient, and said once."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -23,7 +17,6 @@ from tests.support import tiny_site
 OWNED = Ownership("global+local-bias")
 RECIPE = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=8)
 CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +138,8 @@ def test_scores_come_in_pieces_that_fit(cases):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_pieces_of_nothing_are_none():
-    assert micro_batch.in_pieces([], 4, list) == []
+def test_nothing_is_made_of_no_views():
+    assert micro_batch.over(tiny_site.activations(tiny_site.classifier()), [], list) == []
 
 
 # --- on a CPU the size is worked out, not tried ----------------------------------------------------------------------
@@ -199,66 +192,3 @@ def test_a_size_that_is_given_is_taken(cases):
     model, fitting = tiny_site.classifier(), MicroBatch(5)
     fitting.find(model, tiny_site.activations(model), [view_of(cases[0])], 1)
     assert fitting == MicroBatch(5)
-
-
-# --- the real allocator ---------------------------------------------------------------------------------------------
-
-LIMITED = """
-import json, resource
-import torch
-from structlog.testing import capture_logs
-from site_agent.models.backbone import Prefix
-from site_agent.training.micro_batch import MicroBatch
-from tests.support import tiny_site
-
-TOKENS, SAMPLES, ROOM = 512, 128, 32 << 20
-torch.set_num_threads(1)
-model = tiny_site.classifier()
-width = tiny_site.CONFIG.enc_embed_dim
-generator = torch.Generator().manual_seed(1)
-tokens = torch.randn(SAMPLES, 1 + TOKENS, width, generator=generator)
-trained = [value for value in model.parameters() if value.requires_grad]
-
-def gradient(at_once):
-    for value in trained:
-        value.grad = None
-    for start in range(0, SAMPLES, at_once):
-        part = tokens[start : start + at_once]
-        with fitting.saving(model):
-            logits = model.suffix(Prefix(part, part[:, 1:]))
-        (logits[:, 0].sum() / SAMPLES).backward()
-    return torch.cat([value.grad.flatten() for value in trained])
-
-fitting = MicroBatch()
-expected = gradient(1)
-for size in (2, 4, 8, 16):
-    gradient(size)  # oneDNN makes code for every size, which needs pages of its own: it has them before the limit comes
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + ROOM
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-with capture_logs() as logs:
-    found = fitting.fitted(SAMPLES, gradient)
-difference = (found - expected).abs().max() / expected.abs().max()
-print(json.dumps([fitting.size, [event["samples"] for event in logs], float(difference)]))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to know what a process has")
-def test_a_process_that_may_have_no_more_memory_goes_on_with_less():
-    """The address space is limited, so torch's own allocator fails in the middle of a forward or backward pass."""
-    finished = subprocess.run(
-        [sys.executable, "-c", LIMITED],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert finished.returncode == 0, finished.stderr
-    size, said, difference = json.loads(finished.stdout)
-    assert 1 < size < 128
-    assert said[0] == 128
-    assert said == [128 // 2**i for i in range(len(said))]
-    assert size == said[-1] // 2
-    assert difference < 1e-5

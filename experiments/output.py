@@ -4,11 +4,14 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from shared.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +100,37 @@ def show(name: str, lines: Sequence[str], targets: Sequence[Target], facts: Mapp
     path.write_text(json.dumps({**facts, "targets": judged}, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}", flush=True)
     return all(target.holds for target in targets)
+
+
+def everything(parts: Mapping[str, Callable[[], bool]], out: Path) -> tuple[bool, dict[str, str]]:
+    """Run one benchmark after the other, print every target of all of them in one table, and return whether all were met.
+
+    Also returned: why a benchmark could not be run on this machine, by its name.
+    """
+    failed: dict[str, str] = {}
+    for name, measure in parts.items():
+        print(f"\n== {name}", flush=True)
+        try:
+            measure()
+        except InputError as error:
+            failed[name] = str(error)
+            print(f"not measured: {error}", file=sys.stderr)
+    held = _summary(out, [name for name in parts if name not in failed])
+    for name, why in failed.items():
+        print(f"NOT MEASURED  {name}: {why}")
+    return held and not failed, failed
+
+
+def _summary(out: Path, names: Sequence[str]) -> bool:
+    """Print every target there is, and return whether all were met."""
+    targets = []
+    for name in names:
+        for one in json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["targets"]:
+            targets.append((name, Target(**{key: value for key, value in one.items() if key != "holds"})))
+    print("\n== all targets")
+    rows = [
+        [name, one.what, one.found, f"{'>=' if one.least else '<='} {one.limit:g} {one.unit}".strip(), one.word]
+        for name, one in targets
+    ]
+    print("\n".join(table(["benchmark", "what", "found", "target", ""], rows)))
+    return all(one.holds for _, one in targets)
