@@ -2,12 +2,14 @@
 
 The demo's network is narrow; the others are CineMA-base's last two blocks at several widths, on its 2305 tokens. Entries are in
 memory; of the demo's network the step with the frozen blocks is measured too.
+
+On a GPU `auto` is bfloat16 for any width: measured are the narrowest and the widest.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,7 +23,8 @@ from site_agent.models.config import ConvViTConfig
 from site_agent.training import compute
 from site_agent.training.compute import Compute
 
-WIDTHS = (128, 192, 384, 768)
+SIZES = {"cpu": ((128, 1), (192, 1), (384, 1), (768, 1)), "cuda": ((768, 1), (768, 16))}
+"""Width and batch of what is measured beside the demo's network."""
 DEMO = ConvViTConfig.from_json(Path(site_agent.models.__file__).parent / "demo" / "config.json")
 DEMO_BATCH = 16
 SLOWER = 1.1
@@ -37,53 +40,57 @@ def register(app: typer.Typer) -> None:
 
 def main(
     repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
+    device: timing.DeviceOption = "all",
     out: Annotated[Path, typer.Option(help="Folder for precision.json.")] = Path("runs/training"),
 ) -> None:
-    """Time training steps in float32 and in bfloat16, by width, on this machine's CPU.
+    """Time training steps in float32 and in bfloat16, by width.
 
     Example: python -m experiments.training precision
     """
-    sys.exit(not run(repetitions, out))
+    sys.exit(not run(repetitions, out, device))
 
 
-def run(repetitions: int, out: Path) -> bool:
+def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
-    machine, device = timing.machine(), torch.device("cpu")
-    taken, widths = dict[str, dict[str, list[float]]](), dict[str, int]()
-    for name, (width, make) in networks().items():
-        steps = {"float32": make(Compute(device)), "bfloat16": make(Compute(device, bfloat16=True))}
-        taken[name], widths[name] = timing.interleaved(steps, repetitions, device), width
-    picked = {name: _auto(width) for name, width in widths.items()}
+    machine, lines, targets, measured = timing.machine(), list[str](), list[Target](), dict[str, Any]()
+    for device in timing.devices(which):
+        taken, picked = dict[str, dict[str, list[float]]](), dict[str, str]()
+        for name, (width, make) in networks(device).items():
+            steps = {"float32": make(Compute(device)), "bfloat16": make(Compute(device, bfloat16=True))}
+            taken[name], picked[name] = timing.interleaved(steps, repetitions, device), _auto(device, width)
+        lines += [f"{device.type}:", *table(taken, picked)]
+        targets += judged(taken, picked, device)
+        measured[device.type] = {name: timing.spreads(by) for name, by in taken.items()} | {"auto": picked}
     what = f"precision: SYNTHETIC networks, dual LoRA on the last two blocks; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *table(taken, picked), f"WIDE = {compute.WIDE}"]
-    facts = {"machine": machine, "synthetic": True, "auto": picked, "wide": compute.WIDE}
-    measured = {name: timing.spreads(by) for name, by in taken.items()}
-    return output.show("precision", lines, judged(taken, picked), {**facts, "measured": measured}, out)
+    lines = [timing.heading(what, machine), *lines, *timing.not_run("two rows", which), f"WIDE = {compute.WIDE}"]
+    facts = {"machine": machine, "synthetic": True, "wide": compute.WIDE, "measured": measured}
+    return output.show("precision", lines, targets, facts, out)
 
 
-def networks() -> dict[str, tuple[int, Callable[[Compute], Step]]]:
+def networks(device: torch.device) -> dict[str, tuple[int, Callable[[Compute], Step]]]:
     """Return what is measured: width, and what makes a step of a precision."""
-    demo, image = synthetic.dual(DEMO), synthetic.images(DEMO_BATCH, DEMO)
+    demo, image = synthetic.dual(DEMO).to(device), synthetic.images(DEMO_BATCH, DEMO).to(device)
     name = f"demo's, width {DEMO.enc_embed_dim}, batch {DEMO_BATCH}"
     found: dict[str, tuple[int, Callable[[Compute], Step]]] = {
-        f"{name}, cached": (DEMO.enc_embed_dim, in_memory(DEMO, DEMO_BATCH)),
+        f"{name}, cached": (DEMO.enc_embed_dim, in_memory(DEMO, DEMO_BATCH, device)),
         f"{name}, uncached": (DEMO.enc_embed_dim, lambda how: variants.uncached(demo, image, how)),
     }
-    for width in WIDTHS:
-        found[f"width {width}, batch 1, cached"] = (width, in_memory(synthetic.of_width(width, 2), 1))
+    for width, batch in SIZES[device.type]:
+        network = synthetic.of_width(width, 2)
+        found[f"width {width}, batch {batch}, cached"] = (width, in_memory(network, batch, device))
     return found
 
 
-def in_memory(network: ConvViTConfig, batch: int) -> Callable[[Compute], Step]:
-    """Return what makes a cached step whose entries are in memory already."""
-    model = synthetic.dual(network)
+def in_memory(network: ConvViTConfig, batch: int, device: torch.device) -> Callable[[Compute], Step]:
+    """Return what makes a cached step whose entries are on the device already."""
+    model = synthetic.dual(network).to(device)
     with torch.no_grad():
-        prefix = model.backbone.prefix(synthetic.images(batch, network), model.first_block)
+        prefix = model.backbone.prefix(synthetic.images(batch, network).to(device), model.first_block)
     return lambda how: Step.of(model, lambda: model.suffix(prefix), batch, how)
 
 
-def _auto(width: int) -> str:
-    return "bfloat16" if compute.pick("cpu", "auto", width).bfloat16 else "float32"
+def _auto(device: torch.device, width: int) -> str:
+    return "bfloat16" if compute.pick("cuda" if device.type == "cuda" else "cpu", "auto", width).bfloat16 else "float32"
 
 
 def table(taken: Mapping[str, Taken], picked: Mapping[str, str]) -> list[str]:
@@ -95,11 +102,11 @@ def table(taken: Mapping[str, Taken], picked: Mapping[str, str]) -> list[str]:
     return output.table(["network", "float32, ms", "bfloat16, ms", "ratio", "auto picks"], rows)
 
 
-def judged(taken: Mapping[str, Taken], picked: Mapping[str, str]) -> list[Target]:
+def judged(taken: Mapping[str, Taken], picked: Mapping[str, str], device: torch.device) -> list[Target]:
     """Return whether the precision that `auto` picks is the quicker one, or nearly."""
     found = []
     for name, by in taken.items():
         other = "float32" if picked[name] == "bfloat16" else "bfloat16"
         ratio = output.median(by[picked[name]]) / output.median(by[other])
-        found.append(Target(f"{name}: {picked[name]}, in steps of {other}", ratio, SLOWER))
+        found.append(Target(f"{device.type}, {name}: {picked[name]}, in steps of {other}", ratio, SLOWER))
     return found

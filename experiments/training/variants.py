@@ -35,7 +35,8 @@ class Step:
         """Return the step that trains whatever of `model` can be trained."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         labels = (torch.arange(batch) % 2).to(compute.device)
-        return cls(logits, labels, torch.optim.AdamW(trained, lr=RATE), compute)
+        fused = compute.device.type == "cuda" or None  # as in site_agent/training/local.py
+        return cls(logits, labels, torch.optim.AdamW(trained, lr=RATE, fused=fused), compute)
 
     def __call__(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from site_agent.models.backbone import Prefix
 
 log = structlog.get_logger()
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,15 @@ class Cache:
         """
         return cls(folder, folder.scope({"format": FORMAT, **facts}))
 
-    def find(self, key: dict[str, Any]) -> Prefix | None:
-        """Return the entry of a key (image digest, view, frame), mapped from its file; None if it must be computed.
+    def find(self, key: dict[str, Any], allocate: entries.Allocate | None = None) -> Prefix | None:
+        """Return the entry of a key (image digest, view, frame), mapped from its file or read into what `allocate` gives; None
+        if it must be computed.
 
         A damaged one is removed and counts as missing.
         """
         data, path = self._place(key)
         try:
-            found = entries.read(path, data)
+            found = entries.read(path, data, allocate)
         except Damaged as damage:
             log.warning("activation_damaged", entry=path.name, reason=damage.reason, next="it is computed again")
             self.folder.drop(path)

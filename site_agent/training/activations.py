@@ -20,6 +20,7 @@ from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import augment
 from site_agent.training.compute import Compute
+from site_agent.training.resident import Resident
 from site_agent.training.views import View
 
 Size3 = tuple[int, int, int]
@@ -56,12 +57,19 @@ class Activations:
     cache: Cache | None = None
     stored: torch.dtype = torch.float32
     ranges: augment.Ranges = augment.RANGES["cinema"]
+    resident: Resident | None = None
     _images: dict[str, Image] = field(default_factory=dict)
 
     def begin_round(self) -> None:
         """From here on, what was last used two rounds ago may give way to what is needed now."""
         if self.cache is not None:
             self.cache.folder.begin_turn()
+        if self.resident is not None:
+            self.resident.begin_round()
+
+    def make_room(self) -> bool:
+        """Give back what memory of the device can be done without; return whether there was any."""
+        return self.resident is not None and self.resident.clear()
 
     def windows(self, case: Case) -> list[View]:
         """The overlapping windows that evaluation combines; one if the model takes the whole volume."""
@@ -78,7 +86,9 @@ class Activations:
 
     def finish(self, looked: Sequence[Looked]) -> Prefix:
         """Compute what was not found, and bring all of it to the device."""
-        entries = [entry for one in looked for entry in self._computed(one)]
+        entries = [
+            self._bring(one.view, frame, entry) for one in looked for frame, entry in enumerate(self._computed(one))
+        ]
         return Prefix(*(self._stack([getattr(entry, name) for entry in entries]) for name in Prefix._fields))
 
     def fill(
@@ -104,11 +114,20 @@ class Activations:
         return computed
 
     def _find(self, view: View, frame: int) -> Prefix | None:
-        """Return an entry that is kept: in its file, or on the way to a GPU in memory that it copies from by itself."""
-        entry = self.cache.find(self._key(view, frame)) if self.cache is not None and view.kept else None
-        if entry is None or self.compute.device.type == "cpu":
-            return entry
-        return Prefix(*(value.pin_memory() for value in entry))
+        """Return an entry that is kept: on the device, in its file, or on the way to a GPU."""
+        if self.cache is None or not view.kept:
+            return None
+        there = self.resident.get((view, frame)) if self.resident is not None else None
+        if there is not None:
+            return there
+        return self.cache.find(self._key(view, frame), None if self.compute.device.type == "cpu" else _pinned)
+
+    def _bring(self, view: View, frame: int, entry: Prefix) -> Prefix:
+        """Return an entry on the device, where it stays if it may."""
+        there = Prefix(*(value.to(self.compute.device, non_blocking=True) for value in entry))
+        if self.resident is not None and self.cache is not None and view.kept:
+            self.resident.put((view, frame), there)
+        return there
 
     def _held(self, view: View) -> Iterator[bool]:
         for frame in range(self.model.entries_per_case):
@@ -144,11 +163,11 @@ class Activations:
         return entry
 
     def _stack(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return parts as one float32 tensor on the device. They are widened as they are copied, to a GPU when they are there."""
+        """Return parts as one float32 tensor on the device: the copy widens them."""
         shape = (len(parts), *parts[0].shape)
         stacked = torch.empty(shape, dtype=torch.float32, device=self.compute.device)
         for i, part in enumerate(parts):
-            stacked[i].copy_(part, non_blocking=True)
+            stacked[i].copy_(part)
         return stacked
 
     def _key(self, view: View, frame: int) -> dict[str, Any]:
@@ -187,3 +206,8 @@ class Activations:
             x, y, z = (max(have, want) for have, want in zip(frames.shape[1:], self.image_size, strict=True))
             self._images[case.key] = Image(cohort.image_digest(frames), (x, y, z))
         return self._images[case.key]
+
+
+def _pinned(count: int) -> torch.Tensor:
+    """Return memory that a GPU can copy from by itself; torch keeps and reuses it."""
+    return torch.empty(count, dtype=torch.uint8, pin_memory=True)

@@ -6,7 +6,7 @@ process, so what half of the machine's memory holds is worked out beforehand.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -35,7 +35,6 @@ RAN_OUT = (
 """What a RuntimeError says that is one of memory, where torch has no class of its own for it."""
 AT_ONCE = 32
 """Samples at a time where nothing is trained."""
-CHECKPOINTING = "gradient checkpointing"
 
 
 @dataclass
@@ -46,6 +45,8 @@ class MicroBatch:
     """Samples at a time; 0: all that there are, as long as nothing else is known."""
     recompute: bool = False
     """Whether the trained blocks are checkpointed (site_agent/training/recompute.py)."""
+    make_room: Callable[[], bool] = field(default=lambda: False, compare=False, repr=False)
+    """Gives back memory that can be done without, and says whether there was any: then as much is tried again."""
 
     def find(self, model: CineClassifier, activations: Activations, views: Sequence[View], within_bytes: int) -> None:
         """On a CPU, set the size to what keeps within so much memory, by what one sample takes. `views`: of a largest batch.
@@ -87,20 +88,24 @@ class MicroBatch:
         return recomputed(model.backbone.blocks[model.first_block :]) if self.recompute else nullcontext()
 
     def _take_less(self, samples: int) -> None:
+        made_room = self.make_room()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         give_back()
-        if samples > 1:
+        if made_room:
+            step = "as many, without what was kept on the device"
+        elif samples > 1:
             self.size = samples // 2
+            step = f"{self.size} at a time"
         elif not self.recompute:
-            self.recompute = True
+            self.recompute, step = True, "gradient checkpointing"
         else:
             raise InputError(
                 "memory ran out with one sample at a time, in training also with gradient checkpointing, and there is no less: "
                 'end what else uses this memory, set device = "cpu" or precision = "bfloat16" in site.toml, or take a larger '
                 "machine"
             )
-        log.warning("memory_ran_out", samples=samples, next=f"{self.size} at a time" if samples > 1 else CHECKPOINTING)
+        log.warning("memory_ran_out", samples=samples, next=step)
 
 
 def ran_out(error: BaseException) -> bool:
@@ -114,7 +119,10 @@ def over(activations: Activations, views: Sequence[View], compute: Callable[[Pre
     """Return what `compute` makes of the prefixes of `views`, without gradients: AT_ONCE samples at a time, looked up one batch
     ahead, and fewer when memory runs out."""
     batches = [views[start : start + AT_ONCE] for start in range(0, len(views), AT_ONCE)]
-    fitting, results = MicroBatch(recompute=True), list[T]()  # nothing is kept that could be recomputed
+    fitting, results = (
+        MicroBatch(recompute=True, make_room=activations.make_room),
+        list[T](),
+    )  # nothing is kept that could be recomputed
     with torch.no_grad(), closing(ahead.looked_up(batches, activations)) as looked:
         for found in looked:
             rest: Sequence[Looked] = found

@@ -32,6 +32,7 @@ from site_agent.training.compute import Compute, pick
 from site_agent.training.evaluate import Scored
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.parallel import ALONE, Group
+from site_agent.training.resident import Resident
 from site_agent.training.schedule import Position
 from site_agent.training.views import View
 
@@ -91,7 +92,6 @@ class SiteTrainer:
                 f"the federation's adapter tells {len(self.metadata.class_names)} classes apart, cohorts have "
                 f"{len(CLASS_NAMES)} ({', '.join(CLASS_NAMES)}); the coordinator must make another adapter"
             )
-        self._micro_batch = MicroBatch(config.micro_batch)
         self.seed = _site_seed(config.seed, site, contract.federation)
         self.cohort = cohort
         self.train_cases = self.cohort.train(without_fold=config.validation_fold)
@@ -107,7 +107,9 @@ class SiteTrainer:
             self._cache(config, compute),
             getattr(torch, config.cache_dtype),
             augment.RANGES.get(self.recipe.augmentation, augment.RANGES["cinema"]),
+            Resident.on(compute),
         )
+        self._micro_batch = MicroBatch(config.micro_batch, make_room=self.activations.make_room)
 
     @classmethod
     def load(cls, config: SiteConfig, site: str, contract: Contract, cohort: Cohort, group: Group = ALONE) -> Self:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from experiments.training import equality, floor, memory, precision, steps, views_table
 from experiments.training.compiled import Compiled, verdict
@@ -62,9 +63,9 @@ def test_the_peak_of_a_process_is_that_of_its_last_part():
 
 def test_what_auto_picks_should_be_the_quicker_precision():
     taken = {"narrow": {"float32": [1.0], "bfloat16": [2.0]}, "wide": {"float32": [1.0], "bfloat16": [0.5]}}
-    good = precision.judged(taken, {"narrow": "float32", "wide": "bfloat16"})
+    good = precision.judged(taken, {"narrow": "float32", "wide": "bfloat16"}, torch.device("cpu"))
     assert [target.found for target in good] == [0.5, 0.5]
-    assert not precision.judged(taken, {"narrow": "bfloat16", "wide": "bfloat16"})[0].holds
+    assert not precision.judged(taken, {"narrow": "bfloat16", "wide": "bfloat16"}, torch.device("cpu"))[0].holds
 
 
 def outcome(probability: float, auc: float) -> Outcome:

@@ -179,7 +179,7 @@ def test_a_process_that_may_have_no_more_memory_goes_on_with_less(device):
         check=False,
         timeout=120,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
     )
     assert finished.returncode == 0, finished.stderr
     size, said, difference = json.loads(finished.stdout)
