@@ -40,7 +40,7 @@ class SiteConfig:
     threads: int = 1
     """CPU threads of torch; figures repeat bit for bit at the same number."""
     precision: Precision = "auto"
-    """Of matrix products in training. auto: bfloat16 on a GPU, and on a CPU that multiplies it natively for a wide network."""
+    """Of matrix products in training. auto: bfloat16 for a wide network on a GPU, or on a CPU that multiplies it natively."""
     cache: Path | None = None
     """Folder for frozen activations, which several federations may share: derived patient data, as private as the images. None:
     `activations` beside the state folder."""

@@ -3,7 +3,7 @@
 The demo's network is narrow; the others are CineMA-base's last two blocks at several widths, on its 2305 tokens. Entries are in
 memory; of the demo's network the step with the frozen blocks is measured too.
 
-On a GPU `auto` is bfloat16 for any width: measured are the narrowest and the widest.
+On a GPU the narrowest and the widest are measured.
 """
 
 import sys

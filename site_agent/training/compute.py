@@ -9,8 +9,8 @@ from shared.errors import InputError
 from site_agent.config import Device, Precision
 
 WIDE = 128
-"""Width from which bfloat16 pays on a CPU that multiplies it natively; narrower networks lose more by converting than they
-gain. `python -m experiments.training precision` measures it."""
+"""Width from which bfloat16 pays on a GPU, or a CPU that multiplies it natively; narrower networks lose more by converting than
+they gain. `python -m experiments.training precision` measures it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Compute:
 def pick(device: Device, precision: Precision, width: int, gpu: int | None = None) -> Compute:
     """Return what to compute with; `width` is the network's embedding dimension, `gpu` the number of a process's own GPU.
 
-    auto: CUDA if torch sees a GPU; bfloat16 there, and on a CPU that multiplies it natively if the network is wide. Raises
+    auto: CUDA if torch sees a GPU; bfloat16 there and on a CPU that multiplies it natively, if the network is wide. Raises
     InputError if CUDA is asked for and not there, or there are fewer GPUs than processes.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -42,8 +42,8 @@ def pick(device: Device, precision: Precision, width: int, gpu: int | None = Non
             )
         chosen = torch.device("cuda", gpu)
     if precision == "auto":
-        native = chosen.type == "cuda" or (width >= WIDE and _multiplies_bfloat16())
-        return Compute(chosen, native)
+        native = chosen.type == "cuda" or _multiplies_bfloat16()
+        return Compute(chosen, native and width >= WIDE)
     return Compute(chosen, precision == "bfloat16")
 
 

@@ -64,7 +64,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would hold the operation that holds it, and never be freed
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         output = forward()

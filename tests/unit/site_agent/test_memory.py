@@ -1,6 +1,7 @@
 """How much memory there is, by the files of a machine that is made up, and what a forward pass keeps, by hand."""
 
 import os
+import weakref
 
 import pytest
 import torch
@@ -63,6 +64,19 @@ def test_what_is_kept_is_counted_once_and_without_the_models_own():
     assert memory.saved_bytes(layer, lambda: (layer(x) + layer(x[:, :])).sum()) == 4 * 8 * 10
     frozen = nn.Linear(10, 6).requires_grad_(False)
     assert memory.saved_bytes(frozen, lambda: F.gelu(frozen(x))) == 0
+
+
+def test_nothing_of_the_forward_pass_stays():
+    """An operation that keeps what it returned must not be kept by that in turn."""
+    x, passed = torch.randn(8, 10, requires_grad=True), []
+
+    def forward():
+        value = (2 * x).exp()
+        passed.append(weakref.ref(value.untyped_storage()))
+        return value.sum()
+
+    assert memory.saved_bytes(nn.Linear(1, 1), forward) == 4 * 8 * 10
+    assert passed[0]() is None
 
 
 # --- gradient checkpointing -----------------------------------------------------------------------------------------
