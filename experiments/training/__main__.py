@@ -27,7 +27,7 @@ for module in (steps, floor, cache, waits, precision, epoch, memory, compiled, e
 @app.command(name="all")
 def everything(
     repetitions: Annotated[int, typer.Option(min=1, help="Counted turns of each step and product.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="Cohorts for the choice of views.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Cohorts for equality, and for the choice of views.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Federations at a time.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the choice of views, which takes longest.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/training"),
@@ -46,7 +46,7 @@ def everything(
         "epoch": lambda: epoch.run(5, 3, out),
         "memory": lambda: memory.run(6, out),
         "compile": lambda: compiled.run(repetitions, out),
-        "equality": lambda: equality.run(0, 1.0, 8, jobs, out),
+        "equality": lambda: equality.run(range(seeds), 1.0, 8, jobs, out),
     }
     if not quick:
         parts["views"] = lambda: views.run(range(seeds), 8, 1.0, jobs, out)

@@ -1,13 +1,13 @@
 """What the cache may change of a result: nothing in float32, next to nothing in half precision.
 
 losses       the same round of training at one phantom site, from a full cache and without one, step by step
-federation   the demo's federation in one process, with and without a cache, and in float16
+federations  the demo's, each in one process, with and without a cache, and with half-precision ones, on several cohorts
 logits       of CineMA-base with random weights, from entries rounded to float16 and to bfloat16
 """
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +55,9 @@ RUNS: Mapping[str, tuple[bool, Stored]] = {
     "bfloat16": (True, "bfloat16"),
 }
 """Whether there is a cache, and what its entries are rounded to."""
+REFERENCE = "float32"
+Outcomes = Mapping[tuple[int, str], Outcome]
+"""By seed of the cohort and name of the run."""
 
 
 def register(app: typer.Typer) -> None:
@@ -63,32 +66,38 @@ def register(app: typer.Typer) -> None:
 
 
 def main(
-    seed: Annotated[int, typer.Option(min=0, help="Of cohort and federation.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Cohorts, each with its federations.")] = 3,
     scale: Annotated[float, typer.Option(help="Share of the vendors' numbers of cases.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the federation.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a federation.")] = 8,
     jobs: Annotated[int, typer.Option(min=1, help="Federations at a time.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for the cohort and equality.json.")] = Path("runs/training"),
+    out: Annotated[Path, typer.Option(help="Folder for the cohorts and equality.json.")] = Path("runs/training"),
 ) -> None:
-    """Compare training with and without the cache: losses, a demo federation, logits.
+    """Compare training with and without the cache: losses, demo federations, logits.
 
-    Example: python -m experiments.training equality --scale 0.3
+    Example: python -m experiments.training equality --seeds 1 --scale 0.3
     """
-    sys.exit(not run(seed, scale, rounds, jobs, out))
+    sys.exit(not run(range(seeds), scale, rounds, jobs, out))
 
 
-def run(seed: int, scale: float, rounds: int, jobs: int, out: Path) -> bool:
+def run(seeds: Sequence[int], scale: float, rounds: int, jobs: int, out: Path) -> bool:
     """Measure, show, and return whether every target was met."""
     machine = timing.machine()
-    prepared = phantom.cohort(out, seed, scale)
+    prepared = {seed: phantom.cohort(out, seed, scale) for seed in seeds}
     with ProcessPoolExecutor(jobs) as pool:
-        running = {name: pool.submit(_outcome, prepared, out, seed, rounds, *how) for name, how in RUNS.items()}
-        outcomes = {name: one.result() for name, one in running.items()}
-    with_cache, without = (_losses(prepared, out, seed, cached) for cached in (True, False))
+        running = {
+            (seed, name): pool.submit(_outcome, prepared[seed], out, seed, rounds, *how)
+            for seed in seeds
+            for name, how in RUNS.items()
+        }
+        outcomes = {which: one.result() for which, one in running.items()}
+    first = seeds[0]
+    with_cache, without = (_losses(prepared[first], out, first, cached) for cached in (True, False))
     errors = _logit_errors()
-    what = f"equality: SYNTHETIC phantom cohort, seed {seed}, {rounds} rounds, {len(SITES)} sites"
+    what = f"equality: SYNTHETIC phantom cohorts, {rounds} rounds, {len(SITES)} sites"
     lines = [timing.heading(what, machine), *table(outcomes), "", *logit_table(errors)]
     facts: dict[str, Any] = {"machine": machine, "synthetic": True, "losses": {"cached": with_cache, "not": without}}
-    facts |= {"outcomes": {name: asdict(one) for name, one in outcomes.items()}, "logits": errors}
+    facts["outcomes"] = [{"seed": seed, "cache": name, **asdict(one)} for (seed, name), one in outcomes.items()]
+    facts["logits"] = errors
     return output.show("equality", lines, judged(with_cache, without, outcomes), facts, out)
 
 
@@ -163,26 +172,30 @@ def auc_deviation(one: Outcome, other: Outcome) -> float:
     return max(abs(one.auc[site] - other.auc[site]) for site in one.auc)
 
 
+def mean_auc_deviation(one: Outcome, other: Outcome) -> float:
+    """Return the difference between the means over the sites."""
+    return abs(mean_auc(one) - mean_auc(other))
+
+
 def mean_auc(one: Outcome) -> float:
     """Return the mean over the sites."""
     return sum(one.auc.values()) / len(one.auc)
 
 
-def table(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Return a row for each federation, held against the cache in float32."""
-    reference = outcomes["float32"]
+def table(outcomes: Outcomes) -> list[str]:
+    """Return a row for each federation, held against the one of the same cohort with a cache in float32."""
     rows = [
         [
-            name,
+            f"{seed}, {name}",
             f"{mean_auc(one):.4f}",
-            abs(mean_auc(one) - mean_auc(reference)),
-            auc_deviation(one, reference),
-            deviation(one, reference),
+            mean_auc_deviation(one, outcomes[seed, REFERENCE]),
+            auc_deviation(one, outcomes[seed, REFERENCE]),
+            deviation(one, outcomes[seed, REFERENCE]),
             one.seconds,
         ]
-        for name, one in outcomes.items()
+        for (seed, name), one in outcomes.items()
     ]
-    head = ["cache", "mean AUC", "mean AUC, apart", "AUC of a site, most", "probability, most", "training, s"]
+    head = ["seed, cache", "mean AUC", "mean AUC, apart", "AUC of a site, most", "probability, most", "training, s"]
     return output.table(head, rows)
 
 
@@ -195,21 +208,18 @@ def logit_table(errors: Mapping[str, Mapping[str, float]]) -> list[str]:
     return output.table(head, rows)
 
 
-def judged(with_cache: Sequence[float], without: Sequence[float], outcomes: Mapping[str, Outcome]) -> list[Target]:
-    """Return what must hold."""
+def judged(with_cache: Sequence[float], without: Sequence[float], outcomes: Outcomes) -> list[Target]:
+    """Return what must hold, of the cohort where it is furthest from that."""
     steps = len(with_cache)
     apart = max(abs(a - b) for a, b in zip(with_cache, without, strict=True))
-    reference = outcomes["float32"]
+
+    def most(name: str, between: Callable[[Outcome, Outcome], float]) -> float:
+        return max(between(one, outcomes[seed, REFERENCE]) for (seed, which), one in outcomes.items() if which == name)
+
     return [
         Target("steps whose losses were compared", steps, STEPS, least=True),
         Target(f"losses of {steps} steps, with and without the cache", apart, LOSS),
-        Target(
-            "probabilities, with and without the cache, float32",
-            deviation(outcomes["no cache"], reference),
-            PROBABILITY,
-        ),
-        Target("mean AUC, float16 and float32", abs(mean_auc(outcomes["float16"]) - mean_auc(reference)), AUC),
-        Target(
-            "AUC of the site that differs most, float16 and float32", auc_deviation(outcomes["float16"], reference), AUC
-        ),
+        Target("probabilities, with and without the cache, float32", most("no cache", deviation), PROBABILITY),
+        Target("mean AUC, float16 and float32", most("float16", mean_auc_deviation), AUC),
+        Target("AUC of the site that differs most, float16 and float32", most("float16", auc_deviation), AUC),
     ]

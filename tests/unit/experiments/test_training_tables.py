@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from experiments.training import equality, floor, memory, precision, steps, views_table
+from experiments.training import equality, floor, memory, precision, steps, views_table, waits
 from experiments.training.compiled import Compiled, verdict
 from experiments.training.epoch import Course, judged, pieces, table
 from experiments.training.equality import Outcome
@@ -72,17 +72,29 @@ def outcome(probability: float, auc: float) -> Outcome:
     return Outcome({"ge": [0.5, probability]}, {"ge": auc, "canon": 0.9}, 1.0)
 
 
-def test_federations_are_held_against_the_one_with_a_float32_cache():
+def test_federations_are_held_against_the_one_of_their_cohort_with_a_float32_cache():
     outcomes = {
-        "float32": outcome(0.7, 0.9),
-        "no cache": outcome(0.7, 0.9),
-        "float16": outcome(0.72, 0.903),
+        (0, "float32"): outcome(0.7, 0.9),
+        (0, "no cache"): outcome(0.7, 0.9),
+        (0, "float16"): outcome(0.72, 0.903),
+        (1, "float32"): outcome(0.2, 0.8),
+        (1, "no cache"): outcome(0.2, 0.8),
+        (1, "float16"): outcome(0.21, 0.801),
     }
-    assert equality.deviation(outcomes["float16"], outcomes["float32"]) == pytest.approx(0.02)
+    assert equality.deviation(outcomes[0, "float16"], outcomes[0, "float32"]) == pytest.approx(0.02)
     found = equality.judged([0.1] * 50, [0.1] * 49 + [0.1002], outcomes)
     assert [target.holds for target in found] == [True, False, True, True, False]
     assert [round(target.found, 6) for target in found] == [50, 0.0002, 0, 0.0015, 0.003]
-    assert len(equality.table(outcomes)) == 5
+    assert len(equality.table(outcomes)) == 8
+
+
+def test_waiting_for_data_is_held_against_a_batch_that_needs_nothing_done():
+    taken = {("training", waits.FILES): [2.0, 6.0], ("training", waits.THERE): [1.0, 3.0]}
+    (on_cpu,) = waits.judged(taken, torch.device("cpu"))
+    assert (on_cpu.found, on_cpu.holds) == (2.0, False)
+    assert len(waits.table(taken)) == 4
+    (on_gpu,) = waits.judged({**taken, ("training", waits.STAY): [1.0, 3.0]}, torch.device("cuda"))
+    assert (on_gpu.found, on_gpu.holds) == (1.0, True)
 
 
 def test_compiling_is_won_back_after_its_start_over_its_gain():
