@@ -40,6 +40,8 @@ class Setting:
     cache: Path | None = None
     """Folder for frozen activations; None: beside the sites' cohorts."""
     cache_dtype: Stored = "float32"
+    cache_mb: int = 16384
+    """0 keeps none."""
 
     def start(self, sites: int) -> tuple[Contract, Adapter]:
         """Return the contract and version 0."""
@@ -64,6 +66,7 @@ class Setting:
             seed=self.seed,
             cache=self.cache or cohort.folder.parent / "activations",
             cache_dtype=self.cache_dtype,
+            cache_mb=self.cache_mb,
         )
         loaded = load_base(self.weights, "", contract.manifest.metadata.frames)  # type: ignore[arg-type]
         return SiteTrainer(config, site, contract, loaded, cohort)

@@ -48,13 +48,14 @@ class Outcome:
     seconds: float
 
 
-RUNS: Mapping[str, tuple[bool, Stored]] = {
-    "no cache": (False, "float32"),
-    "float32": (True, "float32"),
-    "float16": (True, "float16"),
-    "bfloat16": (True, "bfloat16"),
+CACHE_MB = 4096
+RUNS: Mapping[str, tuple[int, Stored]] = {
+    "no cache": (0, "float32"),
+    "float32": (CACHE_MB, "float32"),
+    "float16": (CACHE_MB, "float16"),
+    "bfloat16": (CACHE_MB, "bfloat16"),
 }
-"""Whether there is a cache, and what its entries are rounded to."""
+"""Room for the cache, and what its entries are rounded to."""
 REFERENCE = "float32"
 Outcomes = Mapping[tuple[int, str], Outcome]
 """By seed of the cohort and name of the run."""
@@ -91,7 +92,7 @@ def run(seeds: Sequence[int], scale: float, rounds: int, jobs: int, out: Path) -
         }
         outcomes = {which: one.result() for which, one in running.items()}
     first = seeds[0]
-    with_cache, without = (_losses(prepared[first], out, first, cached) for cached in (True, False))
+    with_cache, without = (_losses(prepared[first], out, first, cache_mb) for cache_mb in (CACHE_MB, 0))
     errors = _logit_errors()
     what = f"equality: SYNTHETIC phantom cohorts, {rounds} rounds, {len(SITES)} sites"
     lines = [timing.heading(what, machine), *table(outcomes), "", *logit_table(errors)]
@@ -101,20 +102,18 @@ def run(seeds: Sequence[int], scale: float, rounds: int, jobs: int, out: Path) -
     return output.show("equality", lines, judged(with_cache, without, outcomes), facts, out)
 
 
-def _losses(prepared: Path, out: Path, seed: int, cached: bool) -> list[float]:
+def _losses(prepared: Path, out: Path, seed: int, cache_mb: int) -> list[float]:
     """Train one round and return the losses of its first steps, which the last checkpoint holds.
 
     The cached one finds all it needs: what is missing in the end was computed in training, and is an error.
     """
     with tempfile.TemporaryDirectory(dir=out, prefix="losses-") as name:
         recipe = Recipe(batch_size=BATCH, local_epochs=1)
-        setting = Setting(prepared, phantom.WEIGHTS, seed, 1, recipe, cache=Path(name) / "activations")
+        cache = Path(name) / "activations"
+        setting = Setting(prepared, phantom.WEIGHTS, seed, 1, recipe, cache=cache, cache_mb=cache_mb)
         contract, initial = setting.start(1)
         trainer = setting.trainer(SITE, contract, Cohort.load(prepared / SITE))
-        if cached:
-            trainer.fill_cache(1)
-        else:
-            trainer.activations.cache = None
+        trainer.fill_cache(1)
         checkpoints = Checkpoints(Path(name) / "training", 0.0, Infirmary(Path(name), print))
         trainer.train(1, initial, trainer.initial_local(), local.Hooks(), checkpoints)
         held = checkpoint.read(checkpoints.paths()[-1])
@@ -122,13 +121,14 @@ def _losses(prepared: Path, out: Path, seed: int, cached: bool) -> list[float]:
         return held[1].losses[:STEPS]
 
 
-def _outcome(prepared: Path, out: Path, seed: int, rounds: int, cached: bool, stored: Stored) -> Outcome:
+def _outcome(prepared: Path, out: Path, seed: int, rounds: int, cache_mb: int, stored: Stored) -> Outcome:
     """Run one federation, on one thread as the demo's agents have."""
     quiet.process()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=out, prefix="federation-") as folder:
-        setting = Setting(prepared, phantom.WEIGHTS, seed, rounds, cache=Path(folder), cache_dtype=stored)
-        made = phantom.federate(setting, cached=cached)
+        cache = Path(folder)
+        setting = Setting(prepared, phantom.WEIGHTS, seed, rounds, cache=cache, cache_dtype=stored, cache_mb=cache_mb)
+        made = phantom.federate(setting)
         scored = {
             site: trainer.score(made.version, made.private[site], trainer.cohort.test())
             for site, trainer in made.trainers.items()

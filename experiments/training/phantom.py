@@ -42,13 +42,10 @@ class Federated:
     """From the first round's start to the last one's end."""
 
 
-def federate(setting: Setting, *, cached: bool = True) -> Federated:
-    """Run all rounds over the demo's sites, with or without a cache."""
+def federate(setting: Setting) -> Federated:
+    """Run all rounds over the demo's sites."""
     contract, initial = setting.start(len(SITES))
     trainers = {site: setting.trainer(site, contract, Cohort.load(setting.cohort / site)) for site in SITES}
-    if not cached:
-        for trainer in trainers.values():
-            trainer.activations.cache = None
     began = time.perf_counter()
     *_, last = simulation.federate(contract, initial, trainers)
     private = {site: dict(tensors) for site, tensors in last.private.items()}
