@@ -2,14 +2,16 @@
 
 losses       the same round of training at one phantom site, from a full cache and without one, step by step
 federations  the demo's, each in one process, with and without a cache, and with half-precision ones, on several cohorts
+first step   of a site on float16 entries and on float32 ones: the weight that comes out furthest apart, and why
 logits       of CineMA-base with random weights, from entries rounded to float16 and to bfloat16
 """
 
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,12 +95,12 @@ def run(seeds: Sequence[int], scale: float, rounds: int, jobs: int, out: Path) -
         outcomes = {which: one.result() for which, one in running.items()}
     first = seeds[0]
     with_cache, without = (_losses(prepared[first], out, first, cache_mb) for cache_mb in (CACHE_MB, 0))
-    errors = _logit_errors()
+    step, errors = _first_step(prepared[first], out, first, rounds), _logit_errors()
     what = f"equality: SYNTHETIC phantom cohorts, {rounds} rounds, {len(SITES)} sites"
-    lines = [timing.heading(what, machine), *table(outcomes), "", *logit_table(errors)]
+    lines = [timing.heading(what, machine), *table(outcomes), "", step.line(), "", *logit_table(errors)]
     facts: dict[str, Any] = {"machine": machine, "synthetic": True, "losses": {"cached": with_cache, "not": without}}
     facts["outcomes"] = [{"seed": seed, "cache": name, **asdict(one)} for (seed, name), one in outcomes.items()]
-    facts["logits"] = errors
+    facts |= {"logits": errors, "first_step": asdict(step)}
     return output.show("equality", lines, judged(with_cache, without, outcomes), facts, out)
 
 
@@ -138,6 +140,64 @@ def _outcome(prepared: Path, out: Path, seed: int, rounds: int, cache_mb: int, s
         {site: metrics.auc(one.scores, one.labels) for site, one in scored.items()},
         made.seconds,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """Where the first step of a round leads furthest apart: the weight, how far, and its gradient on either side."""
+
+    weight: str
+    apart: float
+    gradients: tuple[float, float]
+    rate: float
+
+    def line(self) -> str:
+        """Return it in words."""
+        one, other = self.gradients
+        return (
+            f"first step at {SITE}, float32 and float16: furthest apart is {self.weight}, by {self.apart:.2g}, at a learning rate "
+            f"of {self.rate:g}; its gradients are {one:.2g} and {other:.2g}"
+        )
+
+
+def _first_step(prepared: Path, out: Path, seed: int, rounds: int) -> FirstStep:
+    """Train one step of the first round on entries of either kind."""
+    one, other = (_after_a_step(prepared, out, seed, rounds, stored) for stored in ("float32", "float16"))
+    apart = {name: (value - other.weights[name]).abs() for name, value in one.weights.items()}
+    worst = max(apart, key=lambda name: float(apart[name].max()))
+    at = int(apart[worst].argmax())
+    gradients = float(one.gradients[worst].flatten()[at]), float(other.gradients[worst].flatten()[at])
+    return FirstStep(f"{worst}[{at}]", float(apart[worst].max()), gradients, one.rates[worst])
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What is trained, after a step: weights, the gradients that led there, and learning rates, by name."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+def _after_a_step(prepared: Path, out: Path, seed: int, rounds: int, stored: Stored) -> Stepped:
+    found = Stepped()
+    with tempfile.TemporaryDirectory(dir=out, prefix="step-") as name:
+        setting = Setting(prepared, phantom.WEIGHTS, seed, rounds, cache=Path(name), cache_dtype=stored)
+        contract, initial = setting.start(len(SITES))
+        trainer = setting.trainer(SITE, contract, Cohort.load(prepared / SITE))
+        names = {id(value): name for name, value in trainer.model.named_parameters()}
+
+        def note(step: int, of: int, optimiser: torch.optim.Optimizer) -> None:
+            for group in optimiser.param_groups:
+                for value in (value for value in group["params"] if value.grad is not None):
+                    name = names[id(value)]
+                    found.weights[name], found.gradients[name] = value.detach().clone(), value.grad.clone()
+                    found.rates[name] = group["lr"]
+
+        hooks = local.Hooks(on_step=note, should_stop=lambda: bool(found.weights))
+        with contextlib.suppress(local.Stopped):
+            trainer.train(1, initial, trainer.initial_local(), hooks)
+    return found
 
 
 def _logit_errors() -> dict[str, dict[str, float]]:
