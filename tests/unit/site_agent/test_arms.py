@@ -26,6 +26,9 @@ class Elsewhere:
 
     compute = Compute(torch.device("meta"))
 
+    def make_room(self):
+        return False
+
     def look(self, view):
         return view
 
