@@ -75,10 +75,11 @@ class SiteConfig:
                 raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got '{getattr(self, name)}'")
         if not 0 <= self.validation_fold <= 4:
             raise InputError(f"validation_fold must be 0 to 4, got {self.validation_fold}")
-        if self.threads < 1 or self.cache_mb < 0 or self.micro_batch < 0 or self.give_up_after_s <= 0:
-            raise InputError(
-                "threads must be at least 1, cache_mb and micro_batch not negative, give_up_after_s positive"
-            )
+        for name, least in (("threads", 1), ("cache_mb", 0), ("micro_batch", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.give_up_after_s <= 0:
+            raise InputError(f"give_up_after_s must be positive, got {self.give_up_after_s}")
         if not 0 < self.call_timeout_s < math.inf or not 0 <= self.checkpoint_s < math.inf:
             raise InputError(
                 f"call_timeout_s must be positive and checkpoint_s not negative, got {self.call_timeout_s} and "

@@ -20,12 +20,13 @@ class Filling:
     _view: View
     _leave: threading.Event = field(default_factory=threading.Event)
     _running: asyncio.Future[None] | None = None
-    _done: bool = False
+    _done: int | None = None
+    """Round of which all was there."""
     _seconds: float = 0.0
 
     def begin(self, trainer: SiteTrainer, round_number: int) -> None:
-        """Compute what round `round_number` and all that follows will ask for; nothing, if all of it was computed before."""
-        if self._running is None and not self._done:
+        """Compute what round `round_number` and all that follows will ask for; nothing, if that was done for this round before."""
+        if self._running is None and self._done != round_number:
             self._leave.clear()
             self._running = asyncio.ensure_future(asyncio.to_thread(self._fill, trainer, round_number))
 
@@ -44,8 +45,17 @@ class Filling:
 
     def _fill(self, trainer: SiteTrainer, round_number: int) -> None:
         began = time.monotonic()
-        computed = trainer.fill_cache(round_number, self._leave.is_set, self._view.cached)
-        self._done = not self._leave.is_set()
+        seen = (0, 0)
+
+        def progress(done: int, of: int) -> None:
+            nonlocal seen
+            seen = done, of
+            self._view.cached(done, of)
+
+        computed = trainer.fill_cache(round_number, self._leave.is_set, progress)
         self._seconds = time.monotonic() - began
+        if not self._leave.is_set():
+            self._done = round_number
         if computed:
-            log.info("activations_cached", computed=computed, duration_s=round(self._seconds, 3), all=self._done)
+            whole = seen[0] == seen[1]
+            log.info("activations_cached", computed=computed, duration_s=round(self._seconds, 3), all=whole)

@@ -44,7 +44,7 @@ def everything(
         "waits": lambda: waits.run(repetitions, out),
         "precision": lambda: precision.run(more, out),
         "epoch": lambda: epoch.run(5, 3, out),
-        "memory": lambda: memory.run(6, out),
+        "memory": lambda: memory.run(12, out),
         "compile": lambda: compiled.run(repetitions, out),
         "equality": lambda: equality.run(range(seeds), 1.0, 8, jobs, out),
     }

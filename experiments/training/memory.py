@@ -29,6 +29,7 @@ PARTS = {
     "loaded": "base model and cohort loaded",
     "filled": "cache filled, random views by MONAI",
     "trained": "one round trained",
+    "evaluated": "validated, four arms compared",
 }
 
 
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 def main(
-    cases: Annotated[int, typer.Option(min=4, help="Prepared cases, two of them for validation.")] = 6,
+    cases: Annotated[int, typer.Option(min=4, help="Prepared cases, two of them for validation.")] = 12,
     out: Annotated[Path, typer.Option(help="Folder for memory.json.")] = Path("runs/training"),
 ) -> None:
     """Measure the peak memory of a site that trains CineMA-base on a CPU.

@@ -30,7 +30,7 @@ def peak_bytes() -> int:
 
 
 def main(folder: Path, precision: Precision) -> None:
-    """Load, fill the cache, and train one round."""
+    """Load, fill the cache, train one round, and evaluate."""
     config = SiteConfig(
         aggregator="127.0.0.1:1",
         plain_site=SITE,
@@ -48,8 +48,12 @@ def main(folder: Path, precision: Precision) -> None:
     peaks["loaded"] = peak_bytes()
     filled = trainer.fill_cache(1)
     peaks["filled"] = peak_bytes()
-    trainer.train(1, Adapter.read(folder / "v0.safetensors"), trainer.initial_local(), local.Hooks())
+    initial = Adapter.read(folder / "v0.safetensors")
+    trained = trainer.train(1, initial, trainer.initial_local(), local.Hooks())
     peaks["trained"] = peak_bytes()
+    trainer.validate(initial, trained.local_tensors)
+    trainer.compare_arms(initial, initial, trained.local_tensors, local.Hooks())
+    peaks["evaluated"] = peak_bytes()
     print(json.dumps({"peaks": peaks, "entries": filled}), flush=True)
 
 

@@ -55,8 +55,12 @@ class Cache:
         return self.folder.keep(path, entries.write(data, entry))
 
     def holds(self, key: dict[str, Any]) -> bool:
-        """Return whether there is a file for a key; it has not been looked into."""
-        return self._place(key)[1].exists()
+        """Return whether there is a file for a key, which is in use from here on; it has not been looked into."""
+        path = self._place(key)[1]
+        if not path.exists():
+            return False
+        self.folder.used(path)
+        return True
 
     def _place(self, key: dict[str, Any]) -> tuple[bytes, Path]:
         data = canonical_json({"scope": self.scope, **key})

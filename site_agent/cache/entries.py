@@ -40,7 +40,14 @@ def read(path: Path, key: bytes, allocate: Allocate | None = None) -> Prefix | N
             entry = Prefix(*map(file.get_tensor, NAMES)) if allocate is None else _read_into(allocate, path, file)
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError, KeyError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        KeyError,
+    ) as error:  # torch says RuntimeError where it cannot open a file
+        if not path.exists():
+            return None
         raise Damaged(path, f"it cannot be read: {error}") from error
     if facts.get("crc32") != str(_checksum(entry)):
         raise Damaged(path, "its checksum differs from the one it was written with")

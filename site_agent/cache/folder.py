@@ -10,7 +10,6 @@ files 0600, and `purge` removes them all.
 """
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -30,7 +29,7 @@ from shared.errors import InputError
 log = structlog.get_logger()
 
 SCOPE = "scope.json"
-SUFFIX = ".safetensors"
+SUFFIX, TORN = ".safetensors", ".tmp"
 LEFT_FREE_BYTES = 1_000_000_000
 """What the cache leaves on its disk: others live there too, first of all the agent's state."""
 SCOPE_NAME = re.compile(r"[0-9a-f]{16}")
@@ -98,21 +97,22 @@ class CacheFolder:
             known = path in self._used
             self._used.add(path)
         if not known:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # it is gone, or nothing can be written here
                 os.utime(path)
 
     def keep(self, path: Path, data: bytes) -> bool:
-        """Write an entry if there is room, or room can be made. Returns whether it is there."""
-        if not self._make_room(len(data)):
-            return False
+        """Write an entry if there is room, or room can be made. Returns whether it is there.
+
+        What the disk says against it is told once in a turn, and is no error: whoever needs the entry computes it again.
+        """
         try:
             self._ready(path.parent.parent.name)
+            if not self._make_room(len(data)):
+                return False
             path.parent.mkdir(mode=0o700, exist_ok=True)
             self._place(path, data)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._say_full("its disk is full")
+            self._say_not_kept(f"it cannot be written: {error.strerror or error}")
             return False
         with self._lock:
             self._used.add(path)
@@ -121,7 +121,7 @@ class CacheFolder:
 
     def drop(self, path: Path) -> None:
         """Remove an entry that is of no use."""
-        with self._lock, contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(OSError):
             size = path.stat().st_size
             path.unlink()
             self._size = None if self._size is None else self._size - size
@@ -131,29 +131,37 @@ class CacheFolder:
         found = []
         for folder in self._scope_folders():
             sizes = [size for _, size, _ in _entries(folder)]
-            facts = json.loads((folder / SCOPE).read_bytes()) if (folder / SCOPE).exists() else {}
-            found.append(Usage(folder.name, facts, len(sizes), sum(sizes)))
+            found.append(Usage(folder.name, _facts(folder), len(sizes), sum(sizes)))
         return found
 
     def purge(self) -> int:
-        """Remove every entry and return their bytes. Files of other names stay. An agent that runs computes what it needs anew."""
+        """Remove every entry and return their bytes. Files of other names stay. An agent that runs computes what it needs anew.
+
+        Raises OSError if an entry cannot be removed.
+        """
         freed = 0
-        for folder in self._scope_folders():
-            freed += sum(size for _, size, _ in _entries(folder))
-            shutil.rmtree(folder)
+        for scope in self._scope_folders():
+            for folder, _, names in os.walk(scope, topdown=False):
+                for path in (Path(folder) / name for name in names):
+                    if path.suffix in (SUFFIX, TORN) or path == scope / SCOPE:
+                        freed += _removed(path)
+                with contextlib.suppress(OSError):  # something else lies in it, or an agent has just written there
+                    Path(folder).rmdir()
         with self._lock:
             self._size = None
         return freed
 
     def _scope_folders(self) -> list[Path]:
-        return sorted(path for path in self.path.iterdir() if path.is_dir() and SCOPE_NAME.fullmatch(path.name))
+        """Folders named like a scope that say that they are one, or hold nothing but what could be in one."""
+        found = [path for path in self.path.iterdir() if path.is_dir() and SCOPE_NAME.fullmatch(path.name)]
+        return sorted(path for path in found if (path / SCOPE).exists() or any(True for _ in _entries(path)))
 
     def _ready(self, scope: str) -> None:
         """Make a scope's folder, also if it was purged meanwhile."""
         folder = self.path / scope
         if not (folder / SCOPE).exists():
             for one in (self.path, folder):
-                one.mkdir(mode=0o700, exist_ok=True)
+                one.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._place(folder / SCOPE, self._scopes[scope])
 
     def _make_room(self, needed: int) -> bool:
@@ -165,21 +173,26 @@ class CacheFolder:
             if missing <= 0:
                 return True
             if not self._full:
-                missing -= self._evict(missing + int(ROOM_AT_ONCE * self.limit_bytes))
+                missing -= self._evict(missing, int(ROOM_AT_ONCE * self.limit_bytes))
         if missing > 0:
-            self._say_full("it is as large as it may be and everything in it is in use")
+            self._say_not_kept("there is no room: what could go is in use, or less than an entry needs")
         return missing <= 0
 
-    def _evict(self, wanted: int) -> int:
-        """Remove what was not used for longest until `wanted` bytes are free; return how many are."""
-        freed = total = 0
-        in_use = self._used | self._used_before
-        for _, size, path in sorted(_entries(self.path)):
-            total += size
-            if freed < wanted and path not in in_use:
+    def _evict(self, needed: int, more: int) -> int:
+        """Remove what was not used for longest until `needed` bytes are free and some more; return how many are.
+
+        If there is less than `needed` that may go, nothing does.
+        """
+        there, in_use = sorted(_entries(self.path)), self._used | self._used_before
+        total, freed = sum(size for _, size, _ in there), 0
+        may_go = [(size, path) for _, size, path in there if path not in in_use]
+        if sum(size for size, _ in may_go) < needed:
+            return 0
+        for size, path in may_go:
+            if freed < needed + more:
                 path.unlink(missing_ok=True)
                 freed += size
-        for path in self.path.rglob("*.tmp"):  # of a process that was killed
+        for path in _files(self.path, TORN):  # of a process that was killed
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < time.time() - TORN_AFTER_S:
                     path.unlink()
@@ -187,10 +200,16 @@ class CacheFolder:
         log.info("activations_evicted", freed_bytes=freed, held_bytes=self._size)
         return freed
 
-    def _say_full(self, reason: str) -> None:
+    def _say_not_kept(self, reason: str) -> None:
         if not self._full:
             self._full = True
-            log.warning("activations_not_kept", reason=reason, limit_bytes=self.limit_bytes, held_bytes=self._size)
+            log.warning(
+                "activations_not_kept",
+                reason=reason,
+                limit_bytes=self.limit_bytes,
+                held_bytes=self._size,
+                next="they are computed again when needed; see `cache` and cache_mb in site.toml",
+            )
 
     def _place(self, path: Path, data: bytes) -> None:
         """Write a file that appears whole. Not synced: an entry torn by a power cut is found out when it is read."""
@@ -206,7 +225,32 @@ class CacheFolder:
 
 def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
     """Yield when each entry was last used (seconds since 1970), its bytes, and its path."""
-    for path in folder.rglob(f"*{SUFFIX}"):
+    for path in _files(folder, SUFFIX):
         with contextlib.suppress(FileNotFoundError):  # another process has just removed it
             found = path.stat()
             yield found.st_mtime, found.st_size, path
+
+
+def _files(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yield the files below a folder, from which others take files and folders meanwhile."""
+    for inside, _, names in os.walk(folder):
+        yield from (Path(inside) / name for name in names if name.endswith(suffix))
+
+
+def _removed(path: Path) -> int:
+    """Remove a file and return the bytes of an entry."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size if path.suffix == SUFFIX else 0
+
+
+def _facts(scope: Path) -> dict[str, Any]:
+    """Return what a scope says of itself; nothing if that is missing or damaged."""
+    try:
+        facts = json.loads((scope / SCOPE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

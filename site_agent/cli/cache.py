@@ -1,8 +1,9 @@
 """`site-agent cache`: what the folder of frozen activations holds, and its end."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,11 +39,18 @@ def show(cache: Folder = None, config: Config = None, as_json: AsJson = False) -
         return
     print(f"{folder}: {sum(u.size for u in found) / 1e6:,.1f} MB in {sum(u.entries for u in found):,} entries")
     for usage in found:
-        of = usage.facts
-        print(
-            f"  {usage.size / 1e6:>10,.1f} MB {usage.entries:>7,}  base model {of['base_model'][:12]}, {of['frames']} frames, "
-            f"before block {of['first_block']}, {of['stored']}, preprocessing {of['preprocessing'][:12]}"
+        print(f"  {usage.size / 1e6:>10,.1f} MB {usage.entries:>7,}  {_of(usage.facts)}")
+
+
+def _of(facts: Mapping[str, Any]) -> str:
+    """Return in words what all entries of a scope have in common."""
+    try:
+        return (
+            f"base model {facts['base_model'][:12]}, {facts['frames']} frames, before block {facts['first_block']}, "
+            f"{facts['stored']}, preprocessing {facts['preprocessing'][:12]}"
         )
+    except (KeyError, TypeError):
+        return "of an unknown base model: its scope.json is missing or damaged"
 
 
 def purge(cache: Folder = None, config: Config = None, as_json: AsJson = False) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 
 from shared.errors import InputError
@@ -18,11 +19,12 @@ from site_agent.data import cohort, windows
 from site_agent.data.cases import Case
 from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import augment
+from site_agent.training import augment, memory
 from site_agent.training.compute import Compute
 from site_agent.training.resident import Resident
 from site_agent.training.views import View
 
+log = structlog.get_logger()
 Size3 = tuple[int, int, int]
 
 
@@ -106,12 +108,25 @@ class Activations:
             if should_stop():
                 break
             if view.kept and not all(self._held(view)):
-                list(self._computed(self.look(view)))
-                if not all(self._held(view)):
+                if not self._computed_ahead(view) or not all(self._held(view)):
                     break  # there is no room for more
                 computed += 1
             on_progress(done, len(views))
         return computed
+
+    def _computed_ahead(self, view: View) -> bool:
+        """Compute the entries of a view, to be kept. Returns whether memory was enough: if not, training will see to it."""
+        for _ in range(2):
+            try:
+                list(self._computed(self.look(view)))
+                return True
+            except (RuntimeError, MemoryError) as error:
+                if not memory.ran_out(error):
+                    raise
+            if not self.make_room():
+                break
+        log.warning("memory_ran_out", next="no more activations are computed ahead of this round")
+        return False
 
     def _find(self, view: View, frame: int) -> Prefix | None:
         """Return an entry that is kept: on the device, in its file, or on the way to a GPU."""

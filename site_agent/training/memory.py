@@ -15,6 +15,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
 
 
+RAN_OUT = (
+    "DefaultCPUAllocator",  # "can't allocate memory", or on Windows "not enough memory"
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN says no more than that when it finds no room for its code
+    "could not create a memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What a RuntimeError says that is one of memory, where torch has no class of its own for it."""
+
+
 def for_training(processes: int) -> int:
     """Return what each of so many processes of this machine may take: together half of all, not of what is free just now."""
     return total_bytes() // 2 // processes
@@ -70,3 +81,10 @@ def saved_bytes(model: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
         output = forward()
     del output  # until here no storage could take the place of another
     return sum(kept.values())
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether it was memory that there was not enough of."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in RAN_OUT)

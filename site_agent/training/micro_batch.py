@@ -4,6 +4,7 @@ On a GPU the whole batch is tried, and half of it for as long as memory runs out
 process, so what half of the machine's memory holds is worked out beforehand.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -24,17 +25,10 @@ from site_agent.training.views import View
 log = structlog.get_logger()
 T = TypeVar("T")
 
-RAN_OUT = (
-    "DefaultCPUAllocator",  # "can't allocate memory", or on Windows "not enough memory"
-    "bad_alloc",
-    "could not create a primitive",  # oneDNN says no more than that when it finds no room for its code
-    "could not create a memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-"""What a RuntimeError says that is one of memory, where torch has no class of its own for it."""
-AT_ONCE = 32
-"""Samples at a time where nothing is trained."""
+FLOAT32_BYTES, FRAMES_OF_A_CASE = 4, 2
+AT_ONCE, IMAGE_BYTES = 32, 10_000_000
+"""Most samples at a time where nothing is trained; on a CPU no more than have images of so many bytes: what is passed on from block
+to block takes several times that, and nobody says when it is too much."""
 
 
 @dataclass
@@ -79,7 +73,7 @@ class MicroBatch:
             try:
                 return work(at_once)
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
+                if not memory.ran_out(error):
                     raise
             self._take_less(at_once)  # out here, where no traceback holds the failed try's tensors any more
 
@@ -108,17 +102,11 @@ class MicroBatch:
         log.warning("memory_ran_out", samples=samples, next=step)
 
 
-def ran_out(error: BaseException) -> bool:
-    """Return whether it was memory that there was not enough of."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in RAN_OUT)
-
-
 def over(activations: Activations, views: Sequence[View], compute: Callable[[Prefix], T]) -> list[T]:
-    """Return what `compute` makes of the prefixes of `views`, without gradients: AT_ONCE samples at a time, looked up one batch
-    ahead, and fewer when memory runs out."""
-    batches = [views[start : start + AT_ONCE] for start in range(0, len(views), AT_ONCE)]
+    """Return what `compute` makes of the prefixes of `views`, without gradients: some at a time, looked up one batch ahead, and
+    fewer when memory runs out."""
+    at_once = _at_once(activations)
+    batches = [views[start : start + at_once] for start in range(0, len(views), at_once)]
     fitting, results = (
         MicroBatch(recompute=True, make_room=activations.make_room),
         list[T](),
@@ -135,3 +123,10 @@ def over(activations: Activations, views: Sequence[View], compute: Callable[[Pre
                 results.append(result)
                 rest = rest[done:]
     return results
+
+
+def _at_once(activations: Activations) -> int:
+    if activations.compute.device.type != "cpu":
+        return AT_ONCE
+    image = FLOAT32_BYTES * FRAMES_OF_A_CASE * math.prod(activations.image_size)
+    return min(AT_ONCE, max(1, IMAGE_BYTES // image))

@@ -65,10 +65,12 @@ class Resident:
         self._used_before, self._used = self._used, set()
 
     def clear(self) -> bool:
-        """Give the memory back; return whether there was any."""
-        held = bool(self._entries)
+        """Give the memory back, for good: it was too much. Return whether there was any."""
+        if not self._entries:
+            return False
         self._keep({})
-        return held
+        self.limit_bytes = 0
+        return True
 
     def _keep(self, entries: Mapping[Key, Prefix]) -> None:
         self._entries = dict(entries)

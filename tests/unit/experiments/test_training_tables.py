@@ -55,7 +55,7 @@ def test_a_new_view_never_takes_less_than_a_step_without_a_cache():
 
 
 def test_the_peak_of_a_process_is_that_of_its_last_part():
-    peaks = {"float32": dict.fromkeys(memory.PARTS, 10**9) | {"trained": 1_600_000_000}}
+    peaks = {"float32": dict.fromkeys(memory.PARTS, 10**9) | {"evaluated": 1_600_000_000}}
     (target,) = memory.judged(peaks)
     assert (target.found, target.holds) == (1.6, False)
     assert memory.table(peaks)[-1].endswith("1.6")

@@ -191,6 +191,16 @@ def test_filling_leaves_off_when_asked_to_stop_and_without_a_cache_does_nothing(
     assert tiny_site.activations(model, folder).fill(views_of(cases), should_stop=lambda: len(images) >= 2) == 2
 
 
+def test_filling_takes_no_room_from_what_it_found(cases, folder):
+    """After a restart what is there counts as in use, and is not given up for what comes later."""
+    model = tiny_site.classifier()
+    tiny_site.activations(model, folder).prefixes(views_of(cases[:2]))
+    before = sorted(folder.path.rglob("*.safetensors"))
+    full = CacheFolder(folder.path, sum(path.stat().st_size for path in before), left_free_bytes=0)
+    assert tiny_site.activations(model, full).fill(views_of(cases, 1)) == 0
+    assert sorted(folder.path.rglob("*.safetensors")) == before
+
+
 def test_filling_stops_where_the_limit_is(cases, folder, counted):
     model = tiny_site.classifier()
     tiny_site.activations(model, folder).prefixes(views_of(cases[:1]))

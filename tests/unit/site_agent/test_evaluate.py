@@ -34,7 +34,7 @@ def test_the_windows_of_a_tall_volume_are_combined_by_their_mean_probability(tmp
     (found,) = evaluate.scores(model, tiny_site.activations(model), [low, tall, low])
     assert len(crops) == 3
     assert found[1] == pytest.approx(expected, abs=1e-5)
-    assert found[0] == found[2]
+    assert found[0] == pytest.approx(found[2], abs=1e-6)  # its place in a batch shows in the last bits
 
 
 def test_no_cases_have_no_scores(tmp_path):

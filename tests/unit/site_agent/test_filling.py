@@ -48,15 +48,18 @@ async def test_it_works_beside_the_loop_until_it_is_to_leave_off():
     assert [number for number, _ in trainer.calls] == [3, 4]
 
 
-async def test_once_everything_is_there_it_is_not_looked_for_again():
+async def test_once_everything_is_there_it_is_not_looked_for_again_before_the_next_round():
     trainer, filling = Slow(entries=2), Filling(Silent())
     with capture_logs() as logs:
         filling.begin(trainer, 1)
         await asyncio.sleep(0.2)
         await filling.leave_off()
-    filling.begin(trainer, 2)
+    filling.begin(trainer, 1)
     assert len(trainer.calls) == 1
     assert [(line["event"], line["computed"], line["all"]) for line in logs] == [("activations_cached", 2, True)]
+    filling.begin(trainer, 2)  # it may have been purged meanwhile
+    await filling.leave_off()
+    assert len(trainer.calls) == 2
 
 
 async def test_what_goes_wrong_is_raised_when_the_agent_goes_on():

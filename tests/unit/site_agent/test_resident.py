@@ -60,6 +60,8 @@ def test_all_of_it_can_be_given_back(cases):
     assert resident.clear()
     assert resident.size == 0
     assert resident.get(keys(cases)[0]) is None
+    resident.put(keys(cases)[0], entry())  # it was too much
+    assert not resident.clear()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -85,26 +87,49 @@ def test_without_a_cache_nothing_stays(cases):
     assert activations.resident.size == 0
 
 
-def test_when_memory_runs_out_it_goes_before_fewer_samples_are_taken(cases, tmp_path):
+@pytest.mark.parametrize(("failures", "sizes"), [(1, [4, 4]), (2, [4, 4, 2, 2]), (3, [4, 4, 2, 1, 1, 1, 1])])
+def test_when_memory_runs_out_it_goes_once_before_fewer_samples_are_taken(cases, tmp_path, failures, sizes):
     model = tiny_site.classifier()
     activations = tiny_site.activations(
         model, CacheFolder(tmp_path / "activations", 1 << 30), resident=Resident(1 << 30)
     )
     (expected,) = evaluate.scores(model, activations, cases)
-    suffix, sizes = model.suffix, []
+    suffix, tried = model.suffix, []
 
     def narrow(prefix):
-        sizes.append(len(prefix.tokens))
-        if len(sizes) == 1:
+        tried.append(len(prefix.tokens))
+        if len(tried) <= failures:
             raise MemoryError
         return suffix(prefix)
 
     model.suffix = narrow
     with capture_logs() as logs:
         (found,) = evaluate.scores(model, activations, cases)
-    assert sizes == [4, 4]
-    assert [event["next"] for event in logs] == ["as many, without what was kept on the device"]
-    assert found.tolist() == expected.tolist()
+    assert tried == sizes
+    assert [event["next"].split(",")[0] for event in logs] == ["as many", "2 at a time", "1 at a time"][:failures]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_memory_that_runs_out_while_the_cache_is_filled_is_left_to_training(cases, tmp_path):
+    model = tiny_site.classifier()
+    activations = tiny_site.activations(
+        model, CacheFolder(tmp_path / "activations", 1 << 30), resident=Resident(1 << 30)
+    )
+    views = [View(case, "plain") for case in cases]
+    activations.prefixes(views[:1])
+    prefix, tried = model.backbone.prefix, []
+
+    def narrow(image, first_block):
+        tried.append(len(tried))
+        if len(tried) != 2:
+            raise MemoryError
+        return prefix(image, first_block)
+
+    model.backbone.prefix = narrow
+    with capture_logs() as logs:
+        assert activations.fill(views) == 1  # with the room that was made; the one after it is too much
+    assert len(tried) == 3
+    assert [event["event"] for event in logs] == ["memory_ran_out"]
 
 
 def test_a_cpu_needs_none():
