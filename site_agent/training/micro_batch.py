@@ -26,7 +26,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 FLOAT32_BYTES, FRAMES_OF_A_CASE = 4, 2
-AT_ONCE, IMAGE_BYTES = 32, 10_000_000
+AT_ONCE, IMAGE_BYTES = 32, 5_000_000
 """Most samples at a time where nothing is trained; on a CPU no more than have images of so many bytes: what is passed on from block
 to block takes several times that, and nobody says when it is too much."""
 
