@@ -40,14 +40,11 @@ def read(path: Path, key: bytes, allocate: Allocate | None = None) -> Prefix | N
             entry = Prefix(*map(file.get_tensor, NAMES)) if allocate is None else _read_into(allocate, path, file)
     except FileNotFoundError:
         return None
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        KeyError,
-    ) as error:  # torch says RuntimeError where it cannot open a file
-        if not path.exists():
+    except RuntimeError as error:
+        if "unable to open" in str(error):  # by torch: it was removed since it was found
             return None
+        raise  # memory ran out, and nothing is wrong with the file
+    except (OSError, SafetensorError, KeyError) as error:
         raise Damaged(path, f"it cannot be read: {error}") from error
     if facts.get("crc32") != str(_checksum(entry)):
         raise Damaged(path, "its checksum differs from the one it was written with")
@@ -61,9 +58,8 @@ def _read_into(allocate: Allocate, path: Path, file: Any) -> Prefix:
     dtypes = {name: DTYPES[part.get_dtype()] for name, part in slices.items()}
     sizes = {name: torch.Size(shapes[name]).numel() * dtypes[name].itemsize for name in slices}
     memory = allocate(sum(sizes.values()))
-    with path.open(
-        "rb", buffering=0
-    ) as raw:  # safe_open has seen to it that the numbers are the file's end, without a gap
+    with path.open("rb", buffering=0) as raw:
+        # safe_open has seen to it that the numbers are the file's end, without a gap
         raw.seek(-len(memory), os.SEEK_END)
         if raw.readinto(memory.numpy().data) != len(memory):
             raise Damaged(path, "it ends too soon")

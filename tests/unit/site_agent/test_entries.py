@@ -79,3 +79,22 @@ def test_a_read_entry_lies_in_the_memory_it_was_given(tmp_path):
     found = entries.read(path, KEY, allocate)
     assert [len(memory) for memory in given] == [sum(value.nbytes for value in found)]
     assert {value.untyped_storage().data_ptr() for value in found} == {given[0].untyped_storage().data_ptr()}
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path):
+    path = tmp_path / "entry"
+    path.write_bytes(entries.write(KEY, entry(torch.float16)))
+
+    def allocate(count):
+        raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        entries.read(path, KEY, allocate)
+
+
+def test_an_entry_that_is_removed_as_it_is_opened_is_none(tmp_path, monkeypatch):
+    def gone(*args):
+        raise RuntimeError("unable to open file <entry> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(entries, "safe_open", gone)
+    assert entries.read(tmp_path / "entry", KEY) is None
