@@ -4,21 +4,23 @@ Kill this at any instruction and start it anywhere: a round left closing is fini
 """
 
 import asyncio
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 import structlog
 
-from aggregator import manifest, payload, results, rounds
+from aggregator import manifest, optimisers, payload, results, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.results import Result
-from aggregator.store import changes, federations, updates
+from aggregator.store import changes, federations, moments, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.changes import Change
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
 from shared import memory
 from shared.adapter import Adapter
+from shared.canonical import sha256_hex
 from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
 
@@ -26,6 +28,8 @@ log = structlog.get_logger()
 LONGEST_PAUSE_S = 10.0
 GIVE_BACK_S = 10.0
 """Memory that is freed is kept for so long: rounds may follow each other fast."""
+EXACT = 1e-5
+"""Above this an exact rule's error is more than float32's rounding."""
 LONGEST_WAIT_S = 30.0
 """A round is looked at so often even if nothing is heard: what another replica changed may never have been announced."""
 
@@ -89,6 +93,13 @@ class Closer:
             self._warned = state.round.number
             log.warning("round_overdue", round=self._warned, reason=rounds.waiting_for(state, now))
 
+    def _warn_truncated(self, number: int, figures: Mapping[str, float]) -> None:
+        """An exact rule is exact as long as the rank of its residual is enough."""
+        missed = figures.get("aggregation_error", 0.0)
+        if self._federation.contract.recipe.method.rule == "exact" and missed > EXACT:
+            rank = self._federation.contract.manifest.metadata.residual_rank
+            log.warning("residual_truncated", round=number, residual_rank=rank, aggregation_error=round(missed, 9))
+
     async def _invite_more(self, state: rounds.FederationState, more: tuple[str, ...]) -> None:
         """Ask further sites in place of those that were evicted or did not answer; the round gets a new deadline."""
         federation, number = self._federation, state.round.number
@@ -146,6 +157,7 @@ class Closer:
             left_out=decided.left_out,
             aggregation_error=round(result.figures.get("aggregation_error", 0.0), 6),
         )
+        self._warn_truncated(number, result.figures)
         if (keep := federation.limits.keep_rounds) and (
             purged := await federation.write(updates.purge, federation.name, keep, federation.clock())
         ):
@@ -170,7 +182,9 @@ def compute(store: Store, contract: Contract, decided: RoundManifest, parent: Ad
     weight = {entry.site: entry.weight for entry in decided.entries}
     before = store.read(changes.find, name, parent.version)
     owed = before.residual() if before else {}
-    return results.make(contract, number, decided.version, parent, deltas, weight, owed)
+    keeps = optimisers.keeps_moments(contract.recipe)
+    held = store.read(moments.find, name, parent.version) if keeps else {}
+    return results.make(contract, number, decided.version, parent, deltas, weight, owed, held)
 
 
 def invite_more(
@@ -215,12 +229,15 @@ def write_result(
 ) -> bool:
     """Close the round and open the next in one transaction. Returns False if the round was closed already."""
     name, version = contract.federation, result.version
-    final = manifest.with_result(decided, version.digest)
+    kept = moments.to_bytes(result.moments) if optimisers.keeps_moments(contract.recipe) else None
+    final = manifest.with_result(decided, version.digest, "" if kept is None else sha256_hex(kept))
     if not round_rows.close(connection, name, decided.round, final.to_bytes(), version.version, result.figures, now):
         return False
     federations.add_adapter(connection, name, version, now)
     if result.change is not None:
         changes.add(connection, name, Change.of(version.version, decided.round, result.change))
+    if kept is not None:
+        moments.add(connection, name, version.version, kept)
     round_rows.go_on(connection, name, version.version, contract.policy.rounds, contract.policy.deadline_s, now)
     return True
 

@@ -7,9 +7,11 @@ from typing import Any
 from aggregator import aggregation, rounds
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
+from shared.methods import Rule
 from shared.recipe import Recipe
 
-RULE = "weighted_mean"
+WRITTEN_RULES: dict[Rule, str] = {"factors": "weighted_mean"}
+"""As manifests name a rule, where that is not its own name: as they did when there was one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,16 @@ class RoundManifest:
     codec: str = ""
     broadcast_codec: str = ""
     """How the updates were written, and the change that was made of them. Empty in manifests from before there was a choice."""
+    weight_cap: float = 0.0
+    """Where the weighting has one."""
+    server_optimiser: str = ""
+    server_beta1: float = 0.0
+    server_beta2: float = 0.0
+    server_tau: float = 0.0
+    """Of an optimiser other than sgd, those numbers that it uses."""
     result_digest: str = ""
+    moments_digest: str = ""
+    """Of what the optimiser goes on from after this round; empty until the round is closed."""
 
     def to_jsonable(self) -> dict[str, Any]:
         """Return the manifest as JSON values. Of what is empty it says nothing, as it did before it could."""
@@ -67,22 +78,39 @@ class RoundManifest:
     @property
     def input_digest(self) -> str:
         """SHA-256 of the manifest without its result: what the close is decided by."""
-        return sha256_hex(replace(self, result_digest="").to_bytes())
+        return sha256_hex(replace(self, result_digest="", moments_digest="").to_bytes())
 
 
-_LATER = ("set_aside", "recipe", "codec", "broadcast_codec")
+_OPTIMISER_NUMBERS = ("server_beta1", "server_beta2", "server_tau")
+_LATER = (
+    *("set_aside", "recipe", "codec", "broadcast_codec"),
+    *("weight_cap", "server_optimiser", *_OPTIMISER_NUMBERS, "moments_digest"),
+)
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what a manifest says of the recipe, by field: all that decides what the round makes of its updates."""
+    rule, optimiser = recipe.method.rule, recipe.server_optimiser
+    said: dict[str, Any] = {
+        "rule": WRITTEN_RULES.get(rule, rule),
+        "weighting": recipe.weighting,
+        "server_lr": recipe.server_lr,
+        "weight_cap": recipe.weight_cap if recipe.weighting == "capped" else 0.0,
+    }
+    used = {"sgd": (), "momentum": _OPTIMISER_NUMBERS[:1]}.get(optimiser, _OPTIMISER_NUMBERS)
+    said["server_optimiser"] = optimiser if used else ""
+    return said | {name: getattr(recipe, name) if name in used else 0.0 for name in _OPTIMISER_NUMBERS}
 
 
 def of_round(federation: rounds.FederationState, recipe: Recipe, parent_digest: str, version: int) -> RoundManifest:
     """Return the manifest of the open round with whoever is in now; `version` is the number its result gets."""
     held = rounds.counted(federation)
-    weights = aggregation.weights({s: u.training_patients for s, u in held.items()}, recipe.weighting)
+    patients = {site: update.training_patients for site, update in held.items()}
+    weights = aggregation.weights(patients, recipe.weighting, recipe.weight_cap)
     return RoundManifest(
         federation=federation.name,
         round=federation.round.number,
-        rule=RULE,
-        weighting=recipe.weighting,
-        server_lr=recipe.server_lr,
+        **settings(recipe),
         recipe=recipe.name,
         codec=recipe.codec,
         broadcast_codec=recipe.broadcast_codec,
@@ -98,6 +126,6 @@ def of_round(federation: rounds.FederationState, recipe: Recipe, parent_digest: 
     )
 
 
-def with_result(manifest: RoundManifest, digest: str) -> RoundManifest:
+def with_result(manifest: RoundManifest, digest: str, moments_digest: str = "") -> RoundManifest:
     """Return the manifest of the closed round."""
-    return replace(manifest, result_digest=digest)
+    return replace(manifest, result_digest=digest, moments_digest=moments_digest)

@@ -15,9 +15,12 @@ from shared import recipe as recipes
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
+from shared.recipe import RESIDUAL, factor_of, is_residual
 
 MAX_ROUNDS = 100_000
 """Round numbers travel as 32 bits and every round leaves rows in the store; no federation comes near this."""
+MAX_MOMENTS = 900_000_000
+"""SQLite's and PostgreSQL's limits are 10^9 and 2^30 bytes, names and shapes included."""
 MAX_SEED = 2**53
 """Seeds stay below this: the largest whole number that every reader of JSON keeps exactly."""
 
@@ -105,7 +108,66 @@ def make_contract(plan: FederationPlan) -> tuple[Contract, Adapter]:
         recipe=recipes.make(plan.recipe, plan.parameters),
         policy=policy,
     )
+    _check_travels(contract)
+    _check_factors(contract)
+    _check_residual(contract)
+    _check_moments(contract)
     return contract, adapter
+
+
+def _check_travels(contract: Contract) -> None:
+    """Raise InputError if there is a round in which sites would have nothing to send."""
+    recipe, manifest = contract.recipe, contract.manifest
+    for number in range(1, len(recipe.method.trained) + 1):
+        if not recipe.upload_layout(manifest, number, contract.policy.invited).tensors:
+            raise InputError(
+                f"recipe '{recipe.name}' shares nothing of this adapter in round {number} (rank {manifest.metadata.rank}, head "
+                f"policy {manifest.metadata.head_policy}); use another recipe, or make an adapter with another --rank or "
+                "--head-policy: site-agent init-adapter --help"
+            )
+
+
+def _check_factors(contract: Contract) -> None:
+    """Raise InputError unless factors come in pairs of matrices that can be multiplied, where the rule does so."""
+    shapes = {spec.name: spec.shape for spec in contract.manifest.layout.tensors}
+    for name in (name for name in shapes if factor_of(name) and contract.recipe.method.rule != "factors"):
+        a, b = (shapes.get(name.replace(".lora_B.", ".lora_A.").replace(".lora_A.", f".lora_{f}."), ()) for f in "AB")
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            raise InputError(
+                f"tensor '{name}': recipe '{contract.recipe.name}' aggregates products B A, and the adapter has A {list(a)} and B "
+                f"{list(b)}; make it with site-agent init-adapter"
+            )
+
+
+def _check_residual(contract: Contract) -> None:
+    """Raise InputError unless each module has a residual of the rank that is said if the rule keeps one, and none has otherwise."""
+    exact, rank = contract.recipe.method.rule == "exact", contract.manifest.metadata.residual_rank
+    shapes = {spec.name: spec.shape for spec in contract.manifest.layout.tensors}
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if exact and rank and (factor := factor_of(name)):
+            expected[name.replace(".lora_", RESIDUAL)] = (rank, shape[1]) if factor == "A" else (shape[0], rank)
+    found = {name: shape for name, shape in shapes.items() if is_residual(name)}
+    for name in sorted(expected.keys() ^ found.keys()):
+        raise InputError(
+            f"tensor '{name}' is {'missing from' if name in expected else 'not expected in'} the adapter: recipe "
+            f"'{contract.recipe.name}' keeps {'a' if exact else 'no'} residual beside the factors of a layer; make the adapter "
+            f"with site-agent init-adapter --residual-rank {rank if exact else 0}"
+        )
+    for name in sorted(expected):
+        if expected[name] != found[name]:
+            raise InputError(f"tensor '{name}' has shape {list(found[name])}, expected {list(expected[name])}")
+
+
+def _check_moments(contract: Contract) -> None:
+    """Raise InputError if what the server optimiser keeps is more than a database takes in one value."""
+    recipe, count = contract.recipe, contract.manifest.layout.parameters
+    size = count * {"sgd": 0, "momentum": 8}.get(recipe.server_optimiser, 16)
+    if size > MAX_MOMENTS:
+        raise InputError(
+            f"server_optimiser {recipe.server_optimiser} keeps {size / 1e6:.0f} MB of moments for {count} parameters, the store "
+            f"takes {MAX_MOMENTS / 1e6:.0f}; use sgd, or train fewer parameters"
+        )
 
 
 def _invited(plan: FederationPlan) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aggregator import aggregation, results
+from aggregator.optimisers import State
 from shared.adapter import Adapter
 from shared.canonical import canonical_json
 from shared.contract import Contract, RoundPolicy
@@ -42,10 +43,13 @@ class Setting:
     cache_dtype: Stored = "float32"
     cache_mb: int = 16384
     """0 keeps none."""
+    validation_fold: int = 0
+    weights_size: str = ""
+    """tiny or base, for a bare CineMA file."""
 
     def start(self, sites: int) -> tuple[Contract, Adapter]:
         """Return the contract and version 0."""
-        initial = init_adapter(self.weights, "", replace(self.choices, seed=self.seed))
+        initial = init_adapter(self.weights, self.weights_size, replace(self.choices, seed=self.seed))
         policy = RoundPolicy(rounds=self.rounds, invited=sites, quorum=sites)
         contract = Contract(
             federation="simulation",
@@ -63,12 +67,14 @@ class Setting:
             plain_site=site,
             cohort=cohort.folder,
             weights=self.weights,
+            weights_size=self.weights_size,
             seed=self.seed,
             cache=self.cache or cohort.folder.parent / "activations",
             cache_dtype=self.cache_dtype,
             cache_mb=self.cache_mb,
+            validation_fold=self.validation_fold,
         )
-        loaded = load_base(self.weights, "", contract.manifest.metadata.frames)  # type: ignore[arg-type]
+        loaded = load_base(self.weights, self.weights_size, contract.manifest.metadata.frames)  # type: ignore[arg-type]
         return SiteTrainer(config, site, contract, loaded, cohort)
 
 
@@ -101,6 +107,8 @@ class SimulatedRound:
     version: Adapter
     change: Sent | None
     """What is broadcast, where the recipe's broadcast codec is lossy."""
+    figures: Mapping[str, float]
+    """What the aggregator says about the round (aggregator/aggregation.py)."""
 
     @property
     def train_loss(self) -> float:
@@ -114,8 +122,9 @@ def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTr
     private = {site: trainers[site].initial_local() for site in sites}
     owed: dict[str, dict[str, np.ndarray]] = {site: {} for site in sites}
     patients = {site: trainers[site].training_patients for site in sites}
-    weight, current = aggregation.weights(patients, recipe.weighting), initial
+    weight, current = aggregation.weights(patients, recipe.weighting, recipe.weight_cap), initial
     kept_back: Mapping[str, np.ndarray] = {}
+    moments: State = {}
     for number in range(1, contract.policy.rounds + 1):
         updates: dict[str, Update] = {}
         for site in sites:
@@ -132,9 +141,10 @@ def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTr
             )
             private[site] = trained.local_tensors
         deltas = {site: update.layout.read([update.payload]) for site, update in updates.items()}
-        result = results.make(contract, number, number, current, deltas, weight, kept_back)
+        result = results.make(contract, number, number, current, deltas, weight, kept_back, moments)
+        moments = result.moments
         current, kept_back = result.version, result.change.residual if result.change else {}
-        yield SimulatedRound(updates, dict(private), current, result.change)
+        yield SimulatedRound(updates, dict(private), current, result.change, result.figures)
 
 
 def _next(current: Adapter, made: Mapping[str, np.ndarray], version: int) -> Adapter:

@@ -24,8 +24,10 @@ from shared.layout import MAX_BYTES, Layout, spec_of
 MAX_HEADER = 1 << 20
 FORMAT = "med-duallora-adapter/1"
 MAX_RANK = 1024
-_OPTIONAL = ("seed", "base_parameters", "base_blocks")
-HEAD_POLICIES = ("global", "local", "global+local-bias")
+_OPTIONAL_NUMBERS = ("seed", "base_parameters", "base_blocks", "residual_rank")
+_OPTIONAL = (*_OPTIONAL_NUMBERS, "dense")
+HEAD_POLICIES = ("global", "local", "global+local-bias", "global+local")
+"""What of the head is shared: all of it, nothing, its weights but not its bias, or one of two heads whose logits are added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +49,21 @@ class AdapterMetadata:
     """Scalars of the whole base model: what full fine-tuning would send."""
     base_blocks: int | None = None
     """Transformer blocks of the base model."""
+    residual_rank: int | None = None
+    """Rank of the residual that an exact rule keeps beside the factors; None: there is none."""
+    dense: tuple[str, ...] | None = None
+    """What of the base model itself is trained and shared: all parameters whose names begin with one of these."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rank <= MAX_RANK or not 0 < self.alpha < math.inf:
+        if not 0 <= self.rank <= MAX_RANK or not 0 < self.alpha < math.inf:
             raise InvalidAdapter(
-                f"rank must be 1 to {MAX_RANK} and alpha positive, got rank={self.rank}, alpha={self.alpha}"
+                f"rank must be 0 to {MAX_RANK} and alpha positive, got rank={self.rank}, alpha={self.alpha}"
             )
         if self.head_policy not in HEAD_POLICIES:
             raise InvalidAdapter(f"head policy '{self.head_policy}' is none of {', '.join(HEAD_POLICIES)}")
         if self.frames not in ("stacked", "siamese"):
             raise InvalidAdapter(f"frames '{self.frames}' is neither stacked nor siamese")
-        for name in _OPTIONAL:
+        for name in _OPTIONAL_NUMBERS:
             if (getattr(self, name) or 0) < 0:
                 raise InvalidAdapter(f"adapter metadata '{name}' must not be negative, got {getattr(self, name)}")
         object.__setattr__(self, "alpha", float(self.alpha))  # 16 and 16.0 are the same adapter: one text, one digest
@@ -85,7 +91,8 @@ class AdapterMetadata:
                 frames=str(values["frames"]),
                 task=str(values["task"]),
                 class_names=tuple(str(v) for v in values["class_names"]),
-                **{name: int(values[name]) for name in _OPTIONAL if name in values},
+                **{name: int(values[name]) for name in _OPTIONAL_NUMBERS if name in values},
+                dense=tuple(str(v) for v in values["dense"]) if "dense" in values else None,
             )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error

@@ -45,13 +45,17 @@ class RoundPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """Everything a site agrees to; the same value on both sides has the same hash."""
+    """Everything a site agrees to; the same value on both sides has the same hash. Raises InputError if adapter and recipe do
+    not fit each other."""
 
     federation: str
     adapter_digest: str
     manifest: AdapterManifest
     recipe: Recipe
     policy: RoundPolicy
+
+    def __post_init__(self) -> None:
+        self.recipe.check_adapter(self.manifest.metadata)
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of all of it."""

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from shared.adapter import AdapterMetadata
 from shared.canonical import write_atomically
 from shared.errors import InputError
+from shared.recipe import RESIDUAL, factor_of, is_residual
 
 PREFIX = "base_model.model."
 HEADS = ("pred_head_dict.sax", "pred_head_dict.cls")
@@ -23,15 +24,26 @@ def write_folder(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors for CineMA's own classifier, frames stacked.
 
-    `tensors` have PEFT names; heads without a bias get zeros, since PEFT saves whole modules. Raises InputError for siamese
-    frames.
+    `tensors` have PEFT names; heads without a bias get zeros, since PEFT saves whole modules. A residual becomes part of its
+    module's LoRA. Raises InputError for siamese frames, and for an adapter that is no LoRA.
     """
+    if metadata.dense is not None:
+        raise InputError(
+            "this federation trains weights of the base model itself, and a PEFT adapter holds low-rank parts only; load the "
+            "adapter file of the version, or use `site-agent predict`"
+        )
+    if not any(factor_of(name) for name in tensors):
+        raise InputError(
+            "this adapter has rank 0: a head without low-rank parts, of which PEFT makes no adapter; load the adapter file of the "
+            "version, or use `site-agent predict`"
+        )
     if metadata.frames != "stacked":
         raise InputError(
             "this federation sees frames siamese: its heads take two frames' features, which CineMA's model does not have; "
             "use `site-agent predict`, or train with frames stacked"
         )
-    complete = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
+    merged, rank, alpha = with_residual(tensors, rank, alpha)
+    complete = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in merged.items()}
     for head in HEADS:
         weight = complete.get(f"{PREFIX}{head}.weight")
         if weight is not None:
@@ -55,3 +67,21 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(complete, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_atomically(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def with_residual(
+    tensors: Mapping[str, np.ndarray], rank: int, alpha: float
+) -> tuple[dict[str, np.ndarray], int, float]:
+    """Return tensors, rank and alpha of the same adapter without a residual: a LoRA of rank r + rho of the same scale alpha / r.
+
+    B A + B_R A_R is the product of [B, B_R] and [A; A_R].
+    """
+    merged = {name: array for name, array in tensors.items() if not is_residual(name)}
+    widest = rank
+    for name in [name for name in merged if factor_of(name)]:
+        residual = tensors.get(name.replace(".lora_", RESIDUAL))
+        if residual is not None:
+            axis = 0 if factor_of(name) == "A" else 1
+            merged[name] = np.concatenate([merged[name], residual], axis=axis)
+            widest = merged[name].shape[axis]
+    return merged, widest, alpha * widest / rank if widest != rank else alpha

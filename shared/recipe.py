@@ -1,17 +1,8 @@
 """Recipes: installed training and aggregation methods whose numbers are parameters. No code crosses the wire.
 
-A recipe fixes, as pure functions of what both sides know, what travels in a round. Its name says which factors of the global
-low-rank part are trained and which of them are shared; the shared head always travels.
-
-name          trains at the site     shares                 source
-med-duallora  A and B                A and B                arXiv 2603.10967; with rank_local=0 FedAvg-LoRA ("FedIT", 2305.05644)
-ffa-lora      B; A stays as drawn    B                      Sun et al. 2024, arXiv:2403.12313
-fedsa-lora    A and B                A; B stays at the site Guo et al. 2024, arXiv:2410.01463
-rolora        B in odd rounds,       what it trained        Chen et al. 2025, arXiv:2502.01755
-              A in even ones
-
-Each also trains the local part, unless rank_local is 0. Defaults that the paper's abstract (arXiv 2603.10967) does not fix are
-this project's choice and say so.
+A recipe fixes, as pure functions of what both sides know, what a site trains and what travels in a round. Its name is that
+of a method in `shared.methods`, where source and formula stand. Defaults that the paper's abstract (arXiv:2603.10967) does not
+fix are this project's choice and say so.
 """
 
 import math
@@ -20,18 +11,29 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from shared import codecs
-from shared.adapter import AdapterManifest
+from shared.adapter import AdapterManifest, AdapterMetadata
 from shared.canonical import canonical_json
 from shared.errors import InputError
 from shared.layout import Layout
+from shared.methods import (
+    GLOBAL_BESIDE_LOCAL,
+    JOINT,
+    LOCAL,
+    LOCAL_BESIDE_GLOBAL,
+    METHODS,
+    PARTS,
+    Factor,
+    Method,
+    Phase,
+)
 
 Mode = Literal["joint", "alternating"]
-Weighting = Literal["patients", "uniform"]
+Weighting = Literal["patients", "capped", "uniform"]
 Augmentation = Literal["cinema", "narrow", "none"]
-Factor = Literal["A", "B"]
+ServerOptimiser = Literal["sgd", "momentum", "adam", "yogi"]
 CODECS = codecs.CODECS
-INSTALLED = ("med-duallora", "ffa-lora", "fedsa-lora", "rolora")
-BOTH: frozenset[Factor] = frozenset({"A", "B"})
+INSTALLED = tuple(name for name, method in METHODS.items() if method.federated)
+"""What a federation can be run by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Recipe:
     augmentation: Augmentation = "cinema"
     """How far a random view may differ from the image: as CineMA trains, less, or no random views at all."""
     weighting: Weighting = "patients"
+    """w_k of a site's n_k training patients: n_k / sum n; the same with no n_k above weight_cap times their median; or 1 / K."""
+    weight_cap: float = 1.0
     server_lr: float = 1.0
     """eta in global_r = global_(r-1) + eta * sum_k w_k delta_k."""
     codec: str = "f32"
@@ -78,9 +82,38 @@ class Recipe:
     so that all have the same version; what it loses is added to the next round's change."""
     topk_share: float = 0.05
     """Share of a tensor's numbers that the codec topk sends."""
+    logit_adjustment: bool = False
+    """Add the logarithms of the site's class frequencies to the logits in training (Menon et al. 2021, arXiv:2007.07314), so
+    that probability 0.5 is the balanced threshold of the logits without them."""
+    proximal: float = 0.0
+    """mu of FedProx (Li et al. 2020, arXiv:1812.06127): + mu/2 || w - w_received ||^2 over what is trained and shared."""
+    ditto_lambda: float = 0.1
+    """lambda of ditto-lora."""
+    orthogonality: float = 0.0
+    """+ this times the mean over layers of || dW_g^T dW_l ||^2 / (|| dW_g ||^2 || dW_l ||^2)."""
+    local_decay: float = 0.0
+    """+ this / 2 times the sum over layers of || dW_l ||^2."""
+    shrinkage_patients: float = 0.0
+    """The same with this / n_k in its place: a Gaussian prior on the local part, which counts as much as so many patients."""
+    local_norm_cap: float = 0.0
+    """Most of || dW_l || / || W0 || in each layer, kept to after every step; 0: no limit."""
+    gate: bool = False
+    """Train at the site a factor for each part of each layer, which starts at 1 and stays there."""
+    server_optimiser: ServerOptimiser = "sgd"
+    """How the weighted mean of the deltas is applied (Reddi et al. 2021, arXiv:2003.00295, algorithm 2; momentum: Hsu et al. 2019,
+    arXiv:1909.06335)."""
+    server_beta1: float = 0.9
+    server_beta2: float = 0.99
+    server_tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name, choices in (("mode", Mode), ("weighting", Weighting), ("augmentation", Augmentation)):
+        _check_installed(self.name)
+        for name, choices in (
+            ("mode", Mode),
+            ("weighting", Weighting),
+            ("augmentation", Augmentation),
+            ("server_optimiser", ServerOptimiser),
+        ):
             allowed = get_args(choices)
             if getattr(self, name) not in allowed:
                 raise InputError(
@@ -98,15 +131,16 @@ class Recipe:
             raise InputError(
                 "recipe parameter mode is alternating and rank_local 0: half of the steps would train nothing"
             )
+        self._check_combinations()
         if not 0 < self.topk_share <= 1:
             raise InputError(f"recipe parameter topk_share must be above 0 and at most 1, got {self.topk_share}")
-        for name in ("alpha_local", "clip_norm", "server_lr"):
+        for name in ("alpha_local", "clip_norm", "server_lr", "weight_cap", "server_tau"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must be positive, got {getattr(self, name)}")
-        for name in ("lr_global", "lr_local", "lr_head", "weight_decay", "views", "view_epochs"):
+        for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must not be negative, got {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "server_beta1", "server_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"recipe parameter {name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.lr_floor <= 1:
@@ -115,12 +149,89 @@ class Recipe:
             if isinstance(field.default, float):
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
+    def _check_combinations(self) -> None:
+        """Raise InputError for parameters that contradict each other: none may be said and do nothing."""
+        method = self.method
+        if self.mode == "alternating" and method.passes != (JOINT,):
+            raise InputError(f"recipe '{self.name}' says itself what is trained when: mode must be joint")
+        if not self.rank_local:
+            if any(phase.trained == LOCAL for phase in method.passes):
+                raise InputError(f"recipe '{self.name}' trains a local part: rank_local must be at least 1")
+            for name in ("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap"):
+                if getattr(self, name):
+                    raise InputError(f"recipe parameter {name} is about the local part, and rank_local is 0")
+        if method.dense and self.rank_local:
+            raise InputError(f"recipe '{self.name}' has no low-rank parts: rank_local must be 0")
+        for name, useful, why in (
+            ("orthogonality", any(p.active == PARTS for p in method.passes), "has no step in which both parts count"),
+            ("proximal", any("global" in p.trained for p in method.passes), "trains nothing that is shared"),
+            ("gate", not method.fused, "fits weights of its own"),
+            ("gate", any(method.trained) or self.rank_local, "trains no low-rank part"),
+        ):
+            if getattr(self, name) and not useful:
+                raise InputError(f"recipe '{self.name}' {why}: {name} must be {'false' if name == 'gate' else 0}")
+        if method.rule != "factors":
+            for name, only in (("server_lr", 1.0), ("server_optimiser", "sgd"), ("broadcast_codec", "f32")):
+                if getattr(self, name) != only:
+                    raise InputError(
+                        f"recipe '{self.name}' aggregates products: {name} must be {only}, got {getattr(self, name)}"
+                    )
+        if self.server_optimiser != "sgd" and codecs.is_lossy(self.broadcast_codec):
+            raise InputError(
+                f"server_optimiser {self.server_optimiser} needs a broadcast_codec that loses nothing, got {self.broadcast_codec}"
+            )
+
+    def check_adapter(self, adapter: AdapterMetadata) -> None:
+        """Raise InputError if a federation cannot train this adapter by this recipe, saying which of the two to change."""
+        method = self.method
+        if any(method.trained) and not adapter.rank:
+            raise InputError(
+                f"recipe '{self.name}' trains low-rank factors and the adapter has rank 0; use a higher rank"
+            )
+        if self.orthogonality and not adapter.rank:
+            raise InputError(
+                "recipe parameter orthogonality holds the local part apart from a global one, and the adapter has rank 0; use a "
+                "higher rank, or orthogonality 0"
+            )
+        if method.dense and not adapter.dense:
+            raise InputError(
+                f"recipe '{self.name}' trains the base model's own weights and the adapter names none; make one with "
+                "`site-agent init-adapter --dense all`"
+            )
+        if (method.rule == "exact") != bool(adapter.residual_rank):
+            what = "needs an adapter with" if method.rule == "exact" else "has no use for an adapter with"
+            raise InputError(
+                f"recipe '{self.name}' {what} a residual; make one with `site-agent init-adapter "
+                f"--residual-rank {8 * (adapter.rank or 1) if method.rule == 'exact' else 0}`"
+            )
+        if any(phase.anchored for phase in method.passes):
+            own, shared = (
+                (self.rank_local, self.alpha_local, "global+local"),
+                (adapter.rank, adapter.alpha, adapter.head_policy),
+            )
+            if own != shared:
+                raise InputError(
+                    f"recipe '{self.name}' draws the site's own part to the shared one, so rank_local, alpha_local and head "
+                    f"policy must be {shared[0]}, {shared[1]:g} and global+local, got {own[0]}, {own[1]:g} and {shared[2]}"
+                )
+
+    @property
+    def method(self) -> Method:
+        """What the recipe's name stands for."""
+        return METHODS[self.name]
+
+    def passes(self) -> tuple[tuple[Phase, ...], ...]:
+        """Return the passes of a round through its epochs; the phases of a pass share its steps evenly, one after the other."""
+        if self.mode == "alternating":
+            return ((GLOBAL_BESIDE_LOCAL, LOCAL_BESIDE_GLOBAL),)
+        return tuple((phase,) for phase in self.method.passes)
+
     def to_jsonable(self) -> dict[str, Any]:
         """Return name and parameters. One that came after protocol 1.1 stands only where it differs from its default, so that
         contracts of then keep their hash and agents of then their understanding."""
         values = asdict(self)
         defaults = {field.name: field.default for field in fields(self)}
-        return {key: value for key, value in values.items() if key not in _LATER or value != defaults[key]}
+        return {key: value for key, value in values.items() if key not in _SINCE_1_2 or value != defaults[key]}
 
     def parameters(self) -> bytes:
         """Return everything but the name as canonical JSON."""
@@ -130,18 +241,19 @@ class Recipe:
 
     def trained(self, round_number: int) -> frozenset[Factor]:
         """Return the factors of the global part that sites train in this round."""
-        if self.name == "rolora":
-            return frozenset({"B" if round_number % 2 else "A"})
-        return frozenset({"B"}) if self.name == "ffa-lora" else BOTH
+        turns = self.method.trained
+        return turns[(round_number - 1) % len(turns)]
 
     def shared(self, round_number: int) -> frozenset[Factor]:
         """Return the factors of the global part that travel in this round; a trained one that does not stays at the site."""
-        return frozenset({"A"}) if self.name == "fedsa-lora" else self.trained(round_number)
+        return self.trained(round_number) - self.method.kept
 
     def travels(self, tensor: str, round_number: int) -> bool:
         """Return whether a tensor of the adapter file is part of this round's updates."""
+        if not self.method.federated:
+            return False
         factor = factor_of(tensor)
-        return factor is None or factor in self.shared(round_number)
+        return factor in self.shared(round_number) if factor else not is_residual(tensor)
 
     def upload_layout(self, manifest: AdapterManifest, round_number: int, sites: int) -> Layout:
         """Return what an update of this round holds, as the codec writes it."""
@@ -157,14 +269,31 @@ class Recipe:
         return travelling.written_as(codecs.dtype(codec, self.topk_share))
 
 
-_LATER = ("broadcast_codec", "topk_share", "view_epochs", "augmentation")
+_SINCE_1_2 = (
+    *("broadcast_codec", "topk_share", "view_epochs", "augmentation", "weight_cap", "logit_adjustment", "proximal"),
+    *("ditto_lambda", "orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap", "gate"),
+    *("server_optimiser", "server_beta1", "server_beta2", "server_tau"),
+)
+_NOT_NEGATIVE = (
+    *("lr_global", "lr_local", "lr_head", "weight_decay", "views", "view_epochs", "proximal", "ditto_lambda"),
+    *("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap"),
+)
 
 
 def factor_of(tensor: str) -> Factor | None:
-    """Return which low-rank factor a tensor of an adapter file is; None for a head's."""
+    """Return which factor of the global part a tensor of an adapter file is; None for a head's, a residual's or a dense one."""
     if ".lora_A." in tensor:
         return "A"
     return "B" if ".lora_B." in tensor else None
+
+
+def is_residual(tensor: str) -> bool:
+    """Return whether a tensor belongs to what the aggregator alone writes: the residual of an exact rule."""
+    return RESIDUAL in tensor
+
+
+RESIDUAL = ".lora_residual_"
+"""In the names `<module>.lora_residual_A.weight`, `<module>.lora_residual_B.weight`."""
 
 
 def make(name: str, parameters: Mapping[str, Any]) -> Recipe:
@@ -172,10 +301,7 @@ def make(name: str, parameters: Mapping[str, Any]) -> Recipe:
 
     Raises InputError for a recipe that is not installed here, an unknown parameter, or a value of another type.
     """
-    if name not in INSTALLED:
-        raise InputError(
-            f"recipe '{name}' is not installed here (installed: {', '.join(INSTALLED)}); upgrade med-duallora"
-        )
+    _check_installed(name)
     types = {f.name: type(getattr(Recipe(), f.name)) for f in fields(Recipe) if f.name != "name"}
     values: dict[str, Any] = {}
     for key, value in parameters.items():
@@ -183,6 +309,13 @@ def make(name: str, parameters: Mapping[str, Any]) -> Recipe:
             raise InputError(f"recipe '{name}' has no parameter '{key}' (it has: {', '.join(sorted(types))})")
         values[key] = _coerce(key, value, types[key])
     return Recipe(name=name, **values)
+
+
+def _check_installed(name: str) -> None:
+    if name not in METHODS:
+        raise InputError(
+            f"recipe '{name}' is not installed here (installed: {', '.join(INSTALLED)}); upgrade med-duallora"
+        )
 
 
 _KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

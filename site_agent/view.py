@@ -128,12 +128,14 @@ class Terminal:
 
 def leaves(contract: Contract) -> str:
     """Say what an update changes, and how large it is; both, where rounds take turns."""
-    recipe, head = contract.recipe, {"global": ["head"], "global+local-bias": ["head weight"], "local": []}
+    recipe, metadata = contract.recipe, contract.manifest.metadata
+    head = {"global": ["head"], "global+local-bias": ["head weight"], "local": [], "global+local": ["head"]}
+    more = [*head[metadata.head_policy], *["weights of the base model"] * bool(metadata.dense)]
     turns = []
     for number in (1, 2):
         layout = recipe.upload_layout(contract.manifest, number, contract.policy.invited)
         factors = sorted({factor for spec in layout.tensors if (factor := factor_of(spec.name))})
-        parts = ", ".join([*factors, *head[contract.manifest.metadata.head_policy]])
+        parts = ", ".join([*factors, *more])
         size = f"{'' if layout.fixed else 'at most '}{layout.size / 1000:.1f} kB"
         turns.append(f"change of {layout.parameters:,} numbers of the global part ({parts}), {size}")
     return " or ".join(dict.fromkeys(turns))
@@ -144,7 +146,9 @@ def stays(contract: Contract) -> list[str]:
     recipe, policy = contract.recipe, contract.manifest.metadata.head_policy
     named = ["images", "labels", "frozen activations"] + ["local adapter"] * (recipe.rank_local > 0)
     named += [f"the global part's {factor}" for factor in sorted(recipe.trained(1) - recipe.shared(1))]
-    return named + {"global": [], "global+local-bias": ["head bias"], "local": ["head"]}[policy]
+    named += ["weights of the parts"] * (recipe.gate or recipe.method.fused)
+    heads = {"global": [], "global+local-bias": ["head bias"], "local": ["head"], "global+local": ["a head of its own"]}
+    return named + heads[policy]
 
 
 def for_stream() -> View:

@@ -275,13 +275,19 @@ def verify(
     shown = [check for check in checks if check.phase == "closed" or check.difference]
     bad = [check for check in shown if check.difference]
     purged = sum(check.purged and not check.difference for check in shown)
+    rounding = sum(check.rounding and not check.difference for check in shown)
     if json_:
         facts = [asdict(check) | {"finding": check.finding} for check in shown]
-        print_json({"federation": name, "ok": not bad, "purged": purged, "rounds": facts})
+        print_json({"federation": name, "ok": not bad, "purged": purged, "rounding": rounding, "rounds": facts})
     else:
         for check in shown:
             typer.echo(f"round {check.round}: {check.updates} updates, {check.finding}")
-        typer.echo(f"{len(shown) - len(bad) - purged} of {len(shown)} closed rounds recompute to the same bytes")
+        same = len(shown) - len(bad) - purged - rounding
+        typer.echo(f"{same} of {len(shown)} closed rounds recompute to the same bytes")
+        if rounding:
+            typer.echo(
+                f"{rounding} to the same numbers but for rounding: closed on another machine, or by other libraries"
+            )
         if purged:
             typer.echo(
                 f"{purged} cannot be recomputed, their update bytes are purged: only the manifest chain was checked"

@@ -99,6 +99,15 @@ changes = Table(
 )
 """What made a version from its parent, where the broadcast codec is lossy; never changed. `owed`: its residual."""
 
+moments = Table(
+    "moments",
+    metadata,
+    Column("federation", NAME, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+"""What the server optimiser goes on from after a version, where it keeps anything; never changed."""
+
 rounds = Table(
     "rounds",
     metadata,
@@ -169,6 +178,6 @@ evaluations = Table(
     Column("reported_at", Double, nullable=False),
 )
 
-for _table in (adapters, changes, chunks):  # float32 weights do not compress: PostgreSQL is not to try
+for _table in (adapters, changes, chunks, moments):  # float32 weights do not compress: PostgreSQL is not to try
     _ddl = DDL("ALTER TABLE %(table)s ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
     event.listen(_table, "after_create", _ddl.execute_if(dialect="postgresql"))

@@ -80,7 +80,7 @@ def _measure(what: str, network: ConvViTConfig, batch: int, device: torch.device
 
     model = synthetic.dual(network).to(device)
     with torch.no_grad():
-        prefix = model.backbone.prefix(synthetic.images(batch, network).to(device), model.first_block)
+        prefix = model.frozen(synthetic.images(batch, network).to(device))
     eager = Step.of(model, lambda: model.suffix(prefix), batch, Compute(device))
     suffix = torch.compile(model.suffix)
     compiled = Step.of(model, lambda: suffix(prefix), batch, Compute(device))

@@ -204,7 +204,7 @@ def _logit_errors() -> dict[str, dict[str, float]]:
     """Return what rounding the entries of CineMA-base does to its logits, and how large their numbers are."""
     model, images = synthetic.dual(BASE), synthetic.images(IMAGES)
     with torch.no_grad():
-        exact = [model.backbone.prefix(image[None], model.first_block) for image in images]
+        exact = [model.frozen(image[None]) for image in images]
         logits = torch.cat([model.suffix(prefix) for prefix in exact])
         found = {}
         for dtype in HALVES:

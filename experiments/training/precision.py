@@ -85,7 +85,7 @@ def in_memory(network: ConvViTConfig, batch: int, device: torch.device) -> Calla
     """Return what makes a cached step whose entries are on the device already."""
     model = synthetic.dual(network).to(device)
     with torch.no_grad():
-        prefix = model.backbone.prefix(synthetic.images(batch, network).to(device), model.first_block)
+        prefix = model.frozen(synthetic.images(batch, network).to(device))
     return lambda how: Step.of(model, lambda: model.suffix(prefix), batch, how)
 
 

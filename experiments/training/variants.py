@@ -56,7 +56,7 @@ def uncached(model: CineClassifier, image: torch.Tensor, compute: Compute) -> St
 
     def logits() -> torch.Tensor:
         with torch.no_grad():
-            prefix = model.backbone.prefix(image, model.first_block)
+            prefix = model.frozen(image)
         return model.suffix(prefix)
 
     return Step.of(model, logits, len(image), compute)
@@ -65,7 +65,7 @@ def uncached(model: CineClassifier, image: torch.Tensor, compute: Compute) -> St
 def full(config: ConvViTConfig, image: torch.Tensor, compute: Compute) -> Step:
     """Every parameter of the backbone trained."""
     model = synthetic.classifier(config).requires_grad_(True).to(compute.device)
-    return Step.of(model, lambda: model.suffix(model.backbone.prefix(image, model.first_block)), len(image), compute)
+    return Step.of(model, lambda: model.suffix(model.frozen(image)), len(image), compute)
 
 
 def peft(config: ConvViTConfig, image: torch.Tensor, compute: Compute) -> Step:

@@ -35,7 +35,14 @@ def init_adapter(
         ),
     ] = None,
     block: Annotated[list[int] | None, typer.Option(help="Blocks to adapt, repeat; default the last two.")] = None,
-    head_policy: Annotated[str, typer.Option(help="global, local or global+local-bias.")] = "global+local-bias",
+    head_policy: Annotated[
+        str, typer.Option(help="What of the head is shared: global, local, global+local-bias or global+local.")
+    ] = "global+local-bias",
+    residual_rank: Annotated[int, typer.Option(help="Rank of the residual that recipe fedex-lora keeps.")] = 0,
+    dense: Annotated[
+        list[str] | None,
+        typer.Option(help="Train weights of the base model itself: beginnings of their names, repeat, or `all`."),
+    ] = None,
     class_name: Annotated[list[str] | None, typer.Option(help="Class names in order, repeat.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of A and the head.")] = 0,
     as_json: AsJson = False,
@@ -50,6 +57,7 @@ def init_adapter(
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; name the file to write, for example {out / 'v0.safetensors'}")
     choices: dict[str, Any] = {"frames": frames, "head_policy": head_policy, "rank": rank, "alpha": alpha, "seed": seed}
+    choices |= {"residual_rank": residual_rank, "dense": ("",) if dense == ["all"] else tuple(dense or ())}
     if target:
         choices["targets"] = tuple(target)
     if block:
@@ -155,6 +163,6 @@ def export(
     classifier = prediction.site_model(weights, size, state).classifier
     metadata = read_contract(state).manifest.metadata
     tensors = adapter_tensors.combined_tensors(classifier)
-    rank = next(v.shape[0] for name, v in tensors.items() if name.endswith(".lora_A.weight"))
+    rank = next((v.shape[0] for name, v in tensors.items() if name.endswith(".lora_A.weight")), 0)
     peft.write_folder(out, tensors, metadata, rank, float(rank))
     print(f"wrote {out}: rank {rank}, global + local. Private: do not send it anywhere")

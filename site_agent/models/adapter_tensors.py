@@ -2,12 +2,14 @@
 
 Global names follow Hugging Face PEFT (`base_model.model.encoder.blocks.10.attn.q.lora_A.weight`, and for a shared head
 `base_model.model.pred_head_dict.sax.weight`). Private names start with `local.`, so that none can pass for a global one; a factor
-of the global part that a recipe trains but does not share is `local.global.encoder.blocks.10.attn.q.lora_B.weight`.
+of the global part that a recipe trains but does not share is `local.global.encoder.blocks.10.attn.q.lora_B.weight`. Beside the
+global factors there may be `….lora_residual_A.weight` and B (`shared.recipe.is_residual`), and weights of the base model itself
+under their own names, where the adapter says that they are trained (`dense`).
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, cast
 
 import numpy as np
@@ -17,9 +19,12 @@ from torch import nn
 
 from shared.adapter import AdapterMetadata
 from shared.errors import InvalidAdapter
-from shared.recipe import Factor, Recipe, factor_of
+from shared.methods import Factor, Part
+from shared.recipe import RESIDUAL, Recipe, factor_of
+from site_agent.models import lora
 from site_agent.models.classifier import CineClassifier
-from site_agent.models.lora import HeadPolicy, Part, adapted_layers
+from site_agent.models.head import HeadPolicy
+from site_agent.models.lora import Component, adapted_layers
 
 GLOBAL_PREFIX = "base_model.model."
 LOCAL_PREFIX = "local."
@@ -35,11 +40,13 @@ class Ownership:
     head: HeadPolicy
     own_factors: frozenset[Factor] = frozenset()
     """Factors of the global part that the site trains and keeps; every version says for them what version 0 said."""
+    dense: tuple[str, ...] = ()
+    """What of the base model itself is the federation's."""
 
     @classmethod
     def of(cls, metadata: AdapterMetadata, recipe: Recipe) -> Self:
         """Return who owns what in a federation. A recipe keeps the same factors back in every round."""
-        return cls(cast(HeadPolicy, metadata.head_policy), recipe.trained(1) - recipe.shared(1))
+        return cls(cast(HeadPolicy, metadata.head_policy), recipe.method.kept, metadata.dense or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,10 @@ class AdapterParameters:
     global_lora: tuple[nn.Parameter, ...]
     global_own: tuple[nn.Parameter, ...]
     """Factors of the global part that stay at the site."""
+    dense: tuple[nn.Parameter, ...]
+    """Weights of the base model."""
     local_lora: tuple[nn.Parameter, ...]
+    gates: tuple[nn.Parameter, ...]
     head_shared: tuple[nn.Parameter, ...]
     head_private: tuple[nn.Parameter, ...]
 
@@ -58,10 +68,39 @@ def parameters(model: CineClassifier, owned: Ownership) -> AdapterParameters:
     return AdapterParameters(
         global_lora=tuple(_global_lora(model, owned, own=False).values()),
         global_own=tuple(_global_lora(model, owned, own=True).values()),
+        dense=tuple(lora.dense_parameters(model, owned.dense).values()),
         local_lora=tuple(_lora(model, "local").values()),
+        gates=tuple(_gates(model).values()),
         head_shared=tuple(_head(model, owned.head, shared=True).values()),
         head_private=tuple(_head(model, owned.head, shared=False).values()),
     )
+
+
+def counterparts(model: CineClassifier) -> tuple[tuple[nn.Parameter, nn.Parameter], ...]:
+    """Pairs of a parameter of the local part, its private head included, and the one in its place of the global part.
+
+    Raises InvalidAdapter unless both have the same shapes.
+    """
+    own, shared = (
+        _lora(model, "local") | model.private_heads(),
+        _lora(model, "global") | model.heads(),
+    )
+    for name in sorted(set(own) | set(shared)):
+        if name not in own or name not in shared or own[name].shape != shared[name].shape:
+            raise InvalidAdapter(
+                f"tensor {name} has no counterpart of its shape in the site's own part; ranks and alphas of both parts must be "
+                'equal, and the head policy "global+local"'
+            )
+    return tuple((own[name], shared[name]) for name in sorted(own))
+
+
+def begin_personal(model: CineClassifier) -> None:
+    """Let a local part that was never trained (every B is zero) begin as the global part, with its head."""
+    if any(bool(value.any()) for name, value in _lora(model, "local").items() if factor_of(name) == "B"):
+        return
+    with torch.no_grad():
+        for own, shared in counterparts(model):
+            own.copy_(shared)
 
 
 @contextmanager
@@ -91,7 +130,7 @@ def load_global(model: CineClassifier, owned: Ownership, tensors: Mapping[str, n
 
     Raises InvalidAdapter naming the first that is missing, extra, reshaped or not finite.
     """
-    _load(_global_parameters(model, Ownership(owned.head)), tensors)
+    _load(_global_parameters(model, replace(owned, own_factors=frozenset())), tensors)
 
 
 def local_tensors(model: CineClassifier, owned: Ownership) -> Tensors:
@@ -111,27 +150,29 @@ def load_both(model: CineClassifier, owned: Ownership, tensors: Mapping[str, npt
 
 
 def combined_tensors(model: CineClassifier) -> Tensors:
-    """Both parts as one adapter of rank r_g + r_l under PEFT names, with all head tensors; for a site's own export.
+    """The parts that are switched on as one adapter under PEFT names, with all tensors of one head; for a site's own export.
 
-    The scales are inside B, so the adapter's alpha is its rank. Holds private tensors.
+    Scales and gates are inside B, so the adapter's alpha is its rank. Holds private tensors.
     """
     tensors: Tensors = {}
     for path, layer in adapted_layers(model).items():
-        down = torch.cat([layer.lora_A[part] for part in layer.scales])
-        up = torch.cat([scale * layer.lora_B[part] for part, scale in layer.scales.items()], dim=1)
+        if not layer.active:
+            continue
+        down, up = layer.factors(layer.active)
         tensors |= _as_arrays(
             {f"{GLOBAL_PREFIX}{path}.lora_A.weight": down, f"{GLOBAL_PREFIX}{path}.lora_B.weight": up}
         )
-    return tensors | _as_arrays({GLOBAL_PREFIX + name: value for name, value in model.heads().items()})
+    return tensors | _as_arrays({GLOBAL_PREFIX + name: value for name, value in model.heads_in_force().items()})
 
 
 def _global_parameters(model: CineClassifier, owned: Ownership) -> dict[str, nn.Parameter]:
-    named = _global_lora(model, owned, own=False) | _head(model, owned.head, shared=True)
+    named = _global_lora(model, owned, own=False) | _residual(model) | _head(model, owned.head, shared=True)
+    named |= lora.dense_parameters(model, owned.dense)
     return {GLOBAL_PREFIX + name: value for name, value in named.items()}
 
 
 def _local_parameters(model: CineClassifier, owned: Ownership) -> dict[str, nn.Parameter]:
-    named = _lora(model, "local") | _head(model, owned.head, shared=False)
+    named = _lora(model, "local") | _gates(model) | _head(model, owned.head, shared=False)
     kept = {OWN_GLOBAL_PREFIX + name: value for name, value in _global_lora(model, owned, own=True).items()}
     return {LOCAL_PREFIX + name: value for name, value in named.items()} | kept
 
@@ -145,16 +186,35 @@ def _global_lora(model: CineClassifier, owned: Ownership, *, own: bool) -> dict[
 
 def _lora(model: CineClassifier, part: Part) -> dict[str, nn.Parameter]:
     """`<path>.lora_A.weight`, `<path>.lora_B.weight` → parameter."""
+    return _factors(model, part, ".lora_")
+
+
+def _residual(model: CineClassifier) -> dict[str, nn.Parameter]:
+    return _factors(model, "residual", RESIDUAL)
+
+
+def _factors(model: CineClassifier, component: Component, infix: str) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for path, layer in adapted_layers(model).items():
-        if part in layer.scales:
-            found[f"{path}.lora_A.weight"] = layer.lora_A[part]
-            found[f"{path}.lora_B.weight"] = layer.lora_B[part]
+        if component in layer.scales:
+            found[f"{path}{infix}A.weight"] = layer.lora_A[component]
+            found[f"{path}{infix}B.weight"] = layer.lora_B[component]
     return found
+
+
+def _gates(model: CineClassifier) -> dict[str, nn.Parameter]:
+    """`<path>.lora_gate.<part>` → parameter."""
+    return {
+        f"{path}.lora_gate.{part}": gate
+        for path, layer in adapted_layers(model).items()
+        for part, gate in layer.lora_gate.items()
+    }
 
 
 def _head(model: CineClassifier, policy: HeadPolicy, *, shared: bool) -> dict[str, nn.Parameter]:
     """The head's parameters that travel (`shared`), or the others."""
+    if policy == "global+local":
+        return model.heads() if shared else model.private_heads()
     travels = {"global": ("weight", "bias"), "local": (), "global+local-bias": ("weight",)}[policy]
     return {name: value for name, value in model.heads().items() if (name.rpartition(".")[2] in travels) == shared}
 

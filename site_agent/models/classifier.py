@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from shared.errors import InputError
+from shared.methods import PARTS, Part
+from site_agent.models import head
 from site_agent.models.backbone import Backbone, Prefix
 from site_agent.models.cinema_weights import HEAD_PREFIX
 from site_agent.models.config import FRAME_COUNT, Frames
-from site_agent.models.convvit import HEADS
+from site_agent.models.head import HEADS, HeadPolicy
 from site_agent.models.weights import LoadedBackbone
 
 ADAPTED_BLOCKS = 2
@@ -25,7 +27,8 @@ ADAPTED_BLOCKS = 2
 
 
 class CineClassifier(nn.Module):
-    """`forward(image) = suffix(prefix(image))`. The prefix ends before block `first_block`, the first that is trained."""
+    """`forward(image) = suffix(prefix(image))`. The prefix ends before block `first_block`, the first that is trained; None: what
+    comes before the blocks is trained too, and the prefix is the image itself."""
 
     def __init__(
         self,
@@ -39,8 +42,11 @@ class CineClassifier(nn.Module):
         self.backbone = backbone
         self.frames: Frames = frames
         self.n_classes = n_classes
-        self.first_block = max(len(backbone.blocks) - ADAPTED_BLOCKS, 0)
-        self.pred_head_dict = nn.ModuleDict({name: nn.Linear(self.feature_dim, n_classes) for name in HEADS})
+        self.first_block: int | None = max(len(backbone.blocks) - ADAPTED_BLOCKS, 0)
+        self.pred_head_dict = head.linears(self.feature_dim, n_classes)
+        self.private_head_dict = nn.ModuleDict()
+        self.head_policy: HeadPolicy = "global"
+        self.head_parts: frozenset[Part] = PARTS
         self.reset_heads(generator)
 
     @classmethod
@@ -71,12 +77,19 @@ class CineClassifier(nn.Module):
         chans = self.backbone.image_chans * self.entries_per_case
         if image.ndim != 5 or image.shape[1] != chans:
             raise InputError(f"expected images (batch, {chans}, height, width, slices), got {tuple(image.shape)}")
-        entries = image.reshape(-1, self.backbone.image_chans, *image.shape[2:])
+        return self.frozen(image.reshape(-1, self.backbone.image_chans, *image.shape[2:]))
+
+    def frozen(self, entries: torch.Tensor) -> Prefix:
+        """What the frozen part makes of entries (n, image_chans, H, W, D); the entries themselves if nothing is frozen."""
+        if self.first_block is None:
+            return Prefix(entries, entries.new_zeros(len(entries), 0))
         return self.backbone.prefix(entries, self.first_block)
 
     def pooled(self, prefix: Prefix) -> torch.Tensor:
         """Prefix → (B, 2, feature_dim): pooled features for the head on patch tokens and for the one on the class token."""
-        features = self.backbone.suffix(prefix, self.first_block)
+        if self.first_block is None:
+            prefix = self.backbone.prefix(prefix.tokens, 0)
+        features = self.backbone.suffix(prefix, self.first_block or 0)
         pooled = torch.stack([features.patch.mean(dim=1), features.cls[:, 0]], dim=1)
         if self.frames == "stacked":
             return pooled
@@ -84,9 +97,26 @@ class CineClassifier(nn.Module):
         return torch.cat([(ed + es) / 2, ed - es], dim=-1)
 
     def head(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, 2, feature_dim) → logits (B, n_classes)"""
-        logits = [self.pred_head_dict[name](pooled[:, i]) for i, name in enumerate(HEADS)]
+        """(B, 2, feature_dim) → logits (B, n_classes), of the head's parts that are switched on."""
+        logits = [self._logits(name, pooled[:, i]) for i, name in enumerate(HEADS)]
         return torch.stack(logits).mean(dim=0)
+
+    def _logits(self, name: str, features: torch.Tensor) -> torch.Tensor:
+        return head.logits(
+            self.pred_head_dict[name],
+            self.private_head_dict[name] if self.private_head_dict else None,
+            self.head_policy,
+            self.head_parts,
+            features,
+        )
+
+    def set_head_policy(self, policy: HeadPolicy) -> None:
+        """Say what of the head is shared; a private head beside the shared one begins at zero."""
+        self.head_policy = policy
+        if policy == "global+local":
+            self.private_head_dict = head.linears(self.feature_dim, self.n_classes)
+            for value in self.private_head_dict.parameters():
+                nn.init.zeros_(value)
 
     def suffix(self, prefix: Prefix) -> torch.Tensor:
         """Prefix → logits (B, n_classes)"""
@@ -98,6 +128,18 @@ class CineClassifier(nn.Module):
     def heads(self) -> dict[str, nn.Parameter]:
         """`pred_head_dict.{sax,cls}.{weight,bias}` → parameter, in name order."""
         return {f"{HEAD_PREFIX}{name}": value for name, value in sorted(self.pred_head_dict.named_parameters())}
+
+    def private_heads(self) -> dict[str, nn.Parameter]:
+        """The same of a private head beside the shared one; nothing if there is none."""
+        return {f"{HEAD_PREFIX}{name}": value for name, value in sorted(self.private_head_dict.named_parameters())}
+
+    def heads_in_force(self) -> dict[str, torch.Tensor]:
+        """Weights and biases of one head with the logits of those parts that are switched on, by the names of `heads`."""
+        private = self.private_heads()
+        return {
+            name: head.in_force(value, private.get(name), self.head_policy, self.head_parts, bias=name.endswith(".bias"))
+            for name, value in self.heads().items()
+        }
 
     def reset_heads(self, generator: torch.Generator | None) -> None:
         """Weights uniform in ±1/sqrt(feature_dim), as PyTorch draws a linear layer's; biases zero."""

@@ -16,11 +16,9 @@ from shared.errors import InputError
 from site_agent.models import cinema_weights, positions
 from site_agent.models.backbone import Features, Fitted, Identity, Prefix
 from site_agent.models.config import VIEW, ConvViTConfig, Frames, Size3
+from site_agent.models.head import CLS, HEADS
 from site_agent.models.stem import ConvStem, Fusion
 from site_agent.models.transformer import Block
-
-CLS = "cls"
-HEADS = (VIEW, CLS)
 
 Reduce = Literal["all", "patch", "cls"]
 """Which tokens make the logits: mean patch token and class token, averaged (CineMA's training default), or one of them."""

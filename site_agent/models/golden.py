@@ -18,12 +18,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from shared.errors import InputError
+from shared.methods import Part
 from site_agent.models import lora, positions
 from site_agent.models.cinema_weights import HEAD_PREFIX, POSITIONS
 from site_agent.models.comparison import EXACT, Check, Computed, Tolerance, compare, compare_names, match, some, unknown
 from site_agent.models.config import ConvViTConfig
 from site_agent.models.convvit import ConvViT, Reduce
 from site_agent.models.loading import LoadReport
+from site_agent.models.lora import Component
 from site_agent.models.real_volumes import find_set, model_input
 from site_agent.models.weights import load_into, read_tensors
 
@@ -292,13 +294,13 @@ def _wrap_recorded(
     return layers
 
 
-def _adapter_numbers(folder: Path, adapters: object) -> tuple[dict[lora.Part, int], dict[lora.Part, float]]:
+def _adapter_numbers(folder: Path, adapters: object) -> tuple[dict[Component, int], dict[Component, float]]:
     """Rank and scale of each part. Raises InputError naming what is not as it must be."""
     where = f"{folder}/config.json: adapters"
     if not isinstance(adapters, dict):
         raise InputError(f"{where} must be an object with the parts {', '.join(lora.PARTS)}, got {adapters!r:.60}")
-    ranks: dict[lora.Part, int] = {}
-    scales: dict[lora.Part, float] = {}
+    ranks: dict[Component, int] = {}
+    scales: dict[Component, float] = {}
     for part in lora.PARTS:
         if part not in adapters:
             continue
@@ -312,7 +314,7 @@ def _adapter_numbers(folder: Path, adapters: object) -> tuple[dict[lora.Part, in
     return ranks, scales
 
 
-_SWITCHED: dict[str, tuple[lora.Part, ...]] = {
+_SWITCHED: dict[str, tuple[Part, ...]] = {
     "both": ("global", "local"),
     "global": ("global",),
     "local": ("local",),

@@ -2,12 +2,15 @@
 
     y = W0 x + b + (alpha_g / r_g) B_g A_g x + (alpha_l / r_l) B_l A_l x
 
+A third part, the residual, may stand beside the global one: what an exact rule adds to it (`shared.methods`, fedex-lora). It has
+the global part's scale, goes with it, and is never trained.
+
 Sources: Hu et al. 2021, arXiv:2106.09685 (LoRA); Med-DualLoRA, arXiv:2603.10967 (two parts, one shared). Of the defaults here
 the paper's abstract fixes only that two blocks are adapted; ranks, alphas, targets and head policy are this project's choice.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,18 +19,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from shared.errors import InputError
+from shared.methods import Part
 from site_agent.models.backbone import Backbone
 from site_agent.models.classifier import ADAPTED_BLOCKS, CineClassifier
+from site_agent.models.head import HeadPolicy
 
-Part = Literal["global", "local"]
-HeadPolicy = Literal["global", "local", "global+local-bias"]
 PARTS: tuple[Part, ...] = get_args(Part)
 HEAD_POLICIES: tuple[HeadPolicy, ...] = get_args(HeadPolicy)
+Component = Literal["global", "local", "residual"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DualLoRAConfig:
-    """What is adapted and how. A rank of 0 leaves that part out. Raises InputError for numbers out of range."""
+    """What is adapted and how. A rank of 0 leaves that component out. Raises InputError for numbers out of range."""
 
     blocks: tuple[int, ...] | None = None
     """Indices of adapted blocks; None: the last two (all, if there are fewer)."""
@@ -38,12 +43,20 @@ class DualLoRAConfig:
     alpha_global: float = 16.0
     alpha_local: float = 16.0
     head: HeadPolicy = "global+local-bias"
+    rank_residual: int = 0
+    gated: bool = False
+    """Whether each part of each layer has a factor of its own, 1 at the start. Trained only where the recipe says so."""
+    dense: tuple[str, ...] = ()
+    """Parameters of the backbone that are trained themselves: those whose names begin with one of these."""
 
     def __post_init__(self) -> None:
-        if min(self.rank_global, self.rank_local) < 0 or self.rank_global + self.rank_local == 0:
+        if min(self.rank_global, self.rank_local, self.rank_residual) < 0:
             raise InputError(
-                f"LoRA ranks must not be negative nor both 0, got global {self.rank_global}, local {self.rank_local}"
+                f"LoRA ranks must not be negative, got global {self.rank_global}, local {self.rank_local}, "
+                f"residual {self.rank_residual}"
             )
+        if self.rank_residual and not self.rank_global:
+            raise InputError("a residual goes with a global part, whose scale it has, and rank_global is 0")
         if min(self.alpha_global, self.alpha_local) <= 0:
             raise InputError(f"LoRA alphas must be positive, got global {self.alpha_global}, local {self.alpha_local}")
         if () in (self.targets, self.blocks):
@@ -51,39 +64,57 @@ class DualLoRAConfig:
         if self.head not in HEAD_POLICIES:
             raise InputError(f"unknown head policy {self.head!r}; choose one of {', '.join(HEAD_POLICIES)}")
 
-    def rank(self, part: Part) -> int:
-        return self.rank_global if part == "global" else self.rank_local
+    def ranks(self) -> dict[Component, int]:
+        """Rank by component; without those that are left out."""
+        ranks: dict[Component, int] = {
+            "global": self.rank_global,
+            "local": self.rank_local,
+            "residual": self.rank_residual,
+        }
+        return {component: rank for component, rank in ranks.items() if rank}
 
-    def scale(self, part: Part) -> float:
-        """alpha / rank; 0 for a part that is left out."""
-        alpha = self.alpha_global if part == "global" else self.alpha_local
-        return alpha / self.rank(part) if self.rank(part) else 0.0
+    def scales(self) -> dict[Component, float]:
+        """alpha / rank of every component that is there; a residual has that of the global part."""
+        scales: dict[Component, float] = {}
+        for component in self.ranks():
+            of_local = component == "local"
+            alpha, rank = (self.alpha_local, self.rank_local) if of_local else (self.alpha_global, self.rank_global)
+            scales[component] = alpha / rank
+        return scales
 
 
 class DualLoRALinear(nn.Module):
-    """A frozen linear layer plus two low-rank updates, computed as one product of rank r_g + r_l.
+    """A frozen linear layer plus low-rank updates, computed as one product of their ranks together.
 
-    Parameters: `weight` (out, in) and `bias` (out), frozen, under the wrapped layer's own names; `lora_A.<part>` (rank, in) and
-    `lora_B.<part>` (out, rank). B starts at zero, so training starts at the base model. `draw` gives A its values.
-    Shapes: x (..., in) → (..., out).
+    Parameters: `weight` (out, in) and `bias` (out), frozen, under the wrapped layer's own names; `lora_A.<component>` (rank, in)
+    and `lora_B.<component>` (out, rank); with `gated` also `lora_gate.<part>` (1,). B starts at zero, so training starts at the
+    base model. `draw` gives A its values. Shapes: x (..., in) → (..., out).
     """
 
-    def __init__(self, linear: nn.Linear, scales: dict[Part, float], ranks: dict[Part, int]) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        scales: Mapping[Component, float],
+        ranks: Mapping[Component, int],
+        *,
+        gated: bool = False,
+    ) -> None:
         super().__init__()
         self.weight = linear.weight.requires_grad_(False)
         self.bias = None if linear.bias is None else linear.bias.requires_grad_(False)
         out_features, in_features = linear.weight.shape
-        present = [part for part in PARTS if ranks.get(part, 0) > 0]
-        self.scales = {part: scales[part] for part in present}
-        self.active: tuple[Part, ...] = tuple(present)
-        self.merged: tuple[Part, ...] = ()
+        present = [component for component in COMPONENTS if ranks.get(component, 0) > 0]
+        self.scales = {component: scales[component] for component in present}
+        self.active: tuple[Component, ...] = tuple(present)
+        self.merged: tuple[Component, ...] = ()
         empty = linear.weight.detach()
-        self.lora_A = nn.ParameterDict(
-            {part: nn.Parameter(empty.new_zeros(ranks[part], in_features)) for part in present}
-        )
-        self.lora_B = nn.ParameterDict(
-            {part: nn.Parameter(empty.new_zeros(out_features, ranks[part])) for part in present}
-        )
+        self.lora_A = nn.ParameterDict({c: nn.Parameter(empty.new_zeros(ranks[c], in_features)) for c in present})
+        self.lora_B = nn.ParameterDict({c: nn.Parameter(empty.new_zeros(out_features, ranks[c])) for c in present})
+        parts = [part for part in PARTS if part in present and gated]
+        self.lora_gate = nn.ParameterDict({part: nn.Parameter(empty.new_ones(1)) for part in parts})
+        if "residual" in present:
+            self.lora_A["residual"].requires_grad_(False)
+            self.lora_B["residual"].requires_grad_(False)
 
     def draw(self, part: Part, generator: torch.Generator | None) -> None:
         """Kaiming-uniform A with a = sqrt(5), as in the authors' code; nothing to do for an absent part."""
@@ -91,15 +122,28 @@ class DualLoRALinear(nn.Module):
             nn.init.kaiming_uniform_(self.lora_A[part], a=math.sqrt(5), generator=generator)
 
     def switch(self, parts: Collection[Part]) -> None:
-        """Use only `parts` of those present; the others count as scale 0 and get no gradient."""
-        self.active = tuple(part for part in self.scales if part in parts)
+        """Use only `parts` of those present, the residual with the global one; the others count as scale 0 and get no gradient."""
+        with_residual = {*parts, "residual"} if "global" in parts else set(parts)
+        self.active = tuple(component for component in self.scales if component in with_residual)
 
-    def delta(self, parts: Collection[Part]) -> torch.Tensor:
-        """The sum of s B A over `parts`: (out, in)."""
-        total = torch.zeros_like(self.weight)
-        for part in parts:
-            total = total + self.scales[part] * (self.lora_B[part] @ self.lora_A[part])
-        return total
+    def factors(self, components: Collection[Component]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A of these components stacked, and B side by side with scales and gates: (rank, in), (out, rank)."""
+        return (
+            torch.cat([self.lora_A[component] for component in components]),
+            torch.cat([self.scaled(component) for component in components], dim=1),
+        )
+
+    def scaled(self, component: Component) -> torch.Tensor:
+        """B of a component with its scale and gate: (out, rank)."""
+        scaled: torch.Tensor = self.scales[component] * self.lora_B[component]
+        return scaled * self.lora_gate[component] if component in self.lora_gate else scaled
+
+    def delta(self, components: Collection[Component]) -> torch.Tensor:
+        """The sum of s B A over `components`: (out, in)."""
+        if not components:
+            return torch.zeros_like(self.weight)
+        down, up = self.factors(components)
+        return up @ down
 
     def merge(self) -> None:
         """Add the active parts to the weight; until `unmerge` the layer is an ordinary linear one."""
@@ -117,26 +161,40 @@ class DualLoRALinear(nn.Module):
         base = F.linear(x, self.weight, self.bias)
         if self.merged or not self.active:
             return base
-        down = torch.cat([self.lora_A[part] for part in self.active])
-        up = torch.cat([self.scales[part] * self.lora_B[part] for part in self.active], dim=1)
+        down, up = self.factors(self.active)
         return base + F.linear(F.linear(x, down), up)
 
 
 def attach(model: CineClassifier, config: DualLoRAConfig, generator: torch.Generator | None) -> None:
-    """Freeze the backbone and put dual adapters on the chosen linear layers; the heads stay trainable.
+    """Freeze the backbone and put dual adapters on the chosen linear layers; the heads stay trainable, and so do dense weights.
 
     `generator` draws A: all global ones in layer order, then all local ones. Afterwards `model.first_block` is the first
-    adapted block. Raises InputError naming a block or target that does not exist.
+    adapted block. Raises InputError naming a block, target or dense weight that does not exist.
     """
     paths = layer_paths(model, config)
     backbone = model.backbone_module().requires_grad_(False)
-    scales: dict[Part, float] = {part: config.scale(part) for part in PARTS}
-    ranks: dict[Part, int] = {part: config.rank(part) for part in PARTS}
-    layers = [wrap(backbone, path, scales, ranks) for path in paths]
+    layers = [wrap(backbone, path, config.scales(), config.ranks(), gated=config.gated) for path in paths]
     for part in PARTS:
         for layer in layers:
             layer.draw(part, generator)
+    model.set_head_policy(config.head)
     model.first_block = min(chosen_blocks(model.backbone, config))
+    trained = dense_parameters(model, config.dense)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    if trained:
+        model.first_block = None
+
+
+def dense_parameters(model: CineClassifier, dense: Collection[str]) -> dict[str, nn.Parameter]:
+    """The backbone's own parameters whose names begin with one of `dense`, by name. Raises InputError if one fits none."""
+    own = {n: p for n, p in model.backbone_module().named_parameters() if ".lora_" not in n}
+    for beginning in dense:
+        if not any(name.startswith(beginning) for name in own):
+            raise InputError(
+                f"no weight of the base model begins with '{beginning}'; it has: {', '.join(list(own)[:5])}, ..."
+            )
+    return {name: value for name, value in own.items() if any(name.startswith(one) for one in dense)}
 
 
 def layer_paths(model: CineClassifier, config: DualLoRAConfig) -> list[str]:
@@ -169,7 +227,14 @@ def chosen_blocks(backbone: Backbone, config: DualLoRAConfig) -> tuple[int, ...]
     return tuple(sorted(set(config.blocks)))
 
 
-def wrap(root: nn.Module, path: str, scales: dict[Part, float], ranks: dict[Part, int]) -> DualLoRALinear:
+def wrap(
+    root: nn.Module,
+    path: str,
+    scales: Mapping[Component, float],
+    ranks: Mapping[Component, int],
+    *,
+    gated: bool = False,
+) -> DualLoRALinear:
     """Replace the linear layer at `path` by its adapted form, B zero and A zero. Raises InputError when it is no linear layer."""
     parent_path, _, name = path.rpartition(".")
     try:
@@ -179,7 +244,7 @@ def wrap(root: nn.Module, path: str, scales: dict[Part, float], ranks: dict[Part
         raise InputError(f"no layer at {path!r} to adapt") from error
     if not isinstance(linear, nn.Linear):
         raise InputError(f"cannot adapt {path!r}: it is a {type(linear).__name__}, not a plain linear layer")
-    layer = DualLoRALinear(linear, scales, ranks)
+    layer = DualLoRALinear(linear, scales, ranks, gated=gated)
     setattr(parent, name, layer)
     return layer
 
@@ -191,9 +256,15 @@ def adapted_layers(root: nn.Module) -> dict[str, DualLoRALinear]:
 
 
 def switch(root: nn.Module, parts: Collection[Part]) -> None:
-    """Use only these parts in every adapted layer: `("global",)`, `("global", "local")`, `()` for the base model."""
+    """Use only these parts, in every adapted layer: `("global",)`, `("global", "local")`, `()` for the base model."""
     for layer in adapted_layers(root).values():
         layer.switch(parts)
+
+
+def use(model: CineClassifier, parts: Collection[Part]) -> None:
+    """Use only these parts in every adapted layer and in the head."""
+    switch(model, parts)
+    model.head_parts = frozenset(parts)
 
 
 def merge(root: nn.Module) -> None:

@@ -165,10 +165,10 @@ class Activations:
         image = torch.from_numpy(np.ascontiguousarray(frames)).to(self.compute.device)[None]
         if not view.kept:
             with torch.no_grad(), self.compute.autocast():
-                found = self.model.backbone.prefix(image, self.model.first_block)
+                found = self.model.frozen(image)
             return Prefix(found.tokens[0], found.skips[0])
         with torch.no_grad():
-            found = self.model.backbone.prefix(image, self.model.first_block)
+            found = self.model.frozen(image)
         entry = Prefix(*(value[0].to("cpu", self.stored) for value in found))
         if not all(bool(value.isfinite().all()) for value in entry):
             raise InputError(

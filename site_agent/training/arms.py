@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shared.methods import GLOBAL, PARTS, Part
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.data.cohort import labels
@@ -35,29 +36,35 @@ ARMS = ("probe", "alone", "global", "dual")
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A state of the trained part of a model: its adapters and heads, and which low-rank parts count."""
+    """A state of the trained part of a model: its adapters and heads, and which parts of both count."""
 
     tensors: Mapping[str, torch.Tensor]
-    parts: tuple[lora.Part, ...]
+    parts: frozenset[Part]
+    head_parts: frozenset[Part]
 
     @classmethod
     def of(cls, model: CineClassifier) -> "Arm":
         """Return the state that a model is in."""
         tensors = {name: value.detach().clone() for name, value in _trained_part(model).items()}
-        active = {layer.active for layer in lora.adapted_layers(model).values()}
-        return cls(tensors, active.pop() if len(active) == 1 else lora.PARTS)
+        layers = lora.adapted_layers(model).values()
+        return cls(tensors, frozenset(p for p in PARTS if any(p in one.active for one in layers)), model.head_parts)
 
     def put(self, model: CineClassifier) -> None:
         """Bring a model into this state."""
         lora.switch(model, self.parts)
+        model.head_parts = self.head_parts
         with torch.no_grad():
             for name, value in _trained_part(model).items():
                 value.copy_(self.tensors[name])
 
 
 def _trained_part(model: CineClassifier) -> dict[str, torch.Tensor]:
-    heads = {id(value) for value in model.heads().values()}
-    return {name: value for name, value in model.named_parameters() if ".lora_" in name or id(value) in heads}
+    heads = {id(value) for value in (*model.heads().values(), *model.private_heads().values())}
+    return {
+        name: value
+        for name, value in model.named_parameters()
+        if ".lora_" in name or value.requires_grad or id(value) in heads
+    }
 
 
 def figures(
@@ -90,10 +97,10 @@ def fit_probe(
     """Fit the heads of `model` on frozen features, its low-rank parts switched off: as many steps as a federated site trains,
     same batches, views, class weights and schedule."""
     lora.switch(model, ())
-    heads, device = list(model.heads().values()), activations.compute.device
+    model.head_parts = PARTS
+    heads, device = [*model.heads().values(), *model.private_heads().values()], activations.compute.device
     optimiser = torch.optim.AdamW(heads, lr=recipe.lr_head, betas=(recipe.beta1, recipe.beta2))
-    weight = local.class_weights(labels(cases), recipe.class_balanced).to(device)
-    loss_of = nn.CrossEntropyLoss(weight=weight, reduction="none")
+    loss_of = local.CaseLoss.of(cases, recipe, device)
     pooled: dict[View, torch.Tensor] = {}
     for number in range(1, rounds + 1):
         position = schedule.Position(number, rounds, seed)
@@ -139,13 +146,7 @@ def fit_alone(
         )
 
 
-def switch_local_off(model: CineClassifier, owned: Ownership) -> None:
-    """Turn a dual model whose global part is a version's into its global arm: no local product, private biases zero (what a
-    new site would be given)."""
-    only: tuple[lora.Part, ...] = ("global",)
-    lora.switch(model, only)
-    if owned.head == "global+local-bias":
-        with torch.no_grad():
-            for name, value in model.heads().items():
-                if name.endswith(".bias"):
-                    value.zero_()
+def switch_local_off(model: CineClassifier) -> None:
+    """Turn a dual model whose global part is a version's into its global arm: no local product, no private bias or head beside a
+    shared one (what a new site would be given)."""
+    lora.use(model, GLOBAL)

@@ -1,9 +1,9 @@
-"""One site's share of one round: both low-rank parts and the head, trained on the cached activations.
+"""One site's share of one round: what its recipe trains, phase by phase, on the cached activations.
 
 Of the global part only the factors that the recipe trains in this round have a gradient and a place in the optimiser.
 
-What a step sees and how fast it learns, `schedule` says; how its gradient comes about in the memory there is, `gradient` and
-`micro_batch`; how several processes share it, `parallel`.
+What a step sees and how fast it learns, `schedule` says; what is added to the loss, `penalties`; how the gradient comes about in
+the memory there is, `gradient` and `micro_batch`; how several processes share it, `parallel`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +15,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from shared.methods import Part, Phase
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
-from site_agent.models import adapter_tensors
+from site_agent.models import adapter_tensors, lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import checkpoint, memory, schedule
+from site_agent.training import checkpoint, fusion, memory, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.checkpoint import Keeper, Progress
 from site_agent.training.gradient import Gradient
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.parallel import ALONE, Group
+from site_agent.training.penalties import Penalties
 from site_agent.training.schedule import Batch, Position
+
+PART_OF: dict[str, Part] = {
+    **dict.fromkeys(("global", "global_own", "dense", "head_shared"), "global"),
+    **dict.fromkeys(("local", "gates", "head_private"), "local"),
+}
+"""The part that a group of parameters is trained with."""
 
 
 class Stopped(Exception):
@@ -61,7 +69,9 @@ def train_round(
     keeper: Keeper | None = None,
     group: Group = ALONE,
 ) -> float:
-    """Train the model in place for one round; return the mean loss of its last epoch. Raises Stopped when asked to stop.
+    """Train the model in place for one round; return the mean loss of its first pass's last epoch. Raises Stopped when asked to.
+
+    Afterwards the parts that the method serves are switched on.
 
     A fresh AdamW each round (the received global part has moved since the last one), gradients clipped by norm. With a
     keeper, training goes on from the newest checkpoint, and leaves one now and then and when it is stopped.
@@ -71,6 +81,11 @@ def train_round(
     batches = list(schedule.batches(cases, recipe, position))
     fitting = micro_batch or MicroBatch()
     group.gathered(lambda: fitting.find(model, activations, batches[0].views, memory.for_training(group.local_size)))
+    if any(phase.anchored for phase in recipe.method.passes):
+        adapter_tensors.begin_personal(model)
+    penalties = Penalties.of(model, recipe, owned, len(cases))
+    if recipe.method.fused:
+        fusion.reset(model)
     with adapter_tensors.only_trained(model, recipe.trained(position.round)):
         groups = _parameter_groups(model, recipe, owned)
         parameters = [p for group in groups for p in group["params"]]
@@ -81,7 +96,8 @@ def train_round(
             weight_decay=recipe.weight_decay,
             fused=device.type == "cuda" or None,  # one kernel for many small tensors
         )
-        gradient = Gradient(model, activations, parameters, _loss(cases, recipe, device), fitting, group)
+        loss_of = CaseLoss.of(cases, recipe, device)
+        gradient = Gradient(model, activations, parameters, loss_of, fitting, group)
         first, losses = 0, list[float]()
         held, *_ = group.gathered(lambda: keeper.newest() if keeper is not None else None)
         if held is not None:
@@ -94,20 +110,44 @@ def train_round(
                     keeper.save(_progress(model, owned, optimiser, device, step, losses))
                 if stopping:
                     raise Stopped
+                lora.use(model, batch.phase.active)
                 _set_rates(optimiser, recipe, position, batch)
                 loss = gradient.of(batch, looked)
-                _let_rest(optimiser)
+                penalties.add_gradient(batch.phase)
+                _let_rest(optimiser, batch.phase)
                 nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
                 optimiser.step()
-                if batch.epoch == recipe.local_epochs - 1:
+                penalties.keep_bounds()
+                if batch.epoch == recipe.local_epochs - 1 and batch.phase in recipe.passes()[0]:
                     losses.append(loss)
                 hooks.on_step(step + 1, len(batches), optimiser)
-        return float(np.mean(losses))
+        lora.use(model, recipe.method.serves)
+    if recipe.method.fused:
+        group.gathered(lambda: fusion.fit(model, activations, cases, loss_of, position.seed))
+    return float(np.mean(losses))
 
 
-def _loss(cases: Sequence[Case], recipe: Recipe, device: torch.device) -> nn.Module:
-    weight = class_weights(np.array([case.label for case in cases]), recipe.class_balanced)
-    return nn.CrossEntropyLoss(weight=weight.to(device), reduction="none")
+class CaseLoss(nn.Module):
+    """Cross entropy of each case: logits (n, classes), labels (n,) → (n,), weighted by class, after a shift of the logits."""
+
+    def __init__(self, weight: torch.Tensor, shift: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.shift = weight, shift
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], recipe: Recipe, device: torch.device) -> "CaseLoss":
+        """Return the recipe's loss for a site with these training cases.
+
+        Logit adjustment shifts by log pi_c, pi_c the share of class c (Menon et al. 2021, arXiv:2007.07314, equation 10).
+        """
+        counts = np.bincount([case.label for case in cases], minlength=2).astype(np.float64)
+        shares = np.maximum(counts, 1) / max(len(cases), 1)
+        shift = np.log(shares) if recipe.logit_adjustment else np.zeros(2)
+        weight = class_weights(np.array([case.label for case in cases]), recipe.class_balanced)
+        return cls(weight.to(device), torch.tensor(shift, dtype=torch.float32, device=device))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits + self.shift, labels, weight=self.weight, reduction="none")
 
 
 def _progress(
@@ -151,7 +191,9 @@ def _parameter_groups(model: CineClassifier, recipe: Recipe, owned: Ownership) -
     groups = [
         ("global", of.global_lora, recipe.lr_global),
         ("global_own", of.global_own, recipe.lr_global),
+        ("dense", of.dense, recipe.lr_global),
         ("local", of.local_lora, recipe.lr_local),
+        ("gates", of.gates if recipe.gate else (), recipe.lr_local),
         ("head_shared", of.head_shared, recipe.lr_head),
         ("head_private", of.head_private, recipe.lr_head),
     ]
@@ -160,16 +202,14 @@ def _parameter_groups(model: CineClassifier, recipe: Recipe, owned: Ownership) -
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:
-    """Apply the schedule. Alternating: first half of the steps the global part, also what of it stays here, and the shared head;
-    second half local and private head."""
     factor = schedule.learning_rate_factor(recipe, position, batch.at)
     for group in optimiser.param_groups:
-        private = group["name"] in ("local", "head_private")
-        group["rests"] = recipe.mode == "alternating" and private == (batch.at < 0.5)
         group["lr"] = group["base_lr"] * factor
 
 
-def _let_rest(optimiser: torch.optim.Optimizer) -> None:
-    """Take the gradients of resting groups away: they neither move nor count in the clipped norm or AdamW's moments."""
-    for parameter in (p for group in optimiser.param_groups if group["rests"] for p in group["params"]):
-        parameter.grad = None
+def _let_rest(optimiser: torch.optim.Optimizer, phase: Phase) -> None:
+    """Take away the gradients of what a phase does not train: it neither moves nor counts in clipped norm and moments."""
+    for group in optimiser.param_groups:
+        if PART_OF[group["name"]] not in phase.trained:
+            for parameter in group["params"]:
+                parameter.grad = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.methods import Phase
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.training import views
@@ -26,22 +27,37 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One optimiser step: which views of which cases, and where in the round (0 to 1)."""
+    """One optimiser step: which views of which cases, where in its pass through the epochs (0 to 1), and what is trained."""
 
     views: tuple[View, ...]
     labels: np.ndarray
     at: float
     epoch: int
+    phase: Phase
 
 
 def steps_of(cases: int, recipe: Recipe) -> int:
     """Optimiser steps of one round."""
+    return len(recipe.passes()) * _steps_of_pass(cases, recipe)
+
+
+def _steps_of_pass(cases: int, recipe: Recipe) -> int:
     return recipe.local_epochs * math.ceil(cases / recipe.batch_size)
 
 
 def batches(cases: Sequence[Case], recipe: Recipe, position: Position) -> Iterator[Batch]:
-    """Yield the round's batches: every case once per epoch, in a seeded order, each as one of its views."""
-    total, step = steps_of(len(cases), recipe), 0
+    """Yield the round's batches: every case once per epoch, in a seeded order, each as one of its views.
+
+    Every pass goes through the same batches at the same learning rates, so what one trains does not depend on the others.
+    """
+    for phases in recipe.passes():
+        yield from _batches_of_pass(cases, recipe, position, phases)
+
+
+def _batches_of_pass(
+    cases: Sequence[Case], recipe: Recipe, position: Position, phases: Sequence[Phase]
+) -> Iterator[Batch]:
+    total, step = _steps_of_pass(len(cases), recipe), 0
     for epoch in range(recipe.local_epochs):
         rng = np.random.default_rng([position.seed, position.round, epoch])
         order = rng.permutation(len(cases))
@@ -50,7 +66,8 @@ def batches(cases: Sequence[Case], recipe: Recipe, position: Position) -> Iterat
         for start in range(0, len(cases), recipe.batch_size):
             indices = order[start : start + recipe.batch_size]
             shown = tuple(views.of_epoch(cases[i], int(slots[i]), recipe, position.seed, since_start) for i in indices)
-            yield Batch(shown, np.array([cases[i].label for i in indices]), step / total, epoch)
+            phase = phases[len(phases) * step // total]
+            yield Batch(shown, np.array([cases[i].label for i in indices]), step / total, epoch, phase)
             step += 1
 
 

@@ -23,7 +23,8 @@ from site_agent.models import adapter_tensors, lora, weights
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
-from site_agent.models.lora import DualLoRAConfig, HeadPolicy
+from site_agent.models.head import HeadPolicy
+from site_agent.models.lora import DualLoRAConfig
 from site_agent.training import arms, augment, evaluate, filled, local, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.arms import Arm
@@ -249,7 +250,7 @@ class SiteTrainer:
         dual = Arm.of(model)
         # a version has values of its own for what the site trains of the global part and keeps
         adapter_tensors.load_global(model, self.owned, final.tensors)
-        arms.switch_local_off(model, self.owned)
+        arms.switch_local_off(model)
         global_only = Arm.of(model)
         self._load(initial, self.initial_local())
         self._group.gathered(
@@ -273,7 +274,7 @@ class SiteTrainer:
         return arms.figures(model, self.activations, compared, self.validation_cases, self.cohort.test(), self._group)
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
-        lora.switch(self.model, lora.PARTS)
+        lora.use(self.model, self.recipe.method.serves)
         adapter_tensors.load_global(self.model, self.owned, adapter.tensors)
         adapter_tensors.load_local(self.model, self.owned, local_tensors)
 
@@ -301,8 +302,14 @@ def build(loaded: weights.LoadedBackbone, contract: Contract, seed: int) -> Cine
         alpha_global=metadata.alpha,
         alpha_local=recipe.alpha_local,
         head=cast(HeadPolicy, metadata.head_policy),
+        rank_residual=metadata.residual_rank or 0,
+        gated=recipe.gate or recipe.method.fused,
+        dense=metadata.dense or (),
     )
     lora.attach(model, config, torch.Generator().manual_seed(seed))
+    if any(phase.anchored for phase in recipe.method.passes):
+        adapter_tensors.counterparts(model)  # or there is none, and what to change is said now
+    lora.use(model, recipe.method.serves)
     return model.eval()
 
 

@@ -12,19 +12,25 @@ from aggregator.store import engine, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
+from shared.adapter import Adapter
 from tests.support import adapters
 
 PATIENTS = {"canon": 50, "ge": 77, "siemens": 273}
 
 
 def make(
-    folder: Path, patients: Mapping[str, int] = PATIENTS, rounds_count: int = 2, url: str = "", **plan: Any
+    folder: Path,
+    patients: Mapping[str, int] = PATIENTS,
+    rounds_count: int = 2,
+    url: str = "",
+    adapter: Adapter | None = None,
+    **plan: Any,
 ) -> Store:
     """Return a new store, a SQLite file in the folder or the database at `url`, with round 1 open.
 
     Every site has joined in name only.
     """
-    adapters.adapter().write(folder / "v0.safetensors")
+    (adapter or adapters.adapter()).write(folder / "v0.safetensors")
     made = setup.FederationPlan(
         name="demo", adapter=folder / "v0.safetensors", sites=dict(patients), rounds=rounds_count, **plan
     )

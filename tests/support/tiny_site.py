@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from shared.adapter import Adapter
+from shared.adapter import Adapter, AdapterManifest, AdapterMetadata
 from shared.contract import Contract, RoundPolicy
+from shared.layout import Layout
 from shared.recipe import Recipe
 from site_agent.cache.activations import Cache
 from site_agent.cache.folder import CacheFolder
@@ -20,11 +21,13 @@ from site_agent.models import lora, weights
 from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import ConvViTConfig, Frames
 from site_agent.models.convvit import ConvViT
-from site_agent.models.lora import DualLoRAConfig, HeadPolicy
+from site_agent.models.loading import LoadReport
+from site_agent.models.weights import LoadedBackbone
 from site_agent.new_adapter import AdapterChoices, init_adapter
 from site_agent.training.activations import Activations
 from site_agent.training.compute import Compute
-from site_agent.training.site import SiteTrainer, load_base
+from site_agent.training.site import SiteTrainer, build, load_base
+from tests.support import methods
 
 SIZE = (32, 32, 4)
 CONFIG = ConvViTConfig(
@@ -61,22 +64,42 @@ def write_cases(folder: Path, count: int, seed: int = 0, slices: int = 4) -> tup
     return tuple(cases)
 
 
+def metadata(recipe: Recipe, **choices: Any) -> AdapterMetadata:
+    """Return what is said of an adapter that this recipe can train: rank 2, the network's last two blocks."""
+    said: dict[str, Any] = {
+        "base_model_sha256": "ab" * 32,
+        "rank": methods.RANK,
+        "alpha": 16.0,
+        "target_modules": ConvViT.attention_linears,
+        "blocks": (1, 2),
+        "head_policy": "global+local-bias",
+        "frames": "stacked",
+        "task": "disease-detection",
+        "class_names": ("normal", "disease"),
+    }
+    return AdapterMetadata(**{**said, **methods.choices(recipe.name), **choices})
+
+
 def classifier(
-    frames: Frames = "stacked",
-    head: HeadPolicy = "global+local-bias",
-    seed: int = 0,
-    kind: type = CineClassifier,
-    rank_local: int = 2,
+    frames: Frames = "stacked", seed: int = 0, rank_local: int = 2, recipe: Recipe | None = None, **choices: Any
 ) -> CineClassifier:
-    """Return a random classifier with rank 2 + 2 adapters on its last two blocks; B drawn too, so that no gradient is zero."""
+    """Return a random classifier as a site builds it for a recipe and an adapter; B is drawn too, so that no gradient is zero."""
+    recipe = recipe or Recipe(rank_local=rank_local)
     generator = torch.Generator().manual_seed(seed)
-    backbone = ConvViT(CONFIG.for_frames(frames), heads=False, generator=generator)
-    model: CineClassifier = kind(backbone, frames, 2, generator)
-    lora.attach(model, DualLoRAConfig(rank_global=2, rank_local=rank_local, head=head), generator)
+    network = ConvViT(CONFIG.for_frames(frames), heads=False, generator=generator).eval()
+    report = LoadReport(
+        kind="encoder", loaded=(), rebuilt=(), ignored=(), kernel_repeated=False, frames_see_same_kernel=False
+    )
+    manifest = AdapterManifest(Layout(()), metadata(recipe, frames=frames, **choices))
+    policy = RoundPolicy(invited=1, quorum=1)
+    agreed = Contract(federation="hearts", adapter_digest="", manifest=manifest, recipe=recipe, policy=policy)
+    model = build(LoadedBackbone(model=network, heads={}, frames=frames, report=report), agreed, seed)
     for layer in lora.adapted_layers(model).values():
-        for part in layer.scales:
-            torch.nn.init.uniform_(layer.lora_B[part], -0.1, 0.1, generator=generator)
-    return model.eval()
+        for component in layer.scales:
+            drawn = [layer.lora_B[component]] + [layer.lora_A[component]] * (component == "residual")
+            for factor in drawn:
+                torch.nn.init.uniform_(factor, -0.1, 0.1, generator=generator)
+    return model
 
 
 def activations(
@@ -96,9 +119,10 @@ def write_backbone(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
-def contract(backbone: Path, recipe: Recipe, rounds: int = 4, **choices: object) -> tuple[Contract, Adapter]:
-    """Return a contract on this base model, with adapters of rank 2, and version 0."""
-    initial = init_adapter(backbone, "", AdapterChoices(**{"rank": 2, "seed": 3, **choices}))
+def contract(backbone: Path, recipe: Recipe, rounds: int = 4, **choices: Any) -> tuple[Contract, Adapter]:
+    """Return a contract on this base model, with adapters of rank 2 that the recipe can train, and version 0."""
+    chosen = {"rank": methods.RANK, "seed": 3, **methods.choices(recipe.name), **choices}
+    initial = init_adapter(backbone, "", AdapterChoices(**chosen))
     policy = RoundPolicy(rounds=rounds, invited=2, quorum=2)
     made = Contract(
         federation="hearts",

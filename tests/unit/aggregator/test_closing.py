@@ -128,3 +128,19 @@ async def test_a_result_that_differs_from_the_one_written_down_is_an_error_in_th
     (entry,) = [entry for entry in logs if entry["event"] == "result_differs"]
     assert entry["round"] == 1
     assert entry["stored"] == state_of(store).digest != entry["computed"]
+
+
+@pytest.mark.parametrize(("rank", "warnings"), [(adapters.RESIDUAL_RANK, 0), (1, 1)])
+async def test_a_residual_of_too_small_a_rank_is_said(tmp_path: Path, rank: int, warnings: int) -> None:
+    made = closed_rounds.make(tmp_path, adapter=adapters.adapter(residual=rank), recipe="fedex-lora")
+    contract = made.read(federations.contract, "demo")
+    layout = contract.recipe.upload_layout(contract.manifest, 1, 3)
+    for k, site in enumerate(closed_rounds.PATIENTS):
+        closed_rounds.send(made, site, adapters.delta(layout, k, scale=1.0))
+    logs = await close_until(made, says("round_closed"))
+    found = [entry for entry in logs if entry["event"] == "residual_truncated"]
+    assert len(found) == warnings
+    for entry in found:
+        assert (entry["round"], entry["residual_rank"]) == (1, 1)
+        assert entry["aggregation_error"] > 1e-3
+    made.close()

@@ -94,3 +94,32 @@ def test_an_accepted_update_of_an_evicted_site_is_set_aside_by_its_digest() -> N
 def test_a_broken_manifest_is_named_as_such(data: bytes) -> None:
     with pytest.raises(InputError, match="manifest that cannot be read"):
         manifest.RoundManifest.from_bytes(data)
+
+
+def test_it_says_by_which_rule_and_with_which_numbers() -> None:
+    def said(recipe: Recipe) -> dict[str, object]:
+        return dict(json.loads(manifest.of_round(federation(), recipe, "00" * 32, 1).to_bytes()))
+
+    later = {"weight_cap", "server_optimiser", "server_beta1", "server_beta2", "server_tau", "moments_digest"}
+    assert not later & said(Recipe()).keys()
+    assert said(Recipe(name="flex-lora"))["rule"] == "products"
+    assert said(Recipe(name="fedex-lora"))["rule"] == "exact"
+    momentum = said(Recipe(server_optimiser="momentum"))
+    assert later & momentum.keys() == {"server_optimiser", "server_beta1"}
+    yogi = said(Recipe(server_optimiser="yogi", server_tau=0.5))
+    assert (yogi["server_optimiser"], yogi["server_beta2"], yogi["server_tau"]) == ("yogi", 0.99, 0.5)
+
+
+def test_capped_weights_stand_in_it_with_their_cap() -> None:
+    """30 and 90 patients: the median is 60."""
+    found = manifest.of_round(federation(), Recipe(weighting="capped", weight_cap=1.0), "00" * 32, 1)
+    assert [entry.weight for entry in found.entries] == [30 / 90, 60 / 90]
+    assert found.weight_cap == 1.0
+    assert replace(found, weight_cap=2.0).input_digest != found.input_digest
+
+
+def test_the_digest_of_moments_is_part_of_the_result() -> None:
+    decided = made()
+    final = manifest.with_result(decided, "ff" * 32, "ee" * 32)
+    assert manifest.RoundManifest.from_bytes(final.to_bytes()) == final
+    assert final.input_digest == decided.input_digest

@@ -10,7 +10,10 @@ import pytest
 from aggregator import rounds, setup
 from aggregator.setup import FederationPlan
 from aggregator.store import engine, federations
+from shared.adapter import Adapter
 from shared.errors import InputError, InvalidAdapter
+from shared.layout import Layout
+from shared.recipe import INSTALLED
 from tests.support import adapters
 
 
@@ -165,3 +168,66 @@ def test_parameters_take_dashes_and_need_an_equals_sign() -> None:
     assert setup.parse_parameters(["local-epochs=3", "lr_global=0.1"]) == {"local_epochs": "3", "lr_global": "0.1"}
     with pytest.raises(InputError, match="--set takes key=value, got 'fast'"):
         setup.parse_parameters(["fast"])
+
+
+# what fits together
+
+
+def planned(plan: FederationPlan, adapter: Adapter, recipe: str, **parameters: str) -> FederationPlan:
+    adapter.write(plan.adapter)
+    return replace(plan, recipe=recipe, parameters=parameters)
+
+
+def without(adapter: Adapter, mark: str) -> Adapter:
+    tensors = {name: array for name, array in adapter.tensors.items() if mark not in name}
+    return replace(adapter, tensors=tensors, manifest=replace(adapter.manifest, layout=Layout.of(tensors)))
+
+
+@pytest.mark.parametrize("recipe", INSTALLED)
+def test_every_recipe_has_an_adapter_that_fits(plan: FederationPlan, recipe: str) -> None:
+    adapter, parameters = adapters.fitting(recipe)
+    contract, _ = setup.make_contract(planned(plan, adapter, recipe, **parameters))
+    assert contract.recipe.name == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "adapter", "message"),
+    [
+        ("fedex-lora", adapters.adapter(), r"residual.*--residual-rank"),
+        ("med-duallora", adapters.adapter(residual=2), r"residual.*--residual-rank 0"),
+        (
+            "fedex-lora",
+            without(adapters.adapter(residual=2), "1.attn.q.lora_residual_B"),
+            r"'base_model.model.encoder.blocks.1.attn.q.lora_residual_B.weight' is missing.*--residual-rank 2",
+        ),
+        ("head-only", without(adapters.adapter(), "pred_head"), "head-only' shares nothing .* round 1"),
+        ("flex-lora", without(adapters.adapter(), "1.attn.q.lora_B"), r"attn.q.lora_A.weight': .* B \[\]"),
+    ],
+)
+def test_a_recipe_and_an_adapter_that_do_not_fit_are_refused(
+    plan: FederationPlan, recipe: str, adapter: Adapter, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        setup.make_contract(planned(plan, adapter, recipe))
+
+
+def test_a_residual_that_the_metadata_do_not_know_is_refused(plan: FederationPlan) -> None:
+    adapter = adapters.adapter(residual=2)
+    metadata = replace(adapter.manifest.metadata, residual_rank=None)
+    adapter = replace(adapter, manifest=replace(adapter.manifest, metadata=metadata))
+    with pytest.raises(InputError, match=r"lora_residual_A.weight' is not expected .*--residual-rank 0"):
+        setup.make_contract(planned(plan, adapter, "med-duallora"))
+    metadata = replace(metadata, residual_rank=3)
+    adapter = replace(adapter, manifest=replace(adapter.manifest, metadata=metadata))
+    with pytest.raises(InputError, match=r"has shape \[2, 6\], expected \[3, 6\]"):
+        setup.make_contract(planned(plan, adapter, "fedex-lora"))
+
+
+def test_moments_that_no_database_takes_are_refused_before_the_first_round(
+    plan: FederationPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = adapters.adapter().manifest.layout.parameters
+    monkeypatch.setattr(setup, "MAX_MOMENTS", 8 * count)
+    setup.make_contract(replace(plan, parameters={"server_optimiser": "momentum"}))
+    with pytest.raises(InputError, match="server_optimiser adam keeps"):
+        setup.make_contract(replace(plan, parameters={"server_optimiser": "adam"}))

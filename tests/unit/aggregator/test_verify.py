@@ -567,6 +567,10 @@ MANIFESTS = {
     "rule": edit("rule", "median"),
     "weighting": edit("weighting", "uniform"),
     "server_lr": edit("server_lr", 0.5),
+    "weight_cap": edit("weight_cap", 2.0),
+    "server_optimiser": edit("server_optimiser", "adam"),
+    "server_beta1": edit("server_beta1", 0.5),
+    "moments_digest": edit("moments_digest", OTHER),
     "parent_version": edit("parent_version", 1),
     "parent_digest": edit("parent_digest", OTHER),
     "version": edit("version", 2),
@@ -591,7 +595,8 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     decided = json.loads(text)
     change(decided)
     edited = canonical_json(decided).decode()
-    digest = sha256_hex(canonical_json({**decided, "result_digest": ""}))
+    inputs = {name: value for name, value in decided.items() if name != "moments_digest"}
+    digest = sha256_hex(canonical_json({**inputs, "result_digest": ""}))
     assert edited != text
     tamper(path, "UPDATE rounds SET manifest = ?, input_digest = ? WHERE number = 1", edited, digest)
 

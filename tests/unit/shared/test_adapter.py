@@ -192,7 +192,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "metadata no JSON": (lambda: file_of(metadata(rank="one")), r"adapter metadata cannot be read"),
     "rank a fraction": (lambda: file_of(metadata(rank="1.5")), r"adapter metadata 'rank' is '1.5', expected '1'"),
     "rank infinite": (lambda: file_of(metadata(rank="1e999")), r"adapter metadata cannot be read"),
-    "rank zero": (lambda: file_of(metadata(rank="0")), r"rank must be 1 to 1024 .* got rank=0"),
+    "rank below zero": (lambda: file_of(metadata(rank="-1")), r"rank must be 0 to 1024 .* got rank=-1"),
     "alpha NaN": (lambda: file_of(metadata(alpha="NaN")), r"alpha positive, got rank=1, alpha=nan"),
     "unknown policy": (lambda: file_of(metadata(head_policy='"mine"')), r"head policy 'mine' is none of global, local"),
     "unknown frames": (lambda: file_of(metadata(frames='"all"')), r"frames 'all' is neither stacked nor siamese"),

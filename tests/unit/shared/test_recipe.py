@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
 from shared import recipe
 from shared.errors import InputError
 from shared.recipe import Recipe
+from tests.support import methods
 
 
 def test_parameters_travel_and_come_back_as_the_same_recipe() -> None:
@@ -35,7 +35,8 @@ def test_a_recipe_that_is_not_installed_says_what_is() -> None:
     with pytest.raises(InputError) as caught:
         recipe.make("fed-magic", {})
     assert str(caught.value) == (
-        "recipe 'fed-magic' is not installed here (installed: med-duallora, ffa-lora, fedsa-lora, rolora); upgrade med-duallora"
+        "recipe 'fed-magic' is not installed here (installed: med-duallora, ffa-lora, fedsa-lora, rolora, fedex-lora, "
+        "flex-lora, feddpa-lora, fdlora, ditto-lora, adaptation, head-only, full); upgrade med-duallora"
     )
 
 
@@ -59,7 +60,20 @@ def test_an_unknown_parameter_says_which_there_are() -> None:
         ("class_balanced", "yes", "recipe parameter class_balanced must be true or false, got 'yes'"),
         ("class_balanced", [], r"recipe parameter class_balanced must be true or false, got '\[\]'"),
         ("mode", "both", "recipe parameter mode must be one of joint, alternating, got 'both'"),
-        ("weighting", "steps", "recipe parameter weighting must be one of patients, uniform, got 'steps'"),
+        ("weighting", "steps", "recipe parameter weighting must be one of patients, capped, uniform, got 'steps'"),
+        ("weight_cap", 0, "recipe parameter weight_cap must be positive, got 0"),
+        ("server_optimiser", "lion", "server_optimiser must be one of sgd, momentum, adam, yogi, got 'lion'"),
+        ("server_beta1", 1, r"recipe parameter server_beta1 must be at least 0 and below 1, got 1"),
+        ("server_beta2", -0.1, r"recipe parameter server_beta2 must be at least 0 and below 1, got -0.1"),
+        ("server_tau", 0, "recipe parameter server_tau must be positive, got 0"),
+        ("logit_adjustment", "maybe", "recipe parameter logit_adjustment must be true or false, got 'maybe'"),
+        ("gate", 2, "recipe parameter gate must be true or false, got '2'"),
+        ("proximal", -1, "recipe parameter proximal must not be negative, got -1"),
+        ("ditto_lambda", -1, "recipe parameter ditto_lambda must not be negative, got -1"),
+        ("orthogonality", math.nan, "recipe parameter orthogonality must not be negative, got nan"),
+        ("local_decay", -1, "recipe parameter local_decay must not be negative, got -1"),
+        ("shrinkage_patients", math.inf, "recipe parameter shrinkage_patients must not be negative, got inf"),
+        ("local_norm_cap", -1, "recipe parameter local_norm_cap must not be negative, got -1"),
         ("codec", "zip", r"recipe parameter codec must be one of f32, f32\+zstd, bf16, .*topk\+zstd, got 'zip'"),
         ("broadcast_codec", "zip", r"recipe parameter broadcast_codec must be one of f32, .*, got 'zip'"),
         ("topk_share", 0, r"recipe parameter topk_share must be above 0 and at most 1, got 0.0"),
@@ -91,30 +105,43 @@ def test_turns_need_a_local_part() -> None:
 
 def test_every_recipe_that_is_made_has_a_canonical_text() -> None:
     for name in recipe.INSTALLED:
-        assert json.loads(replace(Recipe(), name=name).parameters())["codec"] == "f32"
+        assert json.loads(methods.recipe(name).parameters())["codec"] == "f32"
 
 
-A, B, HEAD = (f"base_model.model.{name}.weight" for name in ("blocks.1.q.lora_A", "blocks.1.q.lora_B", "head"))
+A, B, HEAD, RESIDUAL, STEM = (
+    f"base_model.model.{name}.weight"
+    for name in ("blocks.1.q.lora_A", "blocks.1.q.lora_B", "head", "blocks.1.q.lora_residual_A", "stem.conv")
+)
 
 
 @pytest.mark.parametrize(
     ("name", "number", "trained", "travels"),
     [
-        ("med-duallora", 1, "AB", {A, B, HEAD}),
-        ("ffa-lora", 1, "B", {B, HEAD}),
-        ("ffa-lora", 2, "B", {B, HEAD}),
-        ("fedsa-lora", 1, "AB", {A, HEAD}),
-        ("rolora", 1, "B", {B, HEAD}),  # B is zero in version 0: A alone would learn nothing
-        ("rolora", 2, "A", {A, HEAD}),
-        ("rolora", 3, "B", {B, HEAD}),
+        ("med-duallora", 1, "AB", {A, B}),
+        ("ffa-lora", 1, "B", {B}),
+        ("ffa-lora", 2, "B", {B}),
+        ("fedsa-lora", 1, "AB", {A}),
+        ("rolora", 1, "B", {B}),  # B is zero in version 0: A alone would learn nothing
+        ("rolora", 2, "A", {A}),
+        ("rolora", 3, "B", {B}),
+        ("fedex-lora", 1, "AB", {A, B}),
+        ("flex-lora", 1, "AB", {A, B}),
+        ("feddpa-lora", 1, "AB", {A, B}),
+        ("fdlora", 1, "AB", {A, B}),
+        ("ditto-lora", 1, "AB", {A, B}),
+        ("adaptation", 1, "", set()),
+        ("head-only", 1, "", set()),
+        ("full", 1, "", set()),
     ],
 )
 def test_the_name_says_what_is_trained_and_what_of_it_travels(
     name: str, number: int, trained: str, travels: set[str]
 ) -> None:
-    one = Recipe(name=name)
+    """The head and weights of the base model travel wherever the adapter has them; a residual never does."""
+    one = methods.recipe(name)
     assert one.trained(number) == set(trained)
-    assert {tensor for tensor in (A, B, HEAD) if one.travels(tensor, number)} == travels
+    travelling = {tensor for tensor in (A, B, HEAD, RESIDUAL, STEM) if one.travels(tensor, number)}
+    assert travelling == {*travels, HEAD, STEM}
 
 
 def test_numbers_that_came_later_leave_the_text_of_older_contracts_as_it_was() -> None:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable
-from shared.recipe import INSTALLED, Recipe
+from shared.recipe import INSTALLED, Recipe, factor_of
 from site_agent import agent
 from site_agent.agent import Agent, Evicted
 from site_agent.client import Joined, Task
@@ -29,7 +29,7 @@ from site_agent.models.config import ConvViTConfig
 from site_agent.training import local
 from site_agent.training.site import SiteTrainer, Trained
 from site_agent.view import Silent
-from tests.support import adapters, tiny_site
+from tests.support import adapters, methods, tiny_site
 
 FIRST = adapters.adapter()
 CONTRACT = Contract(
@@ -455,8 +455,10 @@ class Recording:
 
 @pytest.mark.parametrize("name", INSTALLED)
 async def test_no_private_number_is_given_to_the_door_or_sent(tmp_path, name):
-    """Learning rates of 0 keep the private low-rank tensors as they are, with FedSA-LoRA a marked B of the global part too."""
-    recipe = Recipe(name=name, rank_local=2, augmentation="none", local_epochs=1, lr_global=0.0, lr_local=0.0)
+    """Learning rates of 0 keep the private low-rank tensors as they are, with FedSA-LoRA a marked B of the global part too. Only
+    weights of the parts are fitted anew, by FDLoRA."""
+    resting = Recipe(augmentation="none", local_epochs=1, lr_global=0.0, lr_local=0.0)
+    recipe = methods.recipe(name, resting)
     backbone = tiny_site.write_backbone(tmp_path / "backbone")
     contract, initial = tiny_site.contract(backbone, recipe)
     trainer: Any = Recording(tiny_site.trainer(tmp_path / "cases", backbone, contract))
@@ -465,7 +467,7 @@ async def test_no_private_number_is_given_to_the_door_or_sent(tmp_path, name):
     assert any(tensor.startswith("local.global.") for tensor in private) == (name == "fedsa-lora")
     (tmp_path / "state/rounds/0000").mkdir(parents=True)
     save_file(private, tmp_path / "state/rounds/0000/local.safetensors")
-    aggregator = Aggregator([train(1, initial), END], [])
+    aggregator = Aggregator([train(1, initial), END], [initial])
     made = Scripted(tmp_path, aggregator, trainer, contract)
     await take_part(made)
     (given,), (update,) = trainer.given, aggregator.sent
@@ -474,6 +476,6 @@ async def test_no_private_number_is_given_to_the_door_or_sent(tmp_path, name):
     seen = {sent[i : i + 4] for i in range(len(sent) - 3)}
     kept = made._state.rounds.local(1)
     assert kept is not None
-    for tensor in (tensor for tensor in private if ".lora_" in tensor):
+    for tensor in (tensor for tensor in private if factor_of(tensor)):
         assert np.array_equal(kept[tensor], private[tensor]), tensor
         assert not {number.tobytes() for number in private[tensor].reshape(-1)} & seen, tensor

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.adapter import Adapter
 from shared.errors import InputError, InvalidAdapter
 from shared.layout import Layout
-from shared.recipe import INSTALLED, Recipe
+from shared.recipe import INSTALLED, Recipe, is_residual, make
 from site_agent import egress
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
@@ -22,10 +23,10 @@ NAMES = sorted(RECEIVED.tensors)
 LOCAL = "local.encoder.blocks.0.attn.q.lora_A.weight"
 
 
-def trained(seed: int = 1) -> dict[str, np.ndarray]:
+def trained(seed: int = 1, received: Adapter = RECEIVED) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
-        name: (value + rng.standard_normal(value.shape)).astype(np.float32) for name, value in RECEIVED.tensors.items()
+        name: (value + rng.standard_normal(value.shape)).astype(np.float32) for name, value in received.tensors.items()
     }
 
 
@@ -145,16 +146,26 @@ def travelling(recipe, round_number, tensors):
 @pytest.mark.parametrize("round_number", [1, 2])
 @pytest.mark.parametrize("name", INSTALLED)
 def test_the_door_takes_what_travels_in_the_round_and_refuses_one_more_by_name(name, round_number, codec):
-    recipe, facts = Recipe(name=name, codec=codec), replace(FACTS, round=round_number)
-    right = travelling(recipe, round_number, trained())
-    update, _ = egress.seal(RECEIVED, right, recipe, facts, 3)
+    received, parameters = adapters.fitting(name)
+    recipe, facts = make(name, {**parameters, "codec": codec}), replace(FACTS, round=round_number)
+    all_of_it = trained(received=received)
+    right = travelling(recipe, round_number, all_of_it)
+    update, _ = egress.seal(received, right, recipe, facts, 3)
     assert [spec.name for spec in update.layout.tensors] == sorted(right)
-    for more in sorted(set(NAMES) - set(right)):
+    for more in sorted(set(all_of_it) - set(right)):
         with pytest.raises(InvalidAdapter, match=f"extra tensor '{more}'"):
-            egress.seal(RECEIVED, {**right, more: trained()[more]}, recipe, facts, 3)
+            egress.seal(received, {**right, more: all_of_it[more]}, recipe, facts, 3)
     for less in right:
         with pytest.raises(InvalidAdapter, match=f"missing tensor '{less}'"):
-            egress.seal(RECEIVED, {k: v for k, v in right.items() if k != less}, recipe, facts, 3)
+            egress.seal(received, {k: v for k, v in right.items() if k != less}, recipe, facts, 3)
+
+
+def test_a_residual_is_the_aggregators_and_never_leaves_a_site():
+    received, parameters = adapters.fitting("fedex-lora")
+    recipe = make("fedex-lora", parameters)
+    residual = [name for name in received.tensors if is_residual(name)]
+    assert len(residual) == 8
+    assert not any(recipe.travels(name, number) for name in residual for number in (1, 2, 3))
 
 
 def test_what_is_owed_of_a_factor_waits_for_the_round_in_which_it_travels():

@@ -184,8 +184,10 @@ def test_global_starting_values_do_not_depend_on_the_local_part():
 
 
 def test_scale_is_alpha_over_rank_for_each_part():
-    config = DualLoRAConfig(rank_global=4, alpha_global=8, rank_local=2, alpha_local=1)
-    assert (config.scale("global"), config.scale("local")) == (2.0, 0.5)
+    config = DualLoRAConfig(rank_global=4, alpha_global=8, rank_local=2, alpha_local=1, rank_residual=7)
+    assert config.scales() == {"global": 2.0, "local": 0.5, "residual": 2.0}
+    assert config.ranks() == {"global": 4, "local": 2, "residual": 7}
+    assert DualLoRAConfig(rank_global=0, rank_local=0).scales() == {}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,11 @@ def test_scale_is_alpha_over_rank_for_each_part():
         ({"blocks": ()}, "at least one target layer and one block"),
         ({"blocks": (3, 4)}, "block 4 does not exist; the backbone has blocks 0 to 3"),
         ({"blocks": (-1,)}, "block -1 does not exist"),
-        ({"rank_global": 0, "rank_local": 0}, "ranks must not be negative nor both 0"),
+        ({"rank_global": -1}, "ranks must not be negative, got global -1, local 8, residual 0"),
         ({"rank_local": -2}, "local -2"),
+        ({"rank_residual": -1}, "residual -1"),
+        ({"rank_global": 0, "rank_residual": 3}, "a residual goes with a global part"),
+        ({"dense": ("encoder.blocks.9",)}, "no weight of the base model begins with 'encoder.blocks.9'; it has: "),
         ({"alpha_global": 0.0}, "alphas must be positive"),
         ({"head": "shared"}, "unknown head policy 'shared'"),
     ],

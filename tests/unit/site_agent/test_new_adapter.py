@@ -70,7 +70,13 @@ def test_it_says_what_it_is_for_and_survives_its_file(backbone, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "shared"), [("global", {"weight", "bias"}), ("global+local-bias", {"weight"}), ("local", set())]
+    ("policy", "shared"),
+    [
+        ("global", {"weight", "bias"}),
+        ("global+local-bias", {"weight"}),
+        ("local", set()),
+        ("global+local", {"weight", "bias"}),
+    ],
 )
 def test_the_head_policy_decides_which_part_of_the_head_travels(backbone, policy, shared):
     adapter = init_adapter(backbone, "", AdapterChoices(head_policy=policy))
@@ -92,9 +98,12 @@ def test_siamese_frames_have_heads_on_mean_and_difference(tmp_path):
     [
         ({"blocks": (7,)}, "block 7 does not exist; the backbone has blocks 0 to 2"),
         ({"targets": ("qkv",)}, "no layer called 'qkv' to adapt; a block has"),
-        ({"rank": 0}, "ranks must not be negative nor both 0"),
-        ({"alpha": 0.0}, "alphas must be positive"),
-        ({"head_policy": "private"}, "unknown head policy 'private'"),
+        ({"rank": -1}, "rank must be 0 to 1024 and alpha positive, got rank=-1"),
+        ({"alpha": 0.0}, "rank must be 0 to 1024 and alpha positive, got rank=8, alpha=0"),
+        ({"head_policy": "private"}, "head policy 'private' is none of global, local, "),
+        ({"residual_rank": -1}, "adapter metadata 'residual_rank' must not be negative, got -1"),
+        ({"rank": 0, "residual_rank": 3}, "a residual goes with a global part"),
+        ({"dense": ("stem.",)}, "no weight of the base model begins with 'stem.'"),
         ({"frames": "mono"}, "frames must be one of stacked, siamese, got 'mono'"),
     ],
 )
@@ -113,6 +122,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     [
         ({"class_names": ("a", "b", "c")}, "two class names, normal then disease .* got 3"),
         ({"rank": 100_000}, "rank must be at most 1024, got 100000"),
+        ({"residual_rank": 100_000}, "rank must be at most 1024, got 100000"),
     ],
 )
 def test_numbers_no_site_could_train_are_refused_before_anything_is_loaded(choices, message):
@@ -137,6 +147,9 @@ def test_a_seed_that_torch_cannot_take_is_refused(seed):
         {"blocks": (2, 0), "targets": ("fc1", "proj", "q"), "rank": 3, "alpha": 6.0},
         {"head_policy": "local"},
         {"head_policy": "global", "class_names": ("well", "ill"), "task": "screening"},
+        {"head_policy": "global+local"},
+        {"rank": 0},
+        {"residual_rank": 5},
     ],
 )
 @pytest.mark.parametrize("frames", ["stacked", "siamese"])

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from shared.codecs import CODECS
-from shared.recipe import INSTALLED, Recipe, factor_of
+from shared.recipe import Recipe, factor_of
 from site_agent import egress
 from site_agent.egress import UpdateFacts
 from site_agent.models import lora
 from site_agent.training import evaluate
 from site_agent.training.evaluate import Scored
 from site_agent.training.local import Hooks
-from tests.support import tiny_site
+from tests.support import methods, tiny_site
+from tests.support.methods import WITH_CODECS, WITH_HEADS, WITH_RANKS
 
 QUICK = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=8)
 MARKER = np.float32(0.0123)
@@ -53,10 +53,9 @@ def windows(array):
 # --- what travels ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["global", "local", "global+local-bias"])
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize(("name", "head"), WITH_HEADS)
 def test_exactly_what_the_recipe_names_travels_and_the_door_takes_it_as_it_is(site, name, head):
-    trainer, initial = site(replace(QUICK, name=name), head_policy=head)
+    trainer, initial = site(methods.recipe(name, QUICK), head_policy=head)
     private = trainer.initial_local()
     for number in (1, 2):
         trained = trainer.train(number, initial, private, Hooks())
@@ -67,10 +66,9 @@ def test_exactly_what_the_recipe_names_travels_and_the_door_takes_it_as_it_is(si
         seal(trainer, initial, trained, number)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize(("name", "codec"), WITH_CODECS)
 def test_no_update_is_larger_than_its_layout_says(site, name, codec):
-    trainer, initial = site(replace(QUICK, name=name, codec=codec))
+    trainer, initial = site(replace(methods.recipe(name, QUICK), codec=codec))
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     update = seal(trainer, initial, trained, 1)
     assert len(update.payload) <= update.layout.size < initial.manifest.layout.size + 5 * len(update.layout.tensors) + 1
@@ -145,11 +143,18 @@ def test_what_fedsa_learnt_of_b_is_where_the_next_round_begins(site):
     assert all(np.array_equal(second.local_tensors[name], value) for name, value in own.items())
 
 
-@pytest.mark.parametrize("head", ["global", "local", "global+local-bias"])
-def test_without_a_local_part_only_the_private_head_stays(site, head):
+@pytest.mark.parametrize(
+    ("head", "kept"),
+    [
+        ("global", set()),
+        ("local", {"weight", "bias"}),
+        ("global+local-bias", {"bias"}),
+        ("global+local", {"weight", "bias"}),
+    ],
+)
+def test_without_a_local_part_only_the_private_head_stays(site, head, kept):
     trainer, initial = site(replace(QUICK, rank_local=0), head_policy=head)
-    names = {name.rpartition(".")[2] for name in trainer.initial_local()}
-    assert names == {"global": set(), "local": {"weight", "bias"}, "global+local-bias": {"bias"}}[head]
+    assert {name.rpartition(".")[2] for name in trainer.initial_local()} == kept
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     assert trained.global_tensors.keys() == initial.tensors.keys()
     assert trainer.validate(initial, trained.local_tensors)["n"] > 0
@@ -158,10 +163,9 @@ def test_without_a_local_part_only_the_private_head_stays(site, head):
 # --- arms -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank_local", [2, 0])
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize(("name", "rank_local"), WITH_RANKS)
 def test_every_recipe_compares_the_four_arms(site, name, rank_local):
-    trainer, initial = site(replace(QUICK, name=name, rank_local=rank_local), rounds=2)
+    trainer, initial = site(methods.recipe(name, QUICK, rank_local), rounds=2)
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     final = initial.successor({**initial.tensors, **trained.global_tensors}, 1)
     compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks())

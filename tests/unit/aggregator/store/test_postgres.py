@@ -197,7 +197,12 @@ def test_weights_are_not_compressed(store: Store) -> None:
     query = sa.text(
         "SELECT attrelid::regclass::text FROM pg_attribute WHERE attname = 'data' AND attstorage = 'e' ORDER BY 1"
     )
-    assert store.read(lambda connection: connection.execute(query).scalars().all()) == ["adapters", "changes", "chunks"]
+    assert store.read(lambda connection: connection.execute(query).scalars().all()) == [
+        "adapters",
+        "changes",
+        "chunks",
+        "moments",
+    ]
 
 
 # a server that goes away

@@ -5,13 +5,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from aggregator import closing, rounds
 from aggregator.manifest import of_round
+from aggregator.optimisers import Moments
 from aggregator.rounds import UpdateHeader
-from aggregator.store import agents, engine, federations, updates
+from aggregator.store import agents, engine, federations, moments, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
@@ -389,3 +391,33 @@ def test_everything_committed_is_there_after_opening_again(url: str) -> None:
     again = engine.open_store(url)
     assert again.read(federations.state, "demo") == before
     again.close()
+
+
+# what a server optimiser goes on from
+
+MOMENTS = {
+    "x": Moments(np.array([[1.0, -2.0], [1e-300, 3.0]]), np.array([[0.5, 0.25], [1e300, 0.0]])),
+    "y": Moments(np.arange(3.0)),
+}
+
+
+def test_moments_read_back_bit_for_bit_with_their_version(store: Store) -> None:
+    store.write(moments.add, "demo", 1, moments.to_bytes(MOMENTS))
+    store.write(moments.add, "demo", 2, moments.to_bytes({"y": Moments(np.zeros(3))}))
+    found = store.read(moments.find, "demo", 1)
+    assert found.keys() == MOMENTS.keys()
+    for name, kept in MOMENTS.items():
+        np.testing.assert_array_equal(found[name].first, kept.first)
+        assert (found[name].second is None) == (kept.second is None)
+    np.testing.assert_array_equal(found["x"].second, MOMENTS["x"].second)  # type: ignore[arg-type]
+    assert store.read(moments.file, "demo", 1) == moments.to_bytes(dict(reversed(MOMENTS.items())))
+    assert store.read(moments.find, "demo", 2).keys() == {"y"}
+
+
+def test_version_0_has_no_moments_and_others_must_have_them(store: Store) -> None:
+    assert store.read(moments.find, "demo", 0) == {}
+    with pytest.raises(InputError, match=r"moments of version 1 are not in it; .* rollback 0"):
+        store.read(moments.find, "demo", 1)
+    store.write(moments.add, "demo", 1, b"others")
+    with pytest.raises(InputError, match="moments of version 1 cannot be read"):
+        store.read(moments.find, "demo", 1)
