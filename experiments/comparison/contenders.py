@@ -1,0 +1,355 @@
+"""What is compared: each contender is an installed recipe with its numbers, an adapter, and who trains together.
+
+All of them have the same trainer, cases, order of batches, epochs and evaluation. Those whose method has two passes
+(`shared.methods`) take as many optimiser steps as the others with half the epochs in each; their doubles, marked 2x, take twice as
+many. Ranks: r = 8 for one low-rank part, 16 where a contender is to have as many trained numbers as two parts have.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from shared.errors import InputError
+from shared.methods import METHODS
+from shared.recipe import Recipe, make
+from site_agent.new_adapter import AdapterChoices
+
+Together = Literal["federated", "alone", "pooled"]
+"""federated: the sites, by the recipe. alone: every site by itself, a federation of one. pooled: one site that has all cases."""
+Group = Literal["core", "other", "extension"]
+Options = Mapping[str, Any]
+
+RANK, SCALE = 8, 2.0
+MATCHED = 2 * RANK
+MOST_SETTINGS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One choice of a contender's numbers: what differs from the contender's own."""
+
+    recipe: Options = field(default_factory=dict)
+    adapter: Options = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The choice in words; "as it is" for none."""
+        return ", ".join(f"{k} {v}" for k, v in {**self.adapter, **self.recipe}.items()) or "as it is"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One line of the comparison. `sent` and `stays`: what leaves a site in every round, and what never does."""
+
+    key: str
+    title: str
+    group: Group
+    method: str
+    sent: str
+    stays: str
+    together: Together = "federated"
+    recipe: Options = field(default_factory=dict)
+    adapter: Options = field(default_factory=dict)
+    every_block: bool = False
+    """Whether all transformer blocks are adapted, not the adapter's own choice."""
+    picked_blocks: bool = False
+    """Whether the blocks that are adapted are picked by their scores at the sites."""
+    doubled: bool = False
+    """Whether each of two passes has all epochs, which is twice the others' optimiser steps."""
+    settings: tuple[Setting, ...] = (Setting(),)
+    """What is tried on the tuning cohort, at most MOST_SETTINGS; the first where nothing was tuned."""
+
+    @property
+    def source(self) -> str:
+        return METHODS[self.method].source
+
+    @property
+    def formula(self) -> str:
+        return METHODS[self.method].formula
+
+    def with_setting(self, setting: Setting) -> "Contender":
+        """Return the contender with these numbers."""
+        return replace(
+            self,
+            recipe={**self.recipe, **setting.recipe},
+            adapter={**self.adapter, **setting.adapter},
+            settings=(Setting(),),
+        )
+
+    def made_recipe(self, common: Options) -> Recipe:
+        """Return the recipe; `common`: what all contenders share, such as epochs."""
+        values = {**common, **self.recipe}
+        if len(METHODS[self.method].passes) > 1 and not self.doubled:
+            values["local_epochs"] = max(1, values.get("local_epochs", Recipe().local_epochs) // 2)
+        return make(self.method, values)
+
+    def choices(self, common: Options, depth: int) -> AdapterChoices:
+        """Return what version 0 is made of; `depth`: the network's number of blocks."""
+        blocks = {"blocks": tuple(range(depth))} if self.every_block else {}
+        return AdapterChoices(**{**common, **self.adapter, **blocks})
+
+
+RATES = (2e-3, 5e-3)
+"""Of the low-rank parts, the same two for all. Placed after a first look at local-only on the tuning cohort, at 5e-4 to 4e-3."""
+HEAD_RATES = (1e-2, 3e-2)
+FULL_RATES = (2e-4, 1e-3)
+
+ALONE = {"rank_local": 0}
+TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
+R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
+SHARED_HEAD, PRIVATE_BIAS, TWO_HEADS = ({"head_policy": p} for p in ("global", "global+local-bias", "global+local"))
+
+
+def _rates_and_heads() -> tuple[Setting, ...]:
+    """The budget of whatever has a shared head: two rates of the low-rank parts, with the bias shared and private."""
+    return tuple(
+        Setting(recipe={"lr_global": rate, "lr_local": rate}, adapter=head)
+        for rate in RATES
+        for head in (SHARED_HEAD, PRIVATE_BIAS)
+    )
+
+
+def _rates() -> tuple[Setting, ...]:
+    """The budget where nothing is shared: two rates of the low-rank part, two of the head."""
+    return tuple(
+        Setting(recipe={"lr_global": rate, "lr_local": rate, "lr_head": of_head})
+        for rate in RATES
+        for of_head in HEAD_RATES
+    )
+
+
+def _with(name: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
+    """A method's own number and the rate together."""
+    return tuple(
+        Setting(recipe={name: value, "lr_global": rate, "lr_local": rate}) for value in values for rate in RATES
+    )
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender(
+        key="local-only",
+        title="Local-only LoRA, r 16",
+        group="core",
+        method="med-duallora",
+        together="alone",
+        sent="nothing",
+        stays="everything",
+        recipe=ALONE,
+        adapter=R16 | SHARED_HEAD,
+        settings=_rates(),
+    ),
+    Contender(
+        key="centralised",
+        title="Centralised LoRA, r 16",
+        group="core",
+        method="med-duallora",
+        together="pooled",
+        sent="all images (no federation: the upper reference)",
+        stays="nothing",
+        recipe=ALONE,
+        adapter=R16 | SHARED_HEAD,
+        settings=_rates(),
+    ),
+    Contender(
+        key="head-only",
+        title="Head only",
+        group="core",
+        method="head-only",
+        sent="head",
+        stays="nothing",
+        recipe=ALONE,
+        adapter={"rank": 0},
+        settings=tuple(
+            Setting(recipe={"lr_head": rate}, adapter=head)
+            for rate in HEAD_RATES
+            for head in (SHARED_HEAD, PRIVATE_BIAS)
+        ),
+    ),
+    Contender(
+        key="fedit-r8",
+        title="FedIT, r 8",
+        group="core",
+        method="med-duallora",
+        sent="A, B, head",
+        stays="private bias, if any",
+        recipe=ALONE,
+        adapter=R8,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="fedit-r16",
+        title="FedIT, r 16 (rank-matched)",
+        group="core",
+        method="med-duallora",
+        sent="A, B, head",
+        stays="private bias, if any",
+        recipe=ALONE,
+        adapter=R16,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="med-duallora",
+        title="Med-DualLoRA, 2 blocks",
+        group="core",
+        method="med-duallora",
+        sent="A_g, B_g, head",
+        stays="A_l, B_l, private bias, if any",
+        recipe=TWO_PARTS,
+        adapter=R8,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="ours",
+        title="Med-DualLoRA, our recipe",
+        group="core",
+        method="med-duallora",
+        sent="A_g, B_g, head without bias",
+        stays="A_l, B_l, private bias",
+        recipe=TWO_PARTS | {"weighting": "capped"},
+        adapter=R8 | PRIVATE_BIAS,
+        settings=_with("shrinkage_patients", (1.0, 10.0)),
+    ),
+    Contender(
+        key="fedprox",
+        title="FedProx-LoRA, r 16",
+        group="other",
+        method="med-duallora",
+        sent="A, B, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter=R16 | PRIVATE_BIAS,
+        settings=_with("proximal", (1e-2, 1e-1)),
+    ),
+    Contender(
+        key="ffa",
+        title="FFA-LoRA, r 16",
+        group="other",
+        method="ffa-lora",
+        sent="B, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter=R16,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="fedsa",
+        title="FedSA-LoRA, r 16",
+        group="other",
+        method="fedsa-lora",
+        sent="A, head",
+        stays="B, private bias",
+        recipe=ALONE,
+        adapter=R16,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="rolora",
+        title="RoLoRA, r 16",
+        group="other",
+        method="rolora",
+        sent="B and A by turns, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter=R16,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="fedex",
+        title="FedEx-LoRA, r 16 (exact)",
+        group="other",
+        method="fedex-lora",
+        sent="A, B, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter=R16 | {"residual_rank": 96},
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="flexlora",
+        title="FlexLoRA, r 16 (stack, QR, SVD)",
+        group="other",
+        method="flex-lora",
+        sent="A, B, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter=R16,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="feddpa",
+        title="FedDPA, r 8 + 8",
+        group="other",
+        method="feddpa-lora",
+        sent="A_g, B_g, head",
+        stays="A_l, B_l, private bias",
+        recipe=TWO_PARTS,
+        adapter=R8,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="fdlora",
+        title="FDLoRA, r 8 + 8",
+        group="other",
+        method="fdlora",
+        sent="A_g, B_g, head",
+        stays="A_l, B_l, fusion weights, private bias",
+        recipe=TWO_PARTS,
+        adapter=R8,
+        settings=_rates_and_heads(),
+    ),
+    Contender(
+        key="ditto",
+        title="Ditto-LoRA, r 8",
+        group="other",
+        method="ditto-lora",
+        sent="A_g, B_g, head",
+        stays="a personal A, B and head",
+        recipe=TWO_PARTS,
+        adapter=R8 | TWO_HEADS,
+        settings=_with("ditto_lambda", (0.01, 0.1)),
+    ),
+    Contender(
+        key="full",
+        title="Full fine-tuning, FedAvg",
+        group="other",
+        method="full",
+        sent="every weight of the network, head",
+        stays="private bias",
+        recipe=ALONE,
+        adapter={"rank": 0, "dense": ("",)},
+        settings=tuple(
+            Setting(recipe={"lr_global": rate}, adapter=head)
+            for rate in FULL_RATES
+            for head in (SHARED_HEAD, PRIVATE_BIAS)
+        ),
+    ),
+    Contender(
+        key="med-duallora-all",
+        title="Med-DualLoRA, all blocks",
+        group="other",
+        method="med-duallora",
+        sent="A_g, B_g, head",
+        stays="A_l, B_l, private bias, if any",
+        recipe=TWO_PARTS,
+        adapter=R8,
+        every_block=True,
+        settings=_rates_and_heads(),
+    ),
+)
+
+
+def doubles() -> tuple[Contender, ...]:
+    """Return the two-pass contenders once more, with twice the steps."""
+    return tuple(
+        replace(one, key=f"{one.key}-2x", title=f"{one.title}, 2x the steps", doubled=True)
+        for one in CONTENDERS
+        if len(METHODS[one.method].passes) > 1
+    )
+
+
+def find(key: str, among: tuple[Contender, ...] = CONTENDERS) -> Contender:
+    """Return a contender by its key. Raises InputError naming those there are."""
+    for one in among:
+        if one.key == key:
+            return one
+    raise InputError(f"no method is called '{key}'; there are: {', '.join(one.key for one in among)}")

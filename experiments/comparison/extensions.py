@@ -1,0 +1,97 @@
+"""What goes beyond the paper, each switch alone on top of a tuned method: `med-duallora+gate`, `fedit-r16+capped`.
+
+Nothing here is tuned: a switch has one value, chosen before it was tried.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from experiments.comparison.contenders import (
+    CONTENDERS,
+    PRIVATE_BIAS,
+    SHARED_HEAD,
+    TWO_HEADS,
+    Contender,
+    Options,
+    find,
+)
+from shared.errors import InputError
+
+PLUS = "+"
+PLAIN = ("med-duallora", "fedit-r16")
+"""The methods that every switch is tried on where it applies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """One change. `needs_local`: whether it is about the local part."""
+
+    title: str
+    recipe: Options = field(default_factory=dict)
+    adapter: Options = field(default_factory=dict)
+    method: str = ""
+    needs_local: bool = False
+    picked_blocks: bool = False
+
+
+EXACT_RANK = 96
+
+SWITCHES: Mapping[str, Switch] = {
+    "shared-head": Switch(title="head shared, bias too", adapter=SHARED_HEAD),
+    "private-bias": Switch(title="private bias", adapter=PRIVATE_BIAS),
+    "private-head": Switch(title="a private head beside the shared one", adapter=TWO_HEADS),
+    "prior": Switch(title="logits adjusted by the site's prior", recipe={"logit_adjustment": True, "class_balanced": False}),
+    "orthogonal": Switch(title="orthogonality penalty 1", recipe={"orthogonality": 1.0}, needs_local=True),
+    "norm-cap": Switch(title="local norm at most 5 % of W0", recipe={"local_norm_cap": 0.05}, needs_local=True),
+    "local-decay": Switch(title="penalty 0.1 on the local norm", recipe={"local_decay": 0.1}, needs_local=True),
+    "shrinkage": Switch(title="small sites shrunk, prior of 10 patients", recipe={"shrinkage_patients": 10.0}, needs_local=True),
+    "gate": Switch(title="learned gate per layer", recipe={"gate": True}),
+    "exact": Switch(title="exact aggregation", method="fedex-lora", adapter={"residual_rank": EXACT_RANK}),
+    "svd": Switch(title="products, stack + QR + SVD", method="flex-lora"),
+    "momentum": Switch(title="server momentum 0.9", recipe={"server_optimiser": "momentum", "server_lr": 0.3}),
+    "adam": Switch(title="server Adam", recipe={"server_optimiser": "adam", "server_lr": 3e-2}),
+    "yogi": Switch(title="server Yogi", recipe={"server_optimiser": "yogi", "server_lr": 3e-2}),
+    "capped": Switch(title="weights capped at the median", recipe={"weighting": "capped"}),
+    "uniform": Switch(title="uniform weights", recipe={"weighting": "uniform"}),
+    "picked": Switch(title="the two blocks with the highest scores", picked_blocks=True),
+    "stem": Switch(title="first convolution trained too", adapter={"dense": ("enc_down_dict.sax.",)}),
+}  # fmt: skip
+
+
+def basis_of(key: str) -> str:
+    """Return the key of the method that one is derived from."""
+    return key.partition(PLUS)[0]
+
+
+def extend(contender: Contender, key: str) -> Contender:
+    """Return a contender with the switches that follow its name in `key`. Raises InputError for one there is not."""
+    _, *names = key.split(PLUS)
+    for name in names:
+        if name not in SWITCHES:
+            raise InputError(f"no switch is called '{name}'; there are: {', '.join(SWITCHES)}")
+        switch = SWITCHES[name]
+        contender = replace(
+            contender,
+            key=key,
+            title=f"{contender.title} + {switch.title}",
+            group="extension",
+            method=switch.method or contender.method,
+            recipe={**contender.recipe, **switch.recipe},
+            adapter={**contender.adapter, **switch.adapter},
+            picked_blocks=switch.picked_blocks or contender.picked_blocks,
+        )
+    return contender
+
+
+def _applies(contender: Contender, switch: Switch) -> bool:
+    return bool(contender.recipe.get("rank_local")) or not switch.needs_local
+
+
+def _extended() -> tuple[Contender, ...]:
+    found = []
+    for one in (find(key, CONTENDERS) for key in PLAIN):
+        found += [extend(one, f"{one.key}{PLUS}{name}") for name, switch in SWITCHES.items() if _applies(one, switch)]
+    return tuple(found)
+
+
+EXTENDED = _extended()

@@ -1,0 +1,148 @@
+"""What a comparison consists of: its setting, fixed before the first cell, and its cells in order."""
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.comparison import extensions
+from experiments.comparison.cells import Bench
+from experiments.comparison.contenders import CONTENDERS, Contender, Group, doubles
+from experiments.comparison.scenarios import SCENARIOS, SHIFTED, Phantom, Real
+from experiments.comparison.unseen import BASES, UNSEEN
+from shared.canonical import canonical_json, sha256_hex, write_atomically
+from shared.errors import InputError
+
+CONFIG = "config.json"
+REAL = "real"
+PACKAGES = ("med-duallora", "torch", "monai", "numpy", "scipy", "scikit-learn", "statsmodels")
+SEVERAL = 10
+"""Runs of the core methods: with ten a two-sided signed-rank test can reach p = 0.002, with five no less than 0.0625."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that decides what a comparison's cells are. Fixed when its folder is made: another plan needs another folder."""
+
+    out: Path
+    weights: Path
+    weights_size: str = ""
+    data: Path | None = None
+    """Prepared cohorts of real patients; None: the phantom."""
+    runs: int = SEVERAL
+    """Of the core methods; of real data, folds x shuffles."""
+    other_runs: int = 5
+    rounds: int = 8
+    local_epochs: int = 2
+    augmentation: str = "none"
+    frames: str = "stacked"
+    scale: float = 1.0
+    test_cases: int = 100
+
+    @property
+    def synthetic(self) -> bool:
+        return self.data is None
+
+    @property
+    def source(self) -> Phantom | Real:
+        """Where the cells' cohorts come from."""
+        if self.data is not None:
+            return Real(folder=self.data)
+        return Phantom(folder=self.out / "cohorts", scale=self.scale, test_cases=self.test_cases)
+
+    def bench(self, depth: int) -> Bench:
+        """Return what all cells have in common; `depth`: the network's number of blocks."""
+        return Bench(
+            weights=self.weights,
+            weights_size=self.weights_size,
+            depth=depth,
+            cache=self.out / "activations",
+            rounds=self.rounds,
+            recipe={"local_epochs": self.local_epochs, "augmentation": self.augmentation},
+            adapter={"frames": self.frames},
+        )
+
+    def settled(self) -> dict[str, Any]:
+        """Return what must stay the same for finished cells to belong to this plan."""
+        values = asdict(self)
+        del values["out"], values["runs"], values["other_runs"]
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def freeze(self) -> None:
+        """Write the plan into its folder, or see that the one that is there is the same. Raises InputError if it is not."""
+        path = self.out / CONFIG
+        facts = {"plan": self.settled(), "contenders_sha256": contenders_digest()}
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in facts.items():
+                if held.get(name) != value:
+                    raise InputError(
+                        f"{self.out} holds another comparison ({name} differs); give the options it was begun with, or choose "
+                        "another --out"
+                    )
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        whole = {
+            **facts,
+            "synthetic": self.synthetic,
+            "scenarios": {name: text for name, (text, _) in SCENARIOS.items()}
+            if self.synthetic
+            else {REAL: "real patients"},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        }
+        write_atomically(path, json.dumps(whole, indent=1).encode())
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Planned:
+    """One cell to be run. Its text, `scenario/method/run`, is what `--cell` takes."""
+
+    scenario: str
+    run: int
+    method: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Planned":
+        """Read a cell's text. Raises InputError."""
+        scenario, _, rest = text.partition("/")
+        method, _, run = rest.rpartition("/")
+        if not (scenario and method and run.isdecimal()):
+            raise InputError(f"--cell takes scenario/method/run, such as shifted/fedit-r16/3, got '{text}'")
+        return cls(scenario, int(run), method)
+
+    def __str__(self) -> str:
+        return f"{self.scenario}/{self.method}/{self.run}"
+
+
+def everyone() -> tuple[Contender, ...]:
+    """All contenders: the core, the other methods, those with doubled passes, and the extensions."""
+    return (*CONTENDERS, *doubles(), *extensions.EXTENDED)
+
+
+def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:
+    """Yield the cells of these groups. On phantoms the core meets all scenarios, everybody else the shifted one."""
+    for scenario in SCENARIOS if plan.synthetic else (REAL,):
+        for run in range(max(plan.runs, plan.other_runs)):
+            for one in everyone():
+                core = one.group == "core"
+                met = core or scenario in (SHIFTED, REAL)
+                if one.group in groups and met and run < (plan.runs if core else plan.other_runs):
+                    yield Planned(scenario, run, one.key)
+    if "extension" in groups:
+        yield from (Planned(UNSEEN, run, base) for run in range(plan.other_runs) for base in BASES)
+
+
+def contenders_digest() -> str:
+    """SHA-256 of what the contenders are and what is tried of each: a changed one makes another comparison."""
+    return sha256_hex(canonical_json([_jsonable(one) for one in (*CONTENDERS, *doubles())]))
+
+
+def _jsonable(one: Contender) -> dict[str, Any]:
+    values = asdict(one)
+    return {
+        name: values[name]
+        for name in ("key", "method", "together", "recipe", "adapter", "every_block", "doubled", "settings")
+    }

@@ -1,0 +1,202 @@
+"""The primary family: the tests that were fixed before the first comparison. Whatever else is compared is exploratory.
+
+Our recipe against rank-matched FedIT and plain Med-DualLoRA, in three shifted scenarios, by mean and worst-site balanced accuracy
+at the validation thresholds: 12 tests, Wilcoxon's over runs, adjusted by Holm over the 12. Beside it, where sites differ in size
+alone, our recipe is to lose nothing: the lower bound of the mean's difference is to be above LOSS. On real patients there is one
+scenario and 4 tests, and runs are folds of one cohort: dependent, so that these p values describe and do not prove.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from experiments.comparison import metrics, report_draws, statistics
+from experiments.comparison.report_cells import Comparison, Result
+from experiments.comparison.report_draws import Draws
+from experiments.comparison.statistics import Interval, Wilcoxon
+
+OURS, REFERENCES = "ours", ("fedit-r16", "med-duallora")
+SCENARIOS = ("shifted", "convention", "wall-bias")
+FIGURES = (report_draws.MEAN, report_draws.WORST)
+EQUAL, LOSS = "homogeneous", -0.02
+ALPHA = 0.05
+
+Verdict = Literal["not run yet", "no test", "ours better", "ours worse", "undecided"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTest:
+    """One test of the family."""
+
+    scenario: str
+    reference: str
+    figure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A test and what came of it. `ours`, `theirs`: means over the `runs` that both have; None until there are any.
+
+    `wilcoxon` and `holm` are None below two runs. `tests`: the size of the whole family, which Holm's adjustment is over from the
+    start; tests that are not run yet count in it with p = 1.
+    """
+
+    planned: PlannedTest
+    runs: int = 0
+    ours: float | None = None
+    theirs: float | None = None
+    difference: Interval | None = None
+    wilcoxon: Wilcoxon | None = None
+    holm: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """By Holm's p at ALPHA; a difference of 0 cannot have a small one."""
+        if self.difference is None:
+            return "not run yet"
+        if self.holm is None:
+            return "no test"
+        if self.holm >= ALPHA:
+            return "undecided"
+        return "ours better" if self.difference.value > 0 else "ours worse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoLoss:
+    """Our recipe less a reference where sites differ in size alone. The criterion is the mean's; the worst site is shown too."""
+
+    reference: str
+    runs: int
+    mean: Interval | None
+    worst: Interval | None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the lower bound of the mean is above LOSS; None until it is run."""
+        return None if self.mean is None else self.mean.low > LOSS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Primary:
+    """The family's results. `no_loss` is empty on real patients."""
+
+    tests: tuple[Outcome, ...]
+    no_loss: tuple[NoLoss, ...]
+
+    @property
+    def complete(self) -> bool:
+        return all(one.difference is not None for one in self.tests) and all(one.mean for one in self.no_loss)
+
+
+def family(comparison: Comparison) -> Iterator[PlannedTest]:
+    """Yield the tests: 12 on phantoms, 4 on real patients."""
+    for scenario in SCENARIOS if comparison.synthetic else comparison.scenarios:
+        for reference in REFERENCES:
+            for figure in FIGURES:
+                yield PlannedTest(scenario=scenario, reference=reference, figure=figure)
+
+
+def compute(comparison: Comparison, draws: Draws) -> Primary:
+    """Return the family with its p values adjusted, and the differences in the homogeneous scenario."""
+    tests = [_test(comparison, draws, planned) for planned in family(comparison)]
+    adjusted = statistics.holm([one.wilcoxon.p if one.wilcoxon else 1.0 for one in tests])
+    return Primary(
+        tests=tuple(_with_holm(one, p) for one, p in zip(tests, adjusted, strict=True)),
+        no_loss=tuple(_no_loss(comparison, draws, one) for one in REFERENCES) if comparison.synthetic else (),
+    )
+
+
+def _test(comparison: Comparison, draws: Draws, planned: PlannedTest) -> Outcome:
+    both = _pair(comparison.results, planned.scenario, planned.reference)
+    if both is None:
+        return Outcome(planned=planned)
+    ours, theirs = both
+    runs = report_draws.common_runs(ours, theirs)
+    means = [float(metrics.mean(np.array([one.figures[planned.figure][run] for run in runs]))) for one in both]
+    return Outcome(
+        planned=planned,
+        runs=len(runs),
+        ours=means[0],
+        theirs=means[1],
+        difference=draws.difference(ours, theirs, planned.figure),
+        wilcoxon=signed_ranks(ours, theirs, planned.figure),
+    )
+
+
+def signed_ranks(first: Result, second: Result, figure: str) -> Wilcoxon | None:
+    """Return Wilcoxon's test over the runs in which both have the figure; None below two of them."""
+    found = differences(first, second, figure)
+    return statistics.wilcoxon(found) if len(found) > 1 else None
+
+
+def differences(first: Result, second: Result, figure: str) -> list[float]:
+    """Return first - second of each run that both have, without runs that cannot have the figure."""
+    mine, theirs = first.figures[figure], second.figures[figure]
+    found = (mine[run] - theirs[run] for run in report_draws.common_runs(first, second))
+    return [value for value in found if not math.isnan(value)]
+
+
+def _with_holm(one: Outcome, adjusted: float) -> Outcome:
+    return Outcome(
+        planned=one.planned,
+        runs=one.runs,
+        ours=one.ours,
+        theirs=one.theirs,
+        difference=one.difference,
+        wilcoxon=one.wilcoxon,
+        holm=adjusted if one.wilcoxon else None,
+    )
+
+
+def _no_loss(comparison: Comparison, draws: Draws, reference: str) -> NoLoss:
+    both = _pair(comparison.results, EQUAL, reference)
+    if both is None:
+        return NoLoss(reference=reference, runs=0, mean=None, worst=None)
+    mean, worst = (draws.difference(*both, figure) for figure in FIGURES)
+    return NoLoss(reference=reference, runs=len(report_draws.common_runs(*both)), mean=mean, worst=worst)
+
+
+def _pair(results: Mapping[tuple[str, str], Result], scenario: str, reference: str) -> tuple[Result, Result] | None:
+    """Return our recipe and a reference; None if they have no run in common."""
+    ours, theirs = results.get((scenario, OURS)), results.get((scenario, reference))
+    if ours is None or theirs is None or not report_draws.common_runs(ours, theirs):
+        return None
+    return ours, theirs
+
+
+def words(primary: Primary) -> list[str]:
+    """Return the primary result in sentences, the first of them the result of the family."""
+    verdicts = [one.verdict for one in primary.tests]
+    count = {verdict: verdicts.count(verdict) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
+    total, pending = len(verdicts), count["not run yet"]
+    lines = []
+    if pending:
+        lines.append(f"Preliminary: {pending} of the {total} primary tests are not run yet.")
+    if count["no test"]:
+        lines.append(
+            f"{count['no test']} of the {total} primary tests have one run, and a test over runs needs several: no p values there, "
+            "differences with their bootstrap intervals only."
+        )
+    if tested := total - pending - count["no test"]:
+        lines.append(
+            f"Of {tested} primary tests {count['ours better']} find our recipe better and {count['ours worse']} find it worse "
+            f"(Wilcoxon over runs, Holm over {total}, p < {ALPHA}); {count['undecided']} are undecided."
+        )
+    least = min((one.wilcoxon.least_p for one in primary.tests if one.wilcoxon), default=0.0)
+    if least * total >= ALPHA:
+        lines.append(
+            f"So few runs cannot decide: no p below {least:.2g} is attainable, and Holm multiplies the smallest by {total}."
+        )
+    return [*lines, *(_no_loss_words(one) for one in primary.no_loss)]
+
+
+def _no_loss_words(one: NoLoss) -> str:
+    if one.mean is None:
+        return f"Where sites differ in size alone, our recipe against {one.reference} is not run yet."
+    return (
+        f"Where sites differ in size alone, our recipe {'loses nothing' if one.held else 'may lose'} against {one.reference}: "
+        f"{one.mean.value:+.3f}, lower bound {one.mean.low:+.3f} ({'above' if one.held else 'not above'} {LOSS})."
+    )

@@ -1,0 +1,76 @@
+"""The tables of exploratory comparisons: methods against both references, and switches against the method they are put on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from experiments.comparison.report_cells import Comparison
+from experiments.comparison.report_draws import HALF, MEAN, SPECIFICITY, WORST
+from experiments.comparison.report_pairs import Pair
+from experiments.comparison.report_tables import AGAINST, METHOD, RUNS, dependence
+from experiments.comparison.statistics import McNemar
+from experiments.comparison.tables import Adjusted, Column, Table, Value
+
+
+def pair_tables(comparison: Comparison, pairs: Sequence[Pair]) -> Iterator[Table]:
+    """Yield the exploratory comparisons of each scenario."""
+    for scenario in comparison.scenarios:
+        if rows := [_pair_row(one) for one in pairs if (one.kind, one.scenario) == ("method", scenario)]:
+            yield _pairs(f"exploratory-{scenario}", f"Exploratory: scenario {scenario}", rows, comparison, pairs)
+
+
+def switch_table(comparison: Comparison, pairs: Sequence[Pair]) -> Table:
+    """Return each switch against the method it is put on."""
+    rows = [_pair_row(one) for one in pairs if one.kind == "switch"]
+    return _pairs("extensions", "Exploratory: each switch against the method it is put on", rows, comparison, pairs)
+
+
+def _pairs(
+    name: str, caption: str, rows: Sequence[Mapping[str, Value]], comparison: Comparison, pairs: Sequence[Pair]
+) -> Table:
+    count = sum(len(one.p_values) for one in pairs)
+    return Table(
+        name=name,
+        caption=caption,
+        columns=PAIR_COLUMNS,
+        rows=rows,
+        note="Differences with 95 % intervals: paired bootstrap; of the AUC DeLong's, the mean of the runs' differences with "
+        f"variance sum V / runs². In brackets: p by Holm over all {count} exploratory p values. McNemar's test: how many cases the "
+        "first alone and the second alone calls right at the validation thresholds, all runs together."
+        + dependence(comparison),
+        dependent=not comparison.synthetic,
+    )
+
+
+PAIR_COLUMNS = (
+    METHOD,
+    AGAINST,
+    RUNS,
+    Column(MEAN, "mean", "signed", "balanced accuracy, validation thresholds"),
+    Column(WORST, "worst site", "signed", "balanced accuracy, validation thresholds"),
+    Column("wilcoxon", "p of the mean, Wilcoxon", "p", "balanced accuracy, validation thresholds"),
+    Column("least_p", "smallest attainable", "p", "balanced accuracy, validation thresholds"),
+    Column(HALF, "mean at 0.5", "signed"),
+    Column(SPECIFICITY, "specificity", "signed"),
+    Column("auc", "difference", "signed", "AUC, pooled within runs"),
+    Column("delong", "p, DeLong", "p", "AUC, pooled within runs"),
+    Column("sensitivity_counts", "only one right", "text", "diseased cases"),
+    Column("sensitivity", "p, McNemar", "p", "diseased cases"),
+    Column("specificity_counts", "only one right", "text", "normal cases"),
+    Column("specificity", "p, McNemar", "p", "normal cases"),
+    Column("remark", "", "text"),
+)
+
+
+def _pair_row(one: Pair) -> Mapping[str, Value]:
+    row: dict[str, Value] = {"method": one.first, "reference": one.second, "runs": one.runs, **one.differences}
+    row |= {name: Adjusted(p, one.holm[name]) for name, p in one.p_values.items()}
+    return row | {
+        "least_p": one.wilcoxon.least_p if one.wilcoxon else None,
+        "auc": one.areas.difference if one.areas else None,
+        "sensitivity_counts": _counts(one.sensitivity),
+        "specificity_counts": _counts(one.specificity),
+        "remark": "the same predictions" if one.same else None,
+    }
+
+
+def _counts(found: McNemar | None) -> str | None:
+    return f"{found.only_first} : {found.only_second}" if found else None

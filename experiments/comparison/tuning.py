@@ -1,0 +1,81 @@
+"""Choosing each contender's numbers: the same budget for all, on one cohort that no run of the comparison sees.
+
+The choice is the setting with the highest mean of AUC and balanced accuracy at the validation thresholds, both averaged over sites,
+on that cohort's held-out cases; the first of equal ones. Real data has no cohort to spare: there the validation cases of one
+further shuffle decide, patients that later folds hold out among them, and the report says so.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.comparison import contenders, metrics, records
+from experiments.comparison.contenders import CONTENDERS, MOST_SETTINGS, Contender
+from experiments.comparison.metrics import FIGURES
+from shared.canonical import write_atomically
+from shared.errors import InputError
+
+FOLDER, CHOSEN = "tuning", "tuned.json"
+MARK = "~"
+SCENARIO = "tuning"
+FIGURES_USED = ("auc_site_mean", "balanced_accuracy_validation_site_mean")
+
+
+def candidates() -> Iterator[Contender]:
+    """Yield every contender with each of its settings; their keys say which."""
+    for one in CONTENDERS:
+        if len(one.settings) > MOST_SETTINGS:
+            raise InputError(
+                f"method '{one.key}' has {len(one.settings)} settings, at most {MOST_SETTINGS} may be tried"
+            )
+        if len(one.settings) > 1:
+            for number, setting in enumerate(one.settings):
+                yield replace(one.with_setting(setting), key=f"{one.key}{MARK}{number}")
+
+
+def scores(out: Path) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of every setting by method. Raises InputError if a cell is missing."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for one in candidates():
+        method = one.key.partition(MARK)[0]
+        predictions = records.read_predictions(out / FOLDER / f"{records.stem(one.key, 0)}.csv")
+        figures = {name: metrics.over_runs(predictions, FIGURES[name]) for name in FIGURES_USED}
+        found.setdefault(method, []).append(figures)
+    return found
+
+
+def choose(out: Path) -> dict[str, int]:
+    """Write the choices with all scores to tuned.json, unless they are there, and return the number of each method's setting."""
+    path = out / CHOSEN
+    if not path.exists():
+        tried = scores(out)
+        best = {method: _best(rows) for method, rows in tried.items()}
+        text = {one.key: [setting.text for setting in one.settings] for one in CONTENDERS}
+        whole = {
+            method: {
+                "chosen": best[method],
+                "settings": [{"what": w, **r} for w, r in zip(text[method], rows, strict=True)],
+            }
+            for method, rows in tried.items()
+        }
+        write_atomically(path, json.dumps(whole, indent=1).encode())
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return {method: int(values["chosen"]) for method, values in held.items()}
+
+
+def _best(rows: list[dict[str, float]]) -> int:
+    merits = [sum(figures.values()) / len(figures) for figures in rows]
+    return merits.index(max(merits))
+
+
+def tuned(out: Path, key: str) -> Contender:
+    """Return a contender with the setting that was chosen for it, or for the one that it is derived from."""
+    from experiments.comparison import extensions
+
+    chosen = choose(out)
+    basis = extensions.basis_of(key)
+    one = contenders.find(basis, (*CONTENDERS, *contenders.doubles()))
+    origin = basis.removesuffix("-2x")
+    settled = one.with_setting(one.settings[chosen.get(origin, 0)])
+    return extensions.extend(settled, key)

@@ -1,0 +1,195 @@
+"""Running cells: what is finished stays, what is missing is run, one at a time or several, here or by a scheduler."""
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments.comparison import cells, contenders, engine, plan, records, tuning, unseen
+from experiments.comparison.__main__ import app
+from experiments.comparison.plan import Plan, Planned
+from experiments.training.phantom import WEIGHTS
+from shared.errors import InputError
+from site_agent.data.phantom import VENDORS
+
+METHODS = ("fedit-r8", "med-duallora")
+FIGURES = {"auc_site_mean": 0.8, "balanced_accuracy_validation_site_mean": 0.7}
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    """A comparison of two methods on two runs, all settings chosen."""
+    made = Plan(
+        out=tmp_path_factory.mktemp("comparison"),
+        weights=WEIGHTS,
+        scale=0.02,
+        test_cases=2,
+        rounds=1,
+        runs=2,
+        other_runs=1,
+    )
+    made.freeze()
+    choices = {one.key: {"chosen": 0, "settings": []} for one in contenders.CONTENDERS}
+    (made.out / tuning.CHOSEN).write_text(json.dumps(choices))
+    return made
+
+
+def wanted(trial):
+    return engine.tasks(trial, [Planned("shifted", run, method) for run in (0, 1) for method in METHODS])
+
+
+@pytest.fixture(scope="module")
+def finished(trial):
+    assert engine.run(trial, wanted(trial), jobs=1) == []
+    return trial
+
+
+def test_every_cell_leaves_its_record_and_a_prediction_of_each_held_out_case(finished):
+    for task in wanted(finished):
+        cell = records.read(task.record)
+        predictions = records.read_predictions(task.record.with_suffix(".csv"))
+        assert (cell.method, cell.run, cell.scenario) == (task.planned.method, task.planned.run, "shifted")
+        assert len(predictions) == len({(one.site, one.case) for one in predictions}) == 2 * len(VENDORS)
+        assert cell.bytes_up > 0
+        assert cell.seconds > 0
+        assert len(cell.rounds) == 1
+
+
+def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished, capsys):
+    tasks = wanted(finished)
+    lost = tasks[1]
+    before = {task.record: task.record.stat().st_mtime_ns for task in tasks}
+    gone = lost.record.with_suffix(".csv").read_bytes()
+    lost.record.unlink()
+    assert engine.run(finished, tasks, jobs=2) == []
+    assert "1 of 4 cells to run" in capsys.readouterr().out
+    after = {task.record: task.record.stat().st_mtime_ns for task in tasks}
+    assert [record for record in before if before[record] != after[record]] == [lost.record]
+    assert lost.record.with_suffix(".csv").read_bytes() == gone
+
+
+def test_a_cell_by_itself_has_the_same_numbers(finished):
+    task = wanted(finished)[2]
+    held = task.record.with_suffix(".csv").read_bytes()
+    task.record.unlink()
+    task.record.with_suffix(".csv").unlink()
+    done = CliRunner().invoke(
+        app,
+        [
+            "run",
+            "--out",
+            str(finished.out),
+            "--scale",
+            "0.02",
+            "--rounds",
+            "1",
+            "--test-cases",
+            "2",
+            "--cell",
+            str(task.planned),
+        ],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0, done.output
+    assert task.record.with_suffix(".csv").read_bytes() == held
+
+
+def test_a_folder_of_another_comparison_is_refused(finished):
+    with pytest.raises(InputError, match=r"holds another comparison \(plan differs\)"):
+        dataclasses.replace(finished, rounds=2).freeze()
+    finished.freeze()
+
+
+@pytest.mark.parametrize("text", ["shifted", "shifted/fedit-r8", "shifted/fedit-r8/x", "//3"])
+def test_a_cell_that_cannot_be_read_is_refused(text):
+    with pytest.raises(InputError, match="--cell takes scenario/method/run"):
+        Planned.parse(text)
+
+
+def test_a_cell_that_is_none_of_the_comparison_s_is_refused_with_what_there_is(trial):
+    with pytest.raises(InputError, match="no scenario is called 'snow'"):
+        engine.check_method(trial, Planned("snow", 0, "ours"))
+    with pytest.raises(InputError, match="no method is called 'fedsgd'"):
+        engine.check_method(trial, Planned("shifted", 0, "fedsgd"))
+    engine.check_method(trial, Planned("unseen", 0, "ours"))
+
+
+def test_a_cell_that_fails_is_said_and_holds_nobody_up(trial, tmp_path):
+    broken = dataclasses.replace(trial, out=tmp_path)
+    broken.freeze()
+    (tmp_path / tuning.CHOSEN).write_text((trial.out / tuning.CHOSEN).read_text())
+    tasks = engine.tasks(broken, [Planned("snow", 0, "fedit-r8"), Planned("shifted", 0, "fedit-r8")])
+    failed = engine.run(broken, tasks, jobs=1)
+    assert failed == [f"snow/fedit-r8/0: {failed[0].partition(': ')[2]}"]
+    assert "no scenario is called 'snow'" in failed[0]
+    assert tasks[1].done
+
+
+def test_the_core_meets_every_scenario_and_the_others_the_shifted_one():
+    whole = list(plan.cells(Plan(out=WEIGHTS, weights=WEIGHTS), ("core", "other", "extension")))
+    assert len(whole) == len(set(whole))
+    core = [one for one in whole if one.method == "ours" and one.scenario != unseen.UNSEEN]
+    assert len(core) == 4 * 10
+    assert {(one.scenario, one.run) for one in whole if one.method == "ffa"} == {("shifted", run) for run in range(5)}
+
+
+# --- choosing settings ----------------------------------------------------------------------------------------------
+
+
+def test_the_setting_with_the_highest_mean_of_both_figures_is_chosen_and_the_first_of_equal_ones():
+    def rows(*merits):
+        return [dict.fromkeys(tuning.FIGURES_USED, merit) for merit in merits]
+
+    assert tuning._best(rows(0.7, 0.9, 0.8, 0.9)) == 1
+    assert tuning._best([{"a": 0.9, "b": 0.5}, {"a": 0.6, "b": 0.9}]) == 1
+
+
+def test_what_was_chosen_is_what_later_cells_get(trial, tmp_path):
+    choices = json.loads((trial.out / tuning.CHOSEN).read_text())
+    choices["fedit-r16"]["chosen"] = 3
+    (tmp_path / tuning.CHOSEN).write_text(json.dumps(choices))
+    common = {"local_epochs": 2}
+    wanted = contenders.find("fedit-r16").settings[3]
+    for key in ("fedit-r16", "fedit-r16+uniform"):
+        found = tuning.tuned(tmp_path, key)
+        assert found.made_recipe(common).lr_global == wanted.recipe["lr_global"]
+        assert found.choices({}, 2).head_policy == wanted.adapter["head_policy"]
+    assert tuning.tuned(tmp_path, "fedit-r16+uniform").made_recipe(common).weighting == "uniform"
+    assert tuning.tuned(tmp_path, "ditto-2x").doubled
+
+
+# --- a vendor that was left out -------------------------------------------------------------------------------------
+
+
+def test_a_vendor_that_was_left_out_is_served_by_the_others_and_adapts_to_few_of_its_training_cases(trial, monkeypatch):
+    monkeypatch.setattr(unseen, "SHOTS", (0, 4))
+    sites, taken = dataclasses.replace(trial, scale=0.3, out=trial.out / "more").source.sites("homogeneous", 0), []
+    federate = cells.federate
+
+    def watched(bench, contender, of, seed):
+        taken.append(set(of))
+        return federate(bench, contender, of, seed)
+
+    monkeypatch.setattr(cells, "federate", watched)
+    found = {cell.method: rows for cell, rows in unseen.run(trial.bench(6), contenders.find("med-duallora"), sites, 0)}
+    assert taken == [set(VENDORS) - {vendor} for vendor in VENDORS]
+    assert list(found) == [f"med-duallora@{shots}" for shots in unseen.SHOTS]
+    for rows in found.values():
+        assert {(one.site, one.case) for one in rows} == {
+            (site, case.key) for site, one in sites.cohorts.items() for case in one.test()
+        }
+        assert {one.threshold for one in rows} == {0.0}
+    margins = {method: [one.margin for one in rows] for method, rows in found.items()}
+    assert margins["med-duallora@0"] != margins["med-duallora@4"]
+
+
+@pytest.mark.parametrize("count", [0, 4, 8])
+def test_shots_are_training_cases_half_of_each_class(trial, count):
+    cohort = (
+        Plan(out=trial.out, weights=WEIGHTS, scale=0.1, test_cases=2).source.sites("homogeneous", 0).cohorts["siemens"]
+    )
+    few = unseen._few(cohort, count, 3)
+    assert len({case.key for case in few}) == count
+    assert sum(case.label for case in few) == count // 2
+    assert {case.key for case in few} <= {case.key for case in cohort.train(without_fold=0)}
