@@ -13,6 +13,7 @@ SEED ?= 0
 OUT ?= runs/demo
 COMM_OUT ?= runs/communication
 TRAINING_OUT ?= runs/training
+COMPARISON_OUT ?= runs/comparison
 JOBS ?= 2
 RUNS ?= 300
 UV_VERSION := 0.13.9
@@ -77,6 +78,10 @@ bench-comm: $(DEV_READY) servers ## what communication costs: wire, idle, slow l
 .PHONY: bench-training
 bench-training: $(DEV_READY) ## what training costs: steps, floor, cache, epochs, memory, equality, views; an hour, on an idle machine (TRAINING_OUT=runs/training)
 	@$(BIN)/python -m experiments.training all --jobs $(JOBS) --out $(TRAINING_OUT)
+
+.PHONY: comparison
+comparison: $(DEV_READY) ## all methods tuned, compared and reported on SYNTHETIC cohorts; some hours, goes on where it stopped (COMPARISON_OUT=runs/comparison)
+	@$(BIN)/python -m experiments.comparison run --jobs $(JOBS) --out $(COMPARISON_OUT)
 
 .PHONY: check
 check: $(DEV_READY) ## format, lint, types, import contracts, protocol style; changes nothing

@@ -43,6 +43,9 @@ def main(
         int, typer.Option(min=0, help="Same seed, thread count and package versions: same weights.")
     ] = SEED,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that draw pairs; the result does not depend on it.")] = 1,
+    one_frame: Annotated[
+        bool, typer.Option("--one-frame", help="See every frame by itself, as CineMA does: for siamese frames.")
+    ] = False,
 ) -> None:
     import torch
 
@@ -58,13 +61,20 @@ def main(
     log.info("pairs_drawing_started", seed=seed, pairs_count=pairs)
     drawn = {part: pretraining_pairs.draw_pairs(seed, part, count, jobs) for part, count in counts.items()}
     model = MaskedAutoencoder(
-        pretraining.DEMO_CONFIG,
+        pretraining.DEMO_CONFIG.for_frames("siamese" if one_frame else "stacked"),
         pretraining.DECODER_DIM,
         pretraining.DECODER_DEPTH,
         pretraining.DECODER_HEADS,
         generator=torch.Generator().manual_seed(seed),
     )
-    about: dict[str, Any] = {"synthetic": True, "seed": seed, "epochs": epochs, "pairs": pairs, "versions": _versions()}
+    about: dict[str, Any] = {
+        "synthetic": True,
+        "frames": 1 if one_frame else 2,
+        "seed": seed,
+        "epochs": epochs,
+        "pairs": pairs,
+        "versions": _versions(),
+    }
     about["pairs_sha256"] = {part: hashlib.sha256(array.tobytes()).hexdigest() for part, array in drawn.items()}
     history: list[pretraining.Epoch] = []
 

@@ -56,7 +56,7 @@ def train(
     for epoch in range(1, epochs + 1):
         total = 0.0
         for chosen in np.array_split(rng.permutation(len(pairs)), per_epoch):
-            images = torch.from_numpy(np.stack([view(pairs[index], rng) for index in chosen]))
+            images = _entries(model, torch.from_numpy(np.stack([view(pairs[index], rng) for index in chosen])))
             for group in optimiser.param_groups:
                 group["lr"] = rate(step, epochs * per_epoch)
             loss = model(images, masks)
@@ -84,8 +84,14 @@ def validation_error(model: MaskedAutoencoder, pairs: Pairs) -> float:
     total = 0.0
     with torch.inference_mode():
         for part in np.array_split(pairs, math.ceil(len(pairs) / BATCH)):
-            total += model(torch.from_numpy(part.astype(np.float32) / 255.0), masks).item() * len(part)
+            images = _entries(model, torch.from_numpy(part.astype(np.float32) / 255.0))
+            total += model(images, masks).item() * len(part)
     return total / len(pairs)
+
+
+def _entries(model: MaskedAutoencoder, images: torch.Tensor) -> torch.Tensor:
+    """Pairs (B, 2, H, W, D) as the network sees them: both frames as channels, or every frame by itself."""
+    return images.reshape(-1, model.config.image_chans, *images.shape[2:])
 
 
 def _groups(model: MaskedAutoencoder) -> list[dict[str, object]]:

@@ -67,9 +67,13 @@ def run(
         if cell is not None:
             planned = plan.Planned.parse(cell)
             engine.check_method(whole, planned)
-            print(engine.run_one(whole, engine.tasks(whole, [planned])[0]))
+            task = engine.tasks(whole, [planned])[0]
+            engine.make_backbone(whole, [task])
+            print(engine.run_one(whole, task))
             return
-        failed = engine.run(whole, engine.tasks(whole, plan.cells(whole, _groups(only))), jobs)
+        wanted = engine.tasks(whole, plan.cells(whole, _groups(only)))
+        engine.make_backbone(whole, wanted)
+        failed = engine.run(whole, wanted, jobs)
     for line in failed:
         print(f"comparison: {line}", file=sys.stderr)
     if failed:

@@ -18,6 +18,7 @@ from shared.adapter import Adapter
 from site_agent.config import Stored
 from site_agent.data.cases import Case
 from site_agent.data.cohort import Cohort
+from site_agent.new_adapter import AdapterChoices
 from site_agent.training import metrics, schedule
 from site_agent.training.evaluate import Scored
 from site_agent.training.site import SiteTrainer
@@ -31,8 +32,12 @@ class Bench:
 
     weights: Path
     weights_size: str = ""
+    one_frame: Path
+    """The same kind of network, pre-trained on single frames."""
     depth: int
     """Transformer blocks of the network."""
+    width: int
+    """Its embedding dimension: no residual of an attention layer has a higher rank."""
     cache: Path
     """Frozen activations; cells on the same cohort share them."""
     rounds: int = 8
@@ -95,16 +100,18 @@ def _pooled(cohorts: Mapping[str, Cohort]) -> Cohort:
     return replace(first, vendor=POOLED, cases=tuple(case for one in cohorts.values() for case in one.cases))
 
 
-def setting(bench: Bench, contender: Contender, seed: int) -> Setting:
-    """Return a contender's simulation; its cohorts are given to the trainers directly."""
+def setting(bench: Bench, contender: Contender, seed: int, sites: int) -> Setting:
+    """Return a contender's simulation with so many sites; its cohorts are given to the trainers directly."""
+    rank = int(contender.adapter.get("rank", AdapterChoices().rank))
+    most_residual = min(bench.width, max(sites - 1, 1) * rank * bench.rounds)
     return Setting(
         cohort=bench.weights,
-        weights=bench.weights,
+        weights=bench.one_frame if contender.one_frame else bench.weights,
         weights_size=bench.weights_size,
         seed=seed,
         rounds=bench.rounds,
         recipe=contender.made_recipe(bench.recipe),
-        choices=contender.choices(bench.adapter, bench.depth),
+        choices=contender.choices(bench.adapter, bench.depth, most_residual),
         cache=bench.cache,
         cache_dtype=bench.cache_dtype,
         validation_fold=VALIDATION_FOLD,
@@ -113,7 +120,7 @@ def setting(bench: Bench, contender: Contender, seed: int) -> Setting:
 
 def federate(bench: Bench, contender: Contender, cohorts: Mapping[str, Cohort], seed: int) -> Federation:
     """Train all rounds."""
-    of = setting(bench, contender, seed)
+    of = setting(bench, contender, seed, len(cohorts))
     if contender.picked_blocks:
         of = replace(of, choices=replace(of.choices, blocks=blocks.picked(of, cohorts, bench.depth)))
     contract, initial = of.start(len(cohorts))

@@ -54,6 +54,8 @@ class Contender:
     """Whether all transformer blocks are adapted, not the adapter's own choice."""
     picked_blocks: bool = False
     """Whether the blocks that are adapted are picked by their scores at the sites."""
+    one_frame: bool = False
+    """Whether the frozen network is one that was pre-trained on single frames, as CineMA's was."""
     doubled: bool = False
     """Whether each of two passes has all epochs, which is twice the others' optimiser steps."""
     settings: tuple[Setting, ...] = (Setting(),)
@@ -83,10 +85,14 @@ class Contender:
             values["local_epochs"] = max(1, values.get("local_epochs", Recipe().local_epochs) // 2)
         return make(self.method, values)
 
-    def choices(self, common: Options, depth: int) -> AdapterChoices:
-        """Return what version 0 is made of; `depth`: the network's number of blocks."""
+    def choices(self, common: Options, depth: int, most_residual: int) -> AdapterChoices:
+        """Return what version 0 is made of.
+
+        depth: the network's number of blocks. most_residual: the rank that an exact rule's residual can grow to; enough for it.
+        """
         blocks = {"blocks": tuple(range(depth))} if self.every_block else {}
-        return AdapterChoices(**{**common, **self.adapter, **blocks})
+        residual = {"residual_rank": most_residual} if METHODS[self.method].rule == "exact" else {}
+        return AdapterChoices(**{**common, **self.adapter, **blocks, **residual})
 
 
 RATES = (2e-3, 5e-3)
@@ -261,7 +267,7 @@ CONTENDERS: tuple[Contender, ...] = (
         sent="A, B, head",
         stays="private bias",
         recipe=ALONE,
-        adapter=R16 | {"residual_rank": 96},
+        adapter=R16,
         settings=_rates_and_heads(),
     ),
     Contender(

@@ -1,5 +1,7 @@
 """Runs the cells that are missing, some at a time, each in a process with one thread. A finished one is never run again."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -8,15 +10,19 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.comparison import records, tuning
+from experiments.comparison.extensions import SWITCHES
 from experiments.comparison.plan import REAL, Plan, Planned, everyone
 from experiments.comparison.scenarios import SCENARIOS, SHIFTED
 from experiments.comparison.unseen import BASES, SHOTS, UNSEEN, key
 from shared.errors import InputError, MedDualLoRAError
 
 CELLS = "cells"
+ONE_FRAME_SWITCHES = tuple(name for name, switch in SWITCHES.items() if switch.one_frame)
 COSTS = {UNSEEN: 3.5, "full": 9.0, "med-duallora-all": 2.5, "fdlora": 1.6, "local-only": 1.1, "stem": 6.0}
 """Times a usual cell, measured; 1 where nothing is said."""
 USUAL_S = 30.0
+ONE_FRAME_EPOCHS = 15
+"""Two frames a pair: as many images as the demo's network saw in 30."""
 COHORT_S = 25.0
 
 
@@ -67,6 +73,21 @@ def _cost(planned: Planned) -> float:
     return max(COSTS.get(name, 1.0) for name in (planned.scenario, switch, base.partition(tuning.MARK)[0]))
 
 
+def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
+    """Pre-train the one-frame network, if one of the missing cells is about it and it is not there: about 20 minutes."""
+    needed = [
+        task
+        for task in wanted
+        if not task.done and any(f"+{name}" in task.planned.method for name in ONE_FRAME_SWITCHES)
+    ]
+    if not needed or (plan.one_frame / "finished").exists():
+        return
+    print(f"pre-training a one-frame network on SYNTHETIC frames for {len(needed)} cells: about 20 minutes", flush=True)
+    words = ("--out", str(plan.one_frame), "--epochs", str(ONE_FRAME_EPOCHS), "--one-frame")
+    subprocess.run([sys.executable, "-m", "experiments.demo_backbone", *words], check=True)
+    (plan.one_frame / "finished").touch()
+
+
 def run(plan: Plan, wanted: Sequence[Task], jobs: int) -> list[str]:
     """Run what is missing of `wanted`; return what went wrong, a line a cell. The others are not held up by it."""
     missing = [task for task in wanted if not task.done]
@@ -112,8 +133,8 @@ def run_one(plan: Plan, task: Task) -> str:
         contender = tuning.tuned(plan.out, planned.method)
         scenario = SHIFTED if planned.scenario == UNSEEN else planned.scenario
         sites = source.sites(scenario, planned.run)
-    depth = len(load_base(plan.weights, plan.weights_size, plan.frames).model.blocks)  # type: ignore[arg-type]
-    bench = plan.bench(depth)
+    network = load_base(plan.weights, plan.weights_size, plan.frames).model  # type: ignore[arg-type]
+    bench = plan.bench(len(network.blocks), network.embed_dim)
     if planned.scenario == UNSEEN:
         for cell, predictions in unseen.run(bench, contender, sites, planned.run):
             records.write(task.folder, cell, predictions)

@@ -32,9 +32,8 @@ class Switch:
     method: str = ""
     needs_local: bool = False
     picked_blocks: bool = False
+    one_frame: bool = False
 
-
-EXACT_RANK = 96
 
 SWITCHES: Mapping[str, Switch] = {
     "shared-head": Switch(title="head shared, bias too", adapter=SHARED_HEAD),
@@ -46,7 +45,7 @@ SWITCHES: Mapping[str, Switch] = {
     "local-decay": Switch(title="penalty 0.1 on the local norm", recipe={"local_decay": 0.1}, needs_local=True),
     "shrinkage": Switch(title="small sites shrunk, prior of 10 patients", recipe={"shrinkage_patients": 10.0}, needs_local=True),
     "gate": Switch(title="learned gate per layer", recipe={"gate": True}),
-    "exact": Switch(title="exact aggregation", method="fedex-lora", adapter={"residual_rank": EXACT_RANK}),
+    "exact": Switch(title="exact aggregation", method="fedex-lora"),
     "svd": Switch(title="products, stack + QR + SVD", method="flex-lora"),
     "momentum": Switch(title="server momentum 0.9", recipe={"server_optimiser": "momentum", "server_lr": 0.3}),
     "adam": Switch(title="server Adam", recipe={"server_optimiser": "adam", "server_lr": 3e-2}),
@@ -54,6 +53,13 @@ SWITCHES: Mapping[str, Switch] = {
     "capped": Switch(title="weights capped at the median", recipe={"weighting": "capped"}),
     "uniform": Switch(title="uniform weights", recipe={"weighting": "uniform"}),
     "picked": Switch(title="the two blocks with the highest scores", picked_blocks=True),
+    "repeated": Switch(title="one-frame network, kernel repeated", adapter={"frames": "stacked"}, one_frame=True),
+    "siamese": Switch(title="one-frame network, siamese frames", adapter={"frames": "siamese"}, one_frame=True),
+    "repeated-stem": Switch(
+        title="one-frame network, kernel repeated, stem trained",
+        adapter={"frames": "stacked", "dense": ("enc_down_dict.sax.",)},
+        one_frame=True,
+    ),
     "stem": Switch(title="first convolution trained too", adapter={"dense": ("enc_down_dict.sax.",)}),
 }  # fmt: skip
 
@@ -79,6 +85,7 @@ def extend(contender: Contender, key: str) -> Contender:
             recipe={**contender.recipe, **switch.recipe},
             adapter={**contender.adapter, **switch.adapter},
             picked_blocks=switch.picked_blocks or contender.picked_blocks,
+            one_frame=switch.one_frame or contender.one_frame,
         )
     return contender
 

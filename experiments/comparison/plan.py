@@ -16,7 +16,7 @@ from experiments.comparison.unseen import BASES, UNSEEN
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError
 
-CONFIG = "config.json"
+CONFIG, ONE_FRAME = "config.json", "one-frame-backbone"
 REAL = "real"
 PACKAGES = ("med-duallora", "torch", "monai", "numpy", "scipy", "scikit-learn", "statsmodels")
 SEVERAL = 10
@@ -53,12 +53,19 @@ class Plan:
             return Real(folder=self.data)
         return Phantom(folder=self.out / "cohorts", scale=self.scale, test_cases=self.test_cases)
 
-    def bench(self, depth: int) -> Bench:
-        """Return what all cells have in common; `depth`: the network's number of blocks."""
+    @property
+    def one_frame(self) -> Path:
+        """Weights of a network that was pre-trained on single frames: CineMA's own, or with phantoms one that is made here."""
+        return self.out / ONE_FRAME if self.synthetic else self.weights
+
+    def bench(self, depth: int, width: int) -> Bench:
+        """Return what all cells have in common; the network's number of blocks and embedding dimension."""
         return Bench(
             weights=self.weights,
             weights_size=self.weights_size,
+            one_frame=self.one_frame,
             depth=depth,
+            width=width,
             cache=self.out / "activations",
             rounds=self.rounds,
             recipe={"local_epochs": self.local_epochs, "augmentation": self.augmentation},

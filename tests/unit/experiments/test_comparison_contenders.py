@@ -12,6 +12,8 @@ from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.methods import METHODS
 from shared.recipe import INSTALLED
+from site_agent.models import weights
+from site_agent.models.convvit import ConvViT
 from site_agent.new_adapter import init_adapter
 from site_agent.training import schedule
 from tests.support import tiny_site
@@ -26,9 +28,15 @@ def backbone(tmp_path_factory):
     return tiny_site.write_backbone(tmp_path_factory.mktemp("backbone"))
 
 
+@pytest.fixture(scope="module")
+def one_frame(tmp_path_factory):
+    folder, config = tmp_path_factory.mktemp("one-frame"), tiny_site.CONFIG.for_frames("siamese")
+    weights.save_backbone(folder, config, ConvViT(config, heads=False).state_dict())
+    return folder
+
+
 def contract_of(one: Contender, backbone: Path) -> Contract:
-    # the tiny network is narrower than the residual's rank, which only makes it more than enough
-    initial = init_adapter(backbone, "", one.choices({"frames": "stacked"}, tiny_site.CONFIG.enc_depth))
+    initial = init_adapter(backbone, "", one.choices({"frames": "stacked"}, tiny_site.CONFIG.enc_depth, 12))
     return Contract(
         federation="f",
         adapter_digest=initial.digest,
@@ -39,9 +47,9 @@ def contract_of(one: Contender, backbone: Path) -> Contract:
 
 
 @pytest.mark.parametrize("one", everyone(), ids=lambda one: one.key)
-def test_recipe_and_adapter_of_every_contender_and_setting_fit_each_other(one, backbone):
+def test_recipe_and_adapter_of_every_contender_and_setting_fit_each_other(one, backbone, one_frame):
     for setting in one.settings:
-        contract_of(one.with_setting(setting), backbone)
+        contract_of(one.with_setting(setting), one_frame if one.one_frame else backbone)
 
 
 def test_the_issue_s_methods_are_all_there_once():
@@ -70,7 +78,7 @@ def test_all_take_the_same_steps_but_the_doubled_ones_which_take_twice_as_many()
 def test_the_rank_matched_have_as_many_trained_low_rank_numbers_as_two_parts(backbone):
     def trained(key: str) -> int:
         one = contenders.find(key)
-        adapter = one.choices({}, 3)
+        adapter = one.choices({}, 3, 12)
         return adapter.rank + int(one.recipe["rank_local"])
 
     assert {trained(key) for key in ("local-only", "centralised", "fedit-r16", "med-duallora", "ours")} == {16}
@@ -79,7 +87,7 @@ def test_the_rank_matched_have_as_many_trained_low_rank_numbers_as_two_parts(bac
 
 def test_settings_replace_the_contender_s_own_numbers():
     one = contenders.find("fedit-r8").with_setting(Setting(recipe={"lr_global": 0.5}, adapter={"rank": 3}))
-    assert (one.made_recipe(COMMON).lr_global, one.choices({}, 2).rank) == (0.5, 3)
+    assert (one.made_recipe(COMMON).lr_global, one.choices({}, 2, 12).rank) == (0.5, 3)
 
 
 def test_switches_change_what_they_say_and_keep_the_rest():
@@ -87,7 +95,7 @@ def test_switches_change_what_they_say_and_keep_the_rest():
     made = extensions.extend(basis, "med-duallora+gate+exact")
     recipe = made.made_recipe(COMMON)
     assert (recipe.gate, recipe.name, recipe.lr_global) == (True, "fedex-lora", 0.5)
-    assert made.choices({}, 2).residual_rank == extensions.EXACT_RANK
+    assert made.choices({}, 2, 12).residual_rank == 12
     with pytest.raises(InputError, match="no switch is called 'magic'; there are: shared-head, private-bias"):
         extensions.extend(basis, "med-duallora+magic")
 

@@ -154,7 +154,7 @@ def test_what_was_chosen_is_what_later_cells_get(trial, tmp_path):
     for key in ("fedit-r16", "fedit-r16+uniform"):
         found = tuning.tuned(tmp_path, key)
         assert found.made_recipe(common).lr_global == wanted.recipe["lr_global"]
-        assert found.choices({}, 2).head_policy == wanted.adapter["head_policy"]
+        assert found.choices({}, 2, 12).head_policy == wanted.adapter["head_policy"]
     assert tuning.tuned(tmp_path, "fedit-r16+uniform").made_recipe(common).weighting == "uniform"
     assert tuning.tuned(tmp_path, "ditto-2x").doubled
 
@@ -172,7 +172,9 @@ def test_a_vendor_that_was_left_out_is_served_by_the_others_and_adapts_to_few_of
         return federate(bench, contender, of, seed)
 
     monkeypatch.setattr(cells, "federate", watched)
-    found = {cell.method: rows for cell, rows in unseen.run(trial.bench(6), contenders.find("med-duallora"), sites, 0)}
+    found = {
+        cell.method: rows for cell, rows in unseen.run(trial.bench(6, 96), contenders.find("med-duallora"), sites, 0)
+    }
     assert taken == [set(VENDORS) - {vendor} for vendor in VENDORS]
     assert list(found) == [f"med-duallora@{shots}" for shots in unseen.SHOTS]
     for rows in found.values():
