@@ -96,10 +96,11 @@ class Contender:
 
 
 RATES = (2e-3, 5e-3)
-"""Of the low-rank parts, the same two for all. Placed after a first look at local-only on the tuning cohort, at 5e-4 to 4e-3."""
+"""Of the low-rank parts, the same two for all. Placed on a pilot cohort of its own, where 5e-4 to 1e-2 were looked at."""
 HEAD_RATES = (1e-2, 3e-2)
 FULL_RATES = (2e-4, 1e-3)
 
+MOMENTUM = {"server_optimiser": "momentum"}
 ALONE = {"rank_local": 0}
 TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
 R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
@@ -211,9 +212,14 @@ CONTENDERS: tuple[Contender, ...] = (
         method="med-duallora",
         sent="A_g, B_g, head without bias",
         stays="A_l, B_l, private bias",
-        recipe=TWO_PARTS | {"weighting": "capped"},
+        recipe=TWO_PARTS | {"lr_global": RATES[-1], "lr_local": RATES[-1], "shrinkage_patients": 0.1},
         adapter=R8 | PRIVATE_BIAS,
-        settings=_with("shrinkage_patients", (1.0, 10.0)),
+        settings=(
+            Setting(recipe=MOMENTUM | {"server_beta1": 0.5}),
+            Setting(recipe=MOMENTUM | {"server_beta1": 0.5, "shrinkage_patients": 0.5}),
+            Setting(recipe=MOMENTUM | {"server_beta1": 0.7}),
+            Setting(recipe={"server_lr": 1.5}),
+        ),
     ),
     Contender(
         key="fedprox",

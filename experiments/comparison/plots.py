@@ -60,7 +60,7 @@ def style() -> Iterator[None]:
     quiet = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), QUIET)
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
     ground = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), CARD)
-    settings = {
+    settings: dict[Any, Any] = {
         **quiet,
         **ink,
         **ground,
@@ -144,7 +144,7 @@ def spaced(values: Sequence[float], low: float, high: float, gap: float) -> list
 def label_beside(axes: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
     """Write labels in a column right of the axes, each with a thin line to its point: x, y, text, colour. Set y limits before."""
     low, high = axes.get_ylim()
-    gap = (high - low) * LABEL_INCHES / (axes.figure.get_figheight() - 0.6)
+    gap = (high - low) * LABEL_INCHES / (axes.figure.bbox.height / axes.figure.dpi - 0.6)
     places = spaced([y for _, y, _, _ in points], low, high, min(gap, (high - low) / max(1, len(points) - 1)))
     line = {"arrowstyle": "-", "lw": 0.6, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
     for (x, y, text, colour), place in zip(points, places, strict=True):

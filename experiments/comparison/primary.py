@@ -8,8 +8,8 @@ scenario and 4 tests, and runs are folds of one cohort: dependent, so that these
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -81,10 +81,11 @@ class NoLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Primary:
-    """The family's results. `no_loss` is empty on real patients."""
+    """The family's results. `dependent`: whether runs are folds of one cohort, as on real patients; `no_loss` is empty then."""
 
     tests: tuple[Outcome, ...]
     no_loss: tuple[NoLoss, ...]
+    dependent: bool
 
     @property
     def complete(self) -> bool:
@@ -104,8 +105,9 @@ def compute(comparison: Comparison, draws: Draws) -> Primary:
     tests = [_test(comparison, draws, planned) for planned in family(comparison)]
     adjusted = statistics.holm([one.wilcoxon.p if one.wilcoxon else 1.0 for one in tests])
     return Primary(
-        tests=tuple(_with_holm(one, p) for one, p in zip(tests, adjusted, strict=True)),
+        tests=tuple(replace(one, holm=p if one.wilcoxon else None) for one, p in zip(tests, adjusted, strict=True)),
         no_loss=tuple(_no_loss(comparison, draws, one) for one in REFERENCES) if comparison.synthetic else (),
+        dependent=not comparison.synthetic,
     )
 
 
@@ -139,18 +141,6 @@ def differences(first: Result, second: Result, figure: str) -> list[float]:
     return [value for value in found if not math.isnan(value)]
 
 
-def _with_holm(one: Outcome, adjusted: float) -> Outcome:
-    return Outcome(
-        planned=one.planned,
-        runs=one.runs,
-        ours=one.ours,
-        theirs=one.theirs,
-        difference=one.difference,
-        wilcoxon=one.wilcoxon,
-        holm=adjusted if one.wilcoxon else None,
-    )
-
-
 def _no_loss(comparison: Comparison, draws: Draws, reference: str) -> NoLoss:
     both = _pair(comparison.results, EQUAL, reference)
     if both is None:
@@ -170,7 +160,7 @@ def _pair(results: Mapping[tuple[str, str], Result], scenario: str, reference: s
 def words(primary: Primary) -> list[str]:
     """Return the primary result in sentences, the first of them the result of the family."""
     verdicts = [one.verdict for one in primary.tests]
-    count = {verdict: verdicts.count(verdict) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
+    count = {verdict: verdicts.count(verdict) for verdict in get_args(Verdict)}
     total, pending = len(verdicts), count["not run yet"]
     lines = []
     if pending:
@@ -184,13 +174,25 @@ def words(primary: Primary) -> list[str]:
         lines.append(
             f"Of {tested} primary tests {count['ours better']} find our recipe better and {count['ours worse']} find it worse "
             f"(Wilcoxon over runs, Holm over {total}, p < {ALPHA}); {count['undecided']} are undecided."
+            + (
+                " DEPENDENT: runs are folds of one cohort, so these p values describe and prove nothing."
+                if primary.dependent
+                else ""
+            )
         )
+    for verdict in ("ours better", "ours worse"):
+        if found := [_name(one.planned) for one in primary.tests if one.verdict == verdict]:
+            lines.append(f"{verdict.capitalize()}: {'; '.join(found)}.")
     least = min((one.wilcoxon.least_p for one in primary.tests if one.wilcoxon), default=0.0)
     if least * total >= ALPHA:
         lines.append(
             f"So few runs cannot decide: no p below {least:.2g} is attainable, and Holm multiplies the smallest by {total}."
         )
     return [*lines, *(_no_loss_words(one) for one in primary.no_loss)]
+
+
+def _name(planned: PlannedTest) -> str:
+    return f"{planned.scenario} against {planned.reference}, {'mean' if planned.figure == FIGURES[0] else 'worst site'}"
 
 
 def _no_loss_words(one: NoLoss) -> str:

@@ -20,6 +20,11 @@ from shared.errors import InputError
 
 CONFIG, TUNED, CELLS, PREDICTIONS = "config.json", "tuned.json", "cells", "predictions"
 
+PATHS = ("weights", "data")
+"""Of a plan."""
+MOST_NAMED = 6
+"""Missing methods beyond so many are counted instead."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
@@ -75,6 +80,12 @@ class Comparison:
     def scenarios(self) -> Mapping[str, str]:
         """Name → what differs between sites there."""
         return dict(self.config["scenarios"])
+
+    @property
+    def setting(self) -> Mapping[str, Any]:
+        """The plan, with names of files instead of where they lie."""
+        plan: dict[str, Any] = self.config["plan"]
+        return {name: Path(value).name if name in PATHS and value else value for name, value in plan.items()}
 
     @property
     def home(self) -> str:
@@ -193,26 +204,26 @@ def write_predictions(out: Path, comparison: Comparison) -> None:
 
 def missing(comparison: Comparison) -> list[str]:
     """Return what is not finished, in words. As many runs are expected of a method as any of the core, or of the rest, has."""
-    lines = [f"{', '.join(lacking)} in '{place}'" for place, lacking in _missing_by_scenario(comparison) if lacking]
-    if not comparison.tuned:
-        lines.append("the choice of settings (tuned.json)")
-    return lines
+    lines = [line for scenario in comparison.scenarios for line in _missing(comparison, scenario)]
+    return lines if comparison.tuned else [*lines, f"the choice of settings ({TUNED})"]
 
 
-def _missing_by_scenario(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
-    most = {True: 1, False: 1}
-    for result in comparison.results.values():
-        core = result.contender.group == "core"
-        most[core] = max(most[core], 1 + max(result.cells))
-    for scenario in comparison.scenarios:
-        lacking, absent = [], 0
-        for one in everyone():
-            core = one.group == "core"
-            held = comparison.results.get((scenario, one.key))
-            there = len(held.cells) if held else 0
-            if core or (there and scenario == comparison.home):
-                if there < most[core]:
-                    lacking.append(f"{one.title} ({there} of {most[core]} runs)")
-            elif scenario == comparison.home:
-                absent += 1
-        yield scenario, [*lacking, *([f"all runs of {absent} further methods and extensions"] if absent else [])]
+def _missing(comparison: Comparison, scenario: str) -> Iterator[str]:
+    for what, core in (("core methods", True), ("other methods and extensions", False)):
+        if core or scenario == comparison.home:
+            alike = [one for one in everyone() if (one.group == "core") == core]
+            yield from (f"{scenario}: {text}" for text in _lacking(comparison, scenario, alike, what))
+
+
+def _lacking(comparison: Comparison, scenario: str, alike: Sequence[Contender], what: str) -> Iterator[str]:
+    keys = {one.key for one in alike}
+    most = max((1 + max(one.cells) for (_, key), one in comparison.results.items() if key in keys), default=1)
+    held = [(one.title, comparison.results.get((scenario, one.key))) for one in alike]
+    absent = [title for title, result in held if result is None]
+    if len(absent) > MOST_NAMED or len(absent) == len(alike):
+        yield f"{'all' if len(absent) == len(alike) else f'{len(absent)} of {len(alike)}'} {what}"
+    elif absent:
+        yield "; ".join(absent)
+    begun = [(title, len(result.cells)) for title, result in held if result is not None and len(result.cells) < most]
+    if begun:
+        yield f"runs of {'; '.join(f'{title} ({there} of {most} runs)' for title, there in begun)}"

@@ -47,7 +47,7 @@ PAIR_COLUMNS = (
     Column(MEAN, "mean", "signed", "balanced accuracy, validation thresholds"),
     Column(WORST, "worst site", "signed", "balanced accuracy, validation thresholds"),
     Column("wilcoxon", "p of the mean, Wilcoxon", "p", "balanced accuracy, validation thresholds"),
-    Column("least_p", "smallest attainable", "p", "balanced accuracy, validation thresholds"),
+    Column("least_p", "least possible", "p", "balanced accuracy, validation thresholds"),
     Column(HALF, "mean at 0.5", "signed"),
     Column(SPECIFICITY, "specificity", "signed"),
     Column("auc", "difference", "signed", "AUC, pooled within runs"),

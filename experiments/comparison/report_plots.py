@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.comparison import metrics, plots, primary, report_draws, tables
-from experiments.comparison.plots import INK, OTHER, OURS, QUIET, REFERENCE, SERIES, STYLES, Plot
+from experiments.comparison.plots import OTHER, OURS, QUIET, REFERENCE, SERIES, STYLES, Plot
 from experiments.comparison.records import RoundRecord
 from experiments.comparison.report_cells import Comparison, Result
 from experiments.comparison.report_draws import MEAN, WORST, Draws
@@ -60,8 +60,8 @@ def by_site(comparison: Comparison, draws: Draws, scenario: str, held: Sequence[
     return Plot(
         name=f"sites-{scenario}",
         title=f"Balanced accuracy by site: {scenario} ({comparison.scenarios[scenario]})",
-        about="Mean over runs at the validation thresholds, with 95 % intervals over resampled patients. The worst site is lower in "
-        "resamples than in the cohort, so its interval lies low. Teal: our recipe; blue: its references.",
+        about="Mean over runs at the validation thresholds, with 95 % intervals over resampled patients. The worst site is lower "
+        "in resamples than in the cohort, so its interval lies low. Teal: our recipe; blue: its references.",
         figure=figure,
     )
 
@@ -88,10 +88,10 @@ def bytes_against_accuracy(comparison: Comparison, draws: Draws, held: Sequence[
             axes.plot([sent], [value.value], "o", color=colour(one), ms=6)
         else:
             axes.axhline(value.value, color=colour(one), lw=1, ls="--")
-        points.append((sent or right, value.value, f"{one.contender.title}  {value.value:.3f}", colour(one)))
+        points.append((sent or right, value.value, f"{one.contender.title}: {value.value:.3f}", colour(one)))
     axes.set_xscale("log")
     axes.set_xlim(right=right)
-    axes.xaxis.set_major_formatter(lambda sent, _: tables.size(sent))
+    axes.xaxis.set_major_formatter(lambda sent, _: tables.size(sent).replace(".00", ""))
     plots.label_beside(axes, [one for one in points if not math.isnan(one[1])])
     axes.set_xlabel("bytes up, a site and round (log scale)")
     axes.set_ylabel("balanced accuracy, mean over sites")
@@ -120,7 +120,7 @@ def reliability(scenario: str, held: Sequence[Result]) -> Iterator[Plot]:
             size = max(2.0, 12 * (bin.n / found.n) ** 0.5)
             axes.plot([bin.probability], [bin.diseased], "o", ms=size, color=colour(one), clip_on=False)
         axes.set_title(f"{one.contender.title}\nECE {found.ece:.3f}, n {found.n:,}")
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     for place, axes in enumerate(grid.flat):
         axes.tick_params(labelbottom=place + ACROSS >= len(held))
         axes.set_visible(place < len(held))
@@ -129,8 +129,8 @@ def reliability(scenario: str, held: Sequence[Result]) -> Iterator[Plot]:
     yield Plot(
         name=f"reliability-{scenario}",
         title=f"Reliability: {scenario}",
-        about=f"Core methods, cases of all runs in {metrics.BINS} bins; the larger a point, the more cases. On the diagonal predicted "
-        "probabilities are those observed. ECE is the mean of the runs' own.",
+        about=f"Core methods, cases of all runs in {metrics.BINS} bins; the larger a point, the more cases. On the diagonal "
+        "predicted probabilities are those observed. ECE is the mean of the runs' own.",
         figure=figure,
     )
 
@@ -147,7 +147,9 @@ def local_parts(scenario: str, held: Sequence[Result]) -> Iterator[Plot]:
         for axes, name in zip(grid[:, column], ("norm_ratio", "cosine"), strict=True):
             for number, site in enumerate(sites):
                 x, y = by_round(one, lambda record, name=name, site=site: getattr(record, name).get(site))  # type: ignore[misc]
-                axes.plot(x, y, color=SERIES[number % len(SERIES)], ls=STYLES[number // len(SERIES) % 4], lw=1.4, label=site)
+                axes.plot(
+                    x, y, color=SERIES[number % len(SERIES)], ls=STYLES[number // len(SERIES) % 4], lw=1.4, label=site
+                )
         grid[0, column].set_title(one.contender.title)
         grid[1, column].locator_params(axis="x", integer=True)
         grid[1, column].axhline(0, color=QUIET, lw=0.8)
@@ -187,14 +189,14 @@ def aggregation_errors(scenario: str, held: Sequence[Result]) -> Iterator[Plot]:
         axes.set_title(title)
         axes.set_xlabel("round")
         axes.locator_params(axis="x", integer=True)
-        ends = [(x[-1], y[-1], one.contender.title, INK) for one, (x, y) in lines.items()]
+        ends = [(x[-1], y[-1], one.contender.title, QUIET) for one, (x, y) in lines.items()]
         plots.label_beside(axes, ends)
     left.set_ylabel("relative error")
     yield Plot(
         name=f"aggregation-error-{scenario}",
         title=f"Aggregation error by round: {scenario}",
-        about="Norm of the sites' weighted mean product less what the version has, relative to the former; mean over runs. Right: rules "
-        "on products, with what averaging the factors would have missed dashed.",
+        about="Norm of the sites' weighted mean product less what the version has, relative to the former; mean over runs. "
+        "Right: rules on products, with what averaging the factors would have missed dashed.",
         figure=figure,
     )
 

@@ -14,7 +14,7 @@ METHOD = Column("method", "method", "text")
 RUNS = Column("runs", "runs", "count")
 SCENARIO = Column("scenario", "scenario", "text")
 AGAINST = Column("reference", "against", "text")
-NAMES = {MEAN: "mean over sites", WORST: "worst site"}
+SITES = {MEAN: "mean", WORST: "worst"}
 OVER_RUNS = "mean ± standard deviation over runs"
 CALLED = (
     "Balanced accuracy: the unweighted mean over sites, the worst site of each run, and pooled over all cases; sensitivity, "
@@ -132,18 +132,19 @@ def primary_table(comparison: Comparison, found: primary.Primary) -> Table:
         columns=(
             SCENARIO,
             AGAINST,
-            Column("figure", "balanced accuracy", "text"),
+            Column("sites", "sites", "text"),
             RUNS,
             Column("ours", "ours"),
             Column("theirs", "reference"),
             Column("difference", "difference [95 %]", "signed"),
             Column("p", "p", "p", "Wilcoxon over runs"),
-            Column("least_p", "smallest attainable", "p", "Wilcoxon over runs"),
+            Column("least_p", "least possible", "p", "Wilcoxon over runs"),
             Column("holm", f"Holm over {len(found.tests)}", "p", "Wilcoxon over runs"),
             Column("verdict", "verdict", "text"),
         ),
         rows=[_primary_row(one) for one in found.tests],
-        note=f"At the thresholds chosen on validation cases. Interval: paired bootstrap of patients, B = {report_draws.DRAWS:,}, "
+        note="Balanced accuracy, mean over sites and worst site, at the thresholds chosen on validation cases. Least possible: the "
+        f"p of as many runs that all differ in one direction. Interval: paired bootstrap of patients, B = {report_draws.DRAWS:,}, "
         "of these very models. Tests that are not run yet count in Holm's adjustment with p = 1."
         + dependence(comparison),
         dependent=not comparison.synthetic,
@@ -165,7 +166,7 @@ def _primary_row(one: primary.Outcome) -> Mapping[str, Value]:
     return {
         "scenario": planned.scenario,
         "reference": planned.reference,
-        "figure": NAMES[planned.figure],
+        "sites": SITES[planned.figure],
         "runs": one.runs,
         "ours": one.ours,
         "theirs": one.theirs,

@@ -1,16 +1,14 @@
-"""A table of findings as Markdown, LaTeX and CSV. A figure is written the same way in all but the CSV, which has all digits."""
+"""A table of findings, how a person reads its figures, and its texts as Markdown and CSV; the latter has all digits."""
 
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import Literal
 
 from experiments.comparison.statistics import Interval
-from shared.canonical import write_atomically
 
 Kind = Literal["text", "words", "share", "signed", "seconds", "bytes", "p", "count"]
 """text: a name. words: a sentence, which may break. share: in [0, 1]. signed: a difference of shares. count: a whole number."""
@@ -65,14 +63,6 @@ class Table:
         return [column for column in self.columns if not column.machine]
 
 
-def write(folder: Path, tables: Sequence[Table]) -> None:
-    """Write each table three times: .md, .tex, .csv."""
-    folder.mkdir(exist_ok=True)
-    for table in tables:
-        for suffix, text in ((".md", markdown(table)), (".tex", latex(table)), (".csv", comma_separated(table))):
-            write_atomically(folder / f"{table.name}{suffix}", text.encode())
-
-
 def shown(table: Table, column: Column, row: Mapping[str, Value]) -> str:
     """Return a cell as a person reads it; NOTHING if there is nothing or it is NaN."""
     value = row.get(column.key)
@@ -106,7 +96,8 @@ def _number(value: float, kind: Kind) -> str:
         return f"{value:,.0f}"
     if kind == "seconds":
         return f"{value:,.1f}"
-    return f"{value:+.3f}" if kind == "signed" else f"{value:.3f}"
+    text = f"{value:+.3f}" if kind == "signed" else f"{value:.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text
 
 
 def probability(p: float) -> str:
@@ -127,6 +118,11 @@ def size(count: float) -> str:
 def heading(column: Column) -> str:
     """Return a column's title with its group before it, for tables of one heading."""
     return f"{column.group}: {column.title}" if column.group else column.title
+
+
+def groups(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
+    """Return neighbouring columns together that have the same group."""
+    return [(group, list(members)) for group, members in groupby(columns, key=lambda column: column.group)]
 
 
 def left(column: Column) -> bool:
@@ -154,62 +150,6 @@ def _marked(text: str) -> str:
     for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("~", "\\~")):
         text = text.replace(sign, written)
     return text
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "·": r"$\cdot$",
-    "→": r"$\to$",
-    "−": "$-$",
-    "Δ": r"$\Delta$",
-    "–": "--",
-}
-
-
-def escaped(text: str) -> str:
-    """Return a text that LaTeX sets as it is written here."""
-    return "".join(LATEX.get(sign, sign) for sign in text)
-
-
-def latex(table: Table) -> str:
-    """Return the table as a float; it needs the package booktabs. Columns of words have a width and break."""
-    columns = "".join(
-        "p{0.22\\linewidth}" if one.kind == "words" else "l" if left(one) else "r" for one in table.visible
-    )
-    caption = f"{table.caption}. {table.note}" if table.note else table.caption
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            f"\\caption{{{escaped(caption)}}}",
-            f"\\label{{tab:comparison-{table.name.replace('_', '-')}}}",
-            f"\\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            _tex_line(heading(column) for column in table.visible),
-            r"\midrule",
-            *(_tex_line(shown(table, column, row) for column in table.visible) for row in table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _tex_line(cells: Iterable[str]) -> str:
-    return f"{' & '.join(_tex_cell(cell) for cell in cells)} \\\\"
-
-
-def _tex_cell(text: str) -> str:
-    return re.sub(r"(^|[\[ ])-(?=\d)", r"\1$-$", escaped(text))
 
 
 def comma_separated(table: Table) -> str:

@@ -88,7 +88,7 @@ def _served(
         policy=next(iter(made.trainers.values())).contract.policy,
     )
     few = replace(cohort, cases=(*_few(cohort, shots or max(SHOTS), sites.seed), *cohort.test()))
-    trainer = cells.setting(bench, contender, sites.seed).trainer(vendor, contract, few)
+    trainer = cells.setting(bench, contender, sites.seed, 1).trainer(vendor, contract, few)
     private: Mapping[str, np.ndarray] = trainer.initial_local()
     if shots:
         private = trainer.train(1, version, private, Hooks()).local_tensors

@@ -137,7 +137,9 @@ class CineClassifier(nn.Module):
         """Weights and biases of one head with the logits of those parts that are switched on, by the names of `heads`."""
         private = self.private_heads()
         return {
-            name: head.in_force(value, private.get(name), self.head_policy, self.head_parts, bias=name.endswith(".bias"))
+            name: head.in_force(
+                value, private.get(name), self.head_policy, self.head_parts, bias=name.endswith(".bias")
+            )
             for name, value in self.heads().items()
         }
 

@@ -18,8 +18,9 @@ from site_agent.training.activations import Activations
 from site_agent.training.views import View
 
 CASES, EVALUATIONS, PENALTY = 32, 25, 0.05
-START = (0.5, 0.5)
-"""Each part was trained to do the whole task alone."""
+START = ((0.5, 0.5), (1.0, 0.5), (0.5, 1.0))
+"""Each part was trained to do the whole task alone. The simplex is as large as the weights: from scipy's own, a twentieth of that,
+so few looks do not come near the minimum."""
 
 
 def reset(model: CineClassifier) -> None:
@@ -46,7 +47,8 @@ def fit(
             logits = model.suffix(prefix).float()
         return float(loss_of(logits, wanted).mean()) + PENALTY * float(np.abs(weights).sum())
 
-    found = minimize(cost, np.array(START), method="Nelder-Mead", options={"maxfev": EVALUATIONS})
+    options = {"maxfev": EVALUATIONS, "initial_simplex": np.array(START)}
+    found = minimize(cost, np.array(START[0]), method="Nelder-Mead", options=options)
     _put(model, found.x)
     return float(found.x[0]), float(found.x[1])
 

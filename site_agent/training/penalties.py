@@ -54,6 +54,10 @@ class Penalties:
         terms = list(self._terms(phase))
         if terms:
             torch.autograd.backward(torch.stack(terms).sum())
+        decay = self.recipe.local_decay + self.recipe.shrinkage_patients / self.patients
+        if decay and "local" in phase.trained:
+            for layer in self.layers:
+                _add_decay(layer, decay)
 
     def _terms(self, phase: Phase) -> Iterator[torch.Tensor]:
         recipe = self.recipe
@@ -61,9 +65,6 @@ class Penalties:
             yield recipe.proximal / 2 * _distance(self.received)
         if recipe.ditto_lambda and phase.anchored:
             yield recipe.ditto_lambda / 2 * _distance(self.anchored)
-        decay = recipe.local_decay + recipe.shrinkage_patients / self.patients
-        if decay and "local" in phase.trained:
-            yield decay / 2 * torch.stack([squared_norm(layer, "local") for layer in self.layers]).sum()
         if recipe.orthogonality and phase.active == set(lora.PARTS):
             yield recipe.orthogonality * torch.stack([overlap(layer) for layer in self.layers]).mean()
 
@@ -102,6 +103,16 @@ def overlap(layer: DualLoRALinear) -> torch.Tensor:
     numerator = ((a_g @ a_g.T) @ cross * (cross @ (a_l @ a_l.T))).sum()
     sizes = squared_norm(layer, "global") * squared_norm(layer, "local")
     return torch.where(sizes > TINY, numerator / sizes.clamp_min(TINY), torch.zeros_like(sizes))
+
+
+@torch.no_grad()
+def _add_decay(layer: DualLoRALinear, decay: float) -> None:
+    """Add the gradient of decay / 2 || s B A ||^2: decay s^2 (B^T B) A and decay s^2 B (A A^T). Written out, it costs a tenth of
+    what autograd takes for it, which was a third of a step of the demo's network."""
+    a, b = layer.lora_A["local"], layer.lora_B["local"]
+    factor = decay * layer.scales["local"] ** 2
+    for parameter, gradient in ((a, factor * (b.T @ b) @ a), (b, factor * b @ (a @ a.T))):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _distance(pairs: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> torch.Tensor:

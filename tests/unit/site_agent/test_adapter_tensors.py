@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from shared.errors import InvalidAdapter
-from shared.recipe import Recipe
+from shared.recipe import INSTALLED, make
 from site_agent.models import adapter_tensors, lora, networks
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
@@ -26,6 +26,7 @@ B = A.replace("lora_A", "lora_B")
 OWN_B = "local.global.encoder.blocks.1.attn.q.lora_B.weight"
 POLICY = Ownership("global+local-bias")
 OWNERSHIPS = [Ownership(head, frozenset(factors)) for head in HEAD_POLICIES for factors in ("", "B", "A", "AB")]
+OWNERSHIPS += [Ownership(head, dense=("encoder.norm.",)) for head in HEAD_POLICIES]
 
 
 def adapted(seed: int = 0, network=SMALL, **changes) -> CineClassifier:
@@ -38,10 +39,19 @@ def adapted(seed: int = 0, network=SMALL, **changes) -> CineClassifier:
     for layer in lora.adapted_layers(model).values():
         for part in layer.scales:
             nn.init.normal_(layer.lora_B[part], std=0.3, generator=generator)
-    for name, value in model.heads().items():
-        if name.endswith("bias"):
+        for gate in layer.lora_gate.values():
+            nn.init.normal_(gate, generator=generator)
+        if "residual" in layer.scales:
+            nn.init.normal_(layer.lora_A["residual"], generator=generator)
+    for name, value in (*model.heads().items(), *model.private_heads().items()):
+        if name.endswith("bias") or name in model.private_heads():
             nn.init.normal_(value, generator=generator)
     return model
+
+
+def owned_model(owned: Ownership, seed: int = 0, network=SMALL) -> CineClassifier:
+    """A model with all that an ownership can be about: gates, a residual, and weights of the last norm."""
+    return adapted(seed, network, head=owned.head, gated=True, rank_residual=4, dense=owned.dense)
 
 
 def test_global_names_and_shapes_follow_peft():
@@ -72,10 +82,11 @@ def test_on_a_monai_vit_global_names_are_those_of_monais_own_layers():
         ("global", {"weight", "bias"}, set()),
         ("local", set(), {"weight", "bias"}),
         ("global+local-bias", {"weight"}, {"bias"}),
+        ("global+local", {"weight", "bias"}, {"weight", "bias"}),
     ],
 )
 def test_the_head_policy_decides_which_head_tensors_travel(policy, travels, stays):
-    model = adapted()
+    model = adapted(head=policy)
     shared = adapter_tensors.global_tensors(model, Ownership(policy))
     private = adapter_tensors.local_tensors(model, Ownership(policy))
     assert {name.rpartition(".")[2] for name in shared if "head" in name} == travels
@@ -84,18 +95,21 @@ def test_the_head_policy_decides_which_head_tensors_travel(policy, travels, stay
 
 @pytest.mark.parametrize("owned", OWNERSHIPS)
 def test_every_trainable_parameter_is_either_global_or_local(owned):
-    model = adapted()
+    """A residual, which is not trainable, is global besides."""
+    model = owned_model(owned)
     groups = adapter_tensors.parameters(model, owned)
     shared, private = (
-        (groups.global_lora, groups.head_shared),
-        (groups.global_own, groups.local_lora, groups.head_private),
+        (groups.global_lora, groups.dense, groups.head_shared),
+        (groups.global_own, groups.local_lora, groups.gates, groups.head_private),
     )
     grouped = [value for group in (*shared, *private) for value in group]
     trainable = [value for value in model.parameters() if value.requires_grad]
     assert len(grouped) == len(trainable)
     assert {id(value) for value in grouped} == {id(value) for value in trainable}
+    residual = [value for name, value in model.named_parameters() if name.endswith(".residual")]
+    assert len(residual) == 2 * len(lora.adapted_layers(model))
     for tensors, parameters in (
-        (adapter_tensors.global_tensors(model, owned), shared),
+        (adapter_tensors.global_tensors(model, owned), (*shared, residual)),
         (adapter_tensors.local_tensors(model, owned), private),
     ):
         expected = sorted(value.detach().numpy().tobytes() for group in parameters for value in group)
@@ -104,7 +118,7 @@ def test_every_trainable_parameter_is_either_global_or_local(owned):
 
 @pytest.mark.parametrize("owned", OWNERSHIPS)
 def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_global_one(owned):
-    model = adapted()
+    model = owned_model(owned)
     shared, private = adapter_tensors.global_tensors(model, owned), adapter_tensors.local_tensors(model, owned)
     assert not set(shared) & set(private)
     assert all(name.startswith("local.") for name in private)
@@ -113,10 +127,10 @@ def test_no_local_value_is_in_a_global_tensor_and_no_local_name_passes_for_a_glo
 
 
 @pytest.mark.parametrize("network", [SMALL, MONAI], ids=lambda network: network.network)
-@pytest.mark.parametrize("owned", OWNERSHIPS)
+@pytest.mark.parametrize("owned", [owned for owned in OWNERSHIPS if not owned.dense])
 def test_both_files_together_carry_a_model_over_to_another(owned, network):
     image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
-    source, target = adapted(1, network), adapted(2, network)
+    source, target = owned_model(owned, 1, network), owned_model(owned, 2, network)
     assert not torch.allclose(source(image), target(image))
     both = adapter_tensors.global_tensors(source, owned) | adapter_tensors.local_tensors(source, owned)
     adapter_tensors.load_both(target, owned, both)
@@ -126,16 +140,20 @@ def test_both_files_together_carry_a_model_over_to_another(owned, network):
 @pytest.mark.parametrize("head", HEAD_POLICIES)
 def test_a_version_and_a_local_file_together_carry_a_model_over_to_another(head):
     image = torch.rand(2, 2, 32, 32, 2, generator=torch.Generator().manual_seed(3))
-    source, target, owned = adapted(seed=1), adapted(seed=2), Ownership(head)
+    owned = Ownership(head, dense=("encoder.norm.",))
+    source, target = owned_model(owned, 1), owned_model(owned, 2)
     adapter_tensors.load_global(target, owned, adapter_tensors.global_tensors(source, owned))
     adapter_tensors.load_local(target, owned, adapter_tensors.local_tensors(source, owned))
     assert torch.equal(source(image), target(image))
 
 
-@pytest.mark.parametrize(("name", "own"), [("med-duallora", ""), ("ffa-lora", ""), ("fedsa-lora", "B"), ("rolora", "")])
-def test_a_site_owns_what_its_recipe_trains_and_never_shares(name, own):
-    owned = Ownership.of(adapters.adapter().manifest.metadata, Recipe(name=name))
-    assert owned == Ownership("global+local-bias", frozenset(own))
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_site_owns_what_its_recipe_trains_and_never_shares(name):
+    received, parameters = adapters.fitting(name)
+    owned = Ownership.of(received.manifest.metadata, make(name, parameters))
+    head = "global+local" if name == "ditto-lora" else "global+local-bias"
+    dense = received.manifest.metadata.dense if name == "full" else ()
+    assert owned == Ownership(head, frozenset("B" if name == "fedsa-lora" else ""), dense)
 
 
 def test_a_factor_of_the_sites_own_has_a_private_name_and_no_global_one():
@@ -212,6 +230,7 @@ def test_a_local_file_is_refused_where_a_global_one_is_due():
 
 @pytest.mark.parametrize("network", [SMALL, MONAI], ids=lambda network: network.network)
 def test_the_combined_adapter_is_the_sum_of_both_parts(network):
+    """Logits of every policy and part: tests/unit/site_agent/test_head.py."""
     model = adapted(network=network, alpha_local=5.0)
     combined = adapter_tensors.combined_tensors(model)
     for path, layer in lora.adapted_layers(model).items():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from shared.contract import Contract, RoundPolicy
-from shared.recipe import Recipe
+from shared.recipe import INSTALLED, Recipe, make
 from site_agent import view
 from site_agent.client import Task
 from tests.support import adapters
@@ -61,10 +61,37 @@ def test_a_codec_without_a_fixed_size_is_given_its_largest():
             ["images", "labels", "frozen activations", "local adapter", "the global part's B", "head bias"],
         ),
         ({"name": "rolora"}, ["images", "labels", "frozen activations", "local adapter", "head bias"]),
+        (
+            {"head": "global+local"},
+            ["images", "labels", "frozen activations", "local adapter", "a head of its own"],
+        ),
+        (
+            {"gate": True, "head": "global"},
+            ["images", "labels", "frozen activations", "local adapter", "weights of the parts"],
+        ),
+        (
+            {"name": "fdlora"},
+            ["images", "labels", "frozen activations", "local adapter", "weights of the parts", "head bias"],
+        ),
     ],
 )
 def test_what_stays_is_named(parameters, stays):
     assert view.stays(contract(**parameters)) == stays
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_of_every_method_it_can_be_said_what_leaves_and_what_stays(name):
+    received, parameters = adapters.fitting(name)
+    made = replace(contract(), adapter_digest=received.digest, manifest=received.manifest, recipe=make(name, parameters))
+    layout = made.recipe.upload_layout(received.manifest, 1, 3)
+    assert view.leaves(made).startswith(f"change of {layout.parameters:,} numbers of the global part (")
+    assert ("weights of the base model" in view.leaves(made)) == (name == "full")
+    assert ("local adapter" in view.stays(made)) == (made.recipe.rank_local > 0)
+    assert "images" in view.stays(made)
+
+
+def test_a_shared_head_leaves_whole_beside_a_private_one():
+    assert "(A, B, head), " in view.leaves(contract("global+local"))
 
 
 def test_a_person_sees_how_far_the_frozen_activations_are_while_the_agent_waits():

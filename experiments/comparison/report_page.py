@@ -1,0 +1,216 @@
+"""report.html: one file without scripts and without anything to load."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from experiments.comparison import primary, report_cells, report_html
+from experiments.comparison.plots import Plot
+from experiments.comparison.primary import Primary
+from experiments.comparison.report_cells import Comparison
+from experiments.comparison.report_draws import DRAWS, SEED
+from experiments.comparison.scenarios import FIRST_SEED
+from experiments.comparison.tables import Table
+
+STYLE = Path(__file__).with_name("report.css")
+SYNTHETIC = "SYNTHETIC DATA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What a report is made of. `tables`, `plots`: by name; of a plot also its SVG."""
+
+    comparison: Comparison
+    primary: Primary
+    tables: Mapping[str, Table]
+    plots: Mapping[str, tuple[Plot, str]]
+
+    def table(self, name: str) -> str:
+        """Return a table for the page; nothing if there is none, or no row in it."""
+        found = self.tables.get(name)
+        return report_html.table(found) if found and found.rows else ""
+
+    def plot(self, name: str) -> str:
+        """Return a plot for the page; nothing if there is none."""
+        return report_html.figure(*self.plots[name]) if name in self.plots else ""
+
+
+def page(of: Contents) -> str:
+    """Return the whole page."""
+    sections = (_head, _primary, _scenarios, _cost, _extensions, _exploratory, _rounds, _methods, _reading, _setting)
+    title = "Comparison of federated methods" + (" (synthetic data)" if of.comparison.synthetic else "")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, (section(of) for section in sections)))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(of: Contents) -> str:
+    comparison = of.comparison
+    if comparison.synthetic:
+        label = (
+            f'<p class="synthetic" role="note"><b>{SYNTHETIC}</b> <span>Every image was computed; no patient was scanned. '
+            "Nothing here says how a method works on patients.</span></p>\n"
+        )
+        runs = "Each run is a fresh cohort with a test set of its own."
+    else:
+        label = (
+            '<p class="dependent" role="note"><b>RUNS ARE DEPENDENT</b> <span>Real patients. Runs are folds of one cohort: p '
+            "values over them describe and prove nothing.</span></p>\n"
+        )
+        runs = "A run is one fold of one shuffle of the same patients."
+    places = "; ".join(f"{name} ({text})" for name, text in comparison.scenarios.items())
+    told = report_html.bullets(primary.words(of.primary))
+    return (
+        f"<header>\n{label}<h1>Comparison of federated fine-tuning methods</h1>\n"
+        f"<p>{escape(_compared(comparison))} Same trainer, cases, initialisation and evaluation for all. {runs}</p>\n"
+        f'<div class="result"><h2>Primary result</h2>{told}</div>\n{_missing(comparison)}\n'
+        f'{report_html.tiles(list(_tiles(comparison)))}\n<p class="quiet">Scenarios: {escape(places)}.</p>\n</header>'
+    )
+
+
+def _compared(comparison: Comparison) -> str:
+    held = [one[0].contender for one in comparison.by_method().values()]
+    extended = sum(one.group == "extension" for one in held)
+    more = f" and {_several(extended, 'variant')} with one switch each" if extended else ""
+    places = len({place for place, _ in comparison.results})
+    return f"{_several(len(held) - extended, 'method')}{more} in {_several(places, 'scenario')}."
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    held = comparison.results.values()
+    core, others = ([one for one in held if (one.contender.group == "core") == wanted] for wanted in (True, False))
+    yield f"{sum(len(one.cells) for one in held):,}", "finished cells: one method, one run"
+    if core:
+        yield f"{max(len(one.cells) for one in core)}", "runs of the core methods in a scenario"
+    if others:
+        yield f"{max(len(one.cells) for one in others)}", "runs of the other methods"
+    tested = {(one.scenario, run): len(cases) for one in held for run, cases in one.predictions.items()}
+    yield f"{sum(tested.values()) / len(tested):,.0f}", "held-out cases a run"
+    yield f"{sum(tested.values()):,}", "held-out cases of all runs"
+    seconds = [cell.seconds for one in held for cell in one.cells.values()]
+    yield f"{sum(seconds) / len(seconds):.0f} s", "a cell, on one thread"
+
+
+def _missing(comparison: Comparison) -> str:
+    lines = report_cells.missing(comparison)
+    lines += [f"passed over: cells of '{key}', which is no method of this version" for key in comparison.unknown]
+    if not lines:
+        return ""
+    shown = report_html.bullets(lines)
+    return f'<div class="missing"><h2>Not finished</h2><p>This report is of what there is. Missing:</p>{shown}</div>'
+
+
+def _primary(of: Contents) -> str:
+    intro = (
+        "<p>Fixed before the first comparison. One test a row: Wilcoxon's signed ranks over runs, two-sided. The interval beside "
+        "it is of resampled patients and of these very models; it knows nothing of training again.</p>"
+    )
+    return report_html.section("Primary family", intro, of.table("primary"), of.table("no-loss"))
+
+
+def _scenarios(of: Contents) -> str:
+    parts = []
+    for scenario in of.comparison.scenarios:
+        more = [
+            of.table(f"main-{scenario}-half"),
+            of.table(f"main-{scenario}-ranking"),
+            of.plot(f"reliability-{scenario}"),
+        ]
+        parts += [
+            of.table(f"main-{scenario}-validation"),
+            of.plot(f"sites-{scenario}"),
+            report_html.folded(f"{scenario}: threshold 0.5, ranking, calibration", more),
+        ]
+    return report_html.section("All methods, scenario by scenario", *parts)
+
+
+def _cost(of: Contents) -> str:
+    return report_html.section("What it costs", of.plot("bytes"), of.table("cost"))
+
+
+def _extensions(of: Contents) -> str:
+    intro = '<p class="tag">Exploratory.</p>' if of.table("extensions") else ""
+    return report_html.section(
+        "What goes beyond the paper", intro, of.table("extensions"), of.table("switches"), of.table("unseen")
+    )
+
+
+def _exploratory(of: Contents) -> str:
+    parts = [report_html.folded(name, [of.table(f"exploratory-{name}")]) for name in of.comparison.scenarios]
+    if not any(parts):
+        return ""
+    intro = (
+        '<p class="tag">Exploratory.</p><p>Every method against rank-matched FedIT and against plain Med-DualLoRA, on the runs '
+        "that both have. Nothing here was fixed in advance, and a small p among so many is expected.</p>"
+    )
+    return report_html.section("Exploratory comparisons", intro, *parts)
+
+
+def _rounds(of: Contents) -> str:
+    home = of.comparison.home
+    others = [of.plot(f"local-part-{name}") for name in of.comparison.scenarios if name != home]
+    local = of.plot(f"local-part-{home}") or "<p>No method with a local part is finished.</p>"
+    return report_html.section(
+        "Round by round",
+        local,
+        report_html.folded("the other scenarios", others),
+        of.plot(f"aggregation-error-{home}"),
+    )
+
+
+def _methods(of: Contents) -> str:
+    return report_html.section(
+        "What was compared", of.table("methods"), report_html.folded("settings that were tried", [of.table("tuning")])
+    )
+
+
+def _reading(of: Contents) -> str:
+    synthetic = of.comparison.synthetic
+    source = (
+        "Synthetic phantoms with invented vendor styles: differences between methods here may not be there on patients. All runs "
+        "share one backbone and the settings chosen once, so that p values are about new cohorts, not about new backbones."
+        if synthetic
+        else "Folds of one cohort share patients in training, and every shuffle tests all patients again. Intervals and p values "
+        "take runs as independent, and are too narrow and too small."
+    )
+    points = [
+        source,
+        "Figures are computed within each run, and averaged over runs; runs are not pooled, since each has a model of its own.",
+        f"Bootstrap: within each run, site and label as many patients are drawn as there are, B = {DRAWS:,}, the same for all "
+        "methods. Intervals are percentiles. The worst of several sites is lower in resamples than in the cohort.",
+        "DeLong: the difference and its variance V within each run, all sites' cases ranked together; combined as the mean over R "
+        "runs with variance sum V / R².",
+        "McNemar: exact, per class, at the validation thresholds, all runs' cases together.",
+        "Wilcoxon with n runs cannot give a p below 2 / 2^n, which is printed beside it.",
+        f"Holm: over the {len(of.primary.tests)} primary tests, and apart from them over all exploratory p values together.",
+        "Validation thresholds come from each site's own validation cases, never from held-out ones. Specificity at a given "
+        "sensitivity is read off the held-out cases themselves, and flatters all methods alike.",
+        "Centralised training sends all images to one place: a reference, not a federated method.",
+        "The predictions of every held-out case are in predictions/, one CSV for each scenario and method: all figures can be "
+        "computed again from them.",
+    ]
+    return report_html.section("How to read this", report_html.bullets(points))
+
+
+def _setting(of: Contents) -> str:
+    config = of.comparison.config
+    facts = {
+        "setting": ", ".join(
+            f"{name} {value}" for name, value in of.comparison.setting.items() if value not in (None, "")
+        ),
+        "contenders": f"SHA-256 {config['contenders_sha256']}",
+        "versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
+        "seeds": f"{FIRST_SEED} + run for everything drawn in it; bootstrap {SEED}",
+        "files": "predictions/*.csv, tables/*.md, *.tex and *.csv, plots/*.svg and *.png, summary.json",
+    }
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
+    return report_html.section("Setting", f"<dl>{rows}</dl>")
