@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def bytes_up(one: Federation) -> int:
 def bytes_down(one: Federation) -> int:
     """Every site fetches every version but the first, which it draws itself, packed against the one that it has."""
     versions = [one.initial, *(made.version for made in one.rounds)]
-    packed = [len(forms.pack(new.payload, old.payload)) for old, new in zip(versions, versions[1:], strict=False)]
+    packed = [len(forms.pack(new.payload, old.payload)) for old, new in pairwise(versions)]
     return len(one.trainers) * sum(packed)
 
 

@@ -61,13 +61,18 @@ class Contender:
     settings: tuple[Setting, ...] = (Setting(),)
     """What is tried on the tuning cohort, at most MOST_SETTINGS; the first where nothing was tuned."""
 
+    paper: str = ""
+    """Where it is from, if not where its method is from."""
+    is_written: str = ""
+    """Its formula, if that is not its method's."""
+
     @property
     def source(self) -> str:
-        return METHODS[self.method].source
+        return self.paper or METHODS[self.method].source
 
     @property
     def formula(self) -> str:
-        return METHODS[self.method].formula
+        return self.is_written or METHODS[self.method].formula
 
     def with_setting(self, setting: Setting) -> "Contender":
         """Return the contender with these numbers."""
@@ -139,6 +144,8 @@ CONTENDERS: tuple[Contender, ...] = (
         group="core",
         method="med-duallora",
         together="alone",
+        paper="Hu et al. 2021, arXiv:2106.09685 (LoRA)",
+        is_written="y = W0 x + dW x, every site by itself",
         sent="nothing",
         stays="everything",
         recipe=ALONE,
@@ -151,6 +158,8 @@ CONTENDERS: tuple[Contender, ...] = (
         group="core",
         method="med-duallora",
         together="pooled",
+        paper="Hu et al. 2021, arXiv:2106.09685 (LoRA)",
+        is_written="y = W0 x + dW x on all sites' cases",
         sent="all images (no federation: the upper reference)",
         stays="nothing",
         recipe=ALONE,
@@ -177,6 +186,8 @@ CONTENDERS: tuple[Contender, ...] = (
         title="FedIT, r 8",
         group="core",
         method="med-duallora",
+        paper="Zhang et al. 2023, arXiv:2305.05644 (FedIT)",
+        is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
         sent="A, B, head",
         stays="private bias, if any",
         recipe=ALONE,
@@ -188,6 +199,8 @@ CONTENDERS: tuple[Contender, ...] = (
         title="FedIT, r 16 (rank-matched)",
         group="core",
         method="med-duallora",
+        paper="Zhang et al. 2023, arXiv:2305.05644 (FedIT)",
+        is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
         sent="A, B, head",
         stays="private bias, if any",
         recipe=ALONE,
@@ -199,6 +212,7 @@ CONTENDERS: tuple[Contender, ...] = (
         title="Med-DualLoRA, 2 blocks",
         group="core",
         method="med-duallora",
+        paper="arXiv:2603.10967",
         sent="A_g, B_g, head",
         stays="A_l, B_l, private bias, if any",
         recipe=TWO_PARTS,
@@ -210,6 +224,8 @@ CONTENDERS: tuple[Contender, ...] = (
         title="Med-DualLoRA, our recipe",
         group="core",
         method="med-duallora",
+        paper="arXiv:2603.10967; momentum: Hsu et al. 2019, arXiv:1909.06335",
+        is_written="Med-DualLoRA; m = beta m + sum w_k delta_k, global + m; loss + (c / n_k) / 2 sum || dW_l ||^2; private bias",
         sent="A_g, B_g, head without bias",
         stays="A_l, B_l, private bias",
         recipe=TWO_PARTS | {"lr_global": RATES[-1], "lr_local": RATES[-1], "shrinkage_patients": 0.1},
@@ -226,6 +242,8 @@ CONTENDERS: tuple[Contender, ...] = (
         title="FedProx-LoRA, r 16",
         group="other",
         method="med-duallora",
+        paper="Li et al. 2020, arXiv:1812.06127 (FedProx), on FedIT",
+        is_written="as FedIT, + mu/2 || w - w_received ||^2 at the sites",
         sent="A, B, head",
         stays="private bias",
         recipe=ALONE,
@@ -340,6 +358,7 @@ CONTENDERS: tuple[Contender, ...] = (
         title="Med-DualLoRA, all blocks",
         group="other",
         method="med-duallora",
+        paper="arXiv:2603.10967",
         sent="A_g, B_g, head",
         stays="A_l, B_l, private bias, if any",
         recipe=TWO_PARTS,

@@ -81,7 +81,7 @@ class Plan:
     def freeze(self) -> None:
         """Write the plan into its folder, or see that the one that is there is the same. Raises InputError if it is not."""
         path = self.out / CONFIG
-        facts = {"plan": self.settled(), "contenders_sha256": contenders_digest()}
+        facts: dict[str, Any] = {"plan": self.settled(), "contenders_sha256": contenders_digest()}
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
             for name, value in facts.items():
@@ -98,6 +98,7 @@ class Plan:
             "scenarios": {name: text for name, (text, _) in SCENARIOS.items()}
             if self.synthetic
             else {REAL: "real patients"},
+            "runs": {"core": self.runs, "other": self.other_runs},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
         write_atomically(path, json.dumps(whole, indent=1).encode())

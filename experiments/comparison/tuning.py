@@ -1,8 +1,8 @@
 """Choosing each contender's numbers: the same budget for all, on one cohort that no run of the comparison sees.
 
 The choice is the setting with the highest mean of AUC and balanced accuracy at the validation thresholds, both averaged over sites,
-on that cohort's held-out cases; the first of equal ones. Real data has no cohort to spare: there the validation cases of one
-further shuffle decide, patients that later folds hold out among them, and the report says so.
+on that cohort's held-out cases; the first of equal ones. Real data has no cohort to spare: there one fold of a further shuffle
+decides, whose patients other folds hold out too. The report says so.
 """
 
 import json

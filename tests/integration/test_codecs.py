@@ -1,6 +1,7 @@
 """Codecs and recipes between a real server and real clients: every site rebuilds every version bit for bit, in few bytes."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from aggregator.store import changes, engine, federations, updates
 from aggregator.store import rounds as round_rows
 from shared.adapter import Adapter
 from shared.canonical import canonical_json
-from shared.errors import ContractMismatch
+from shared.codecs import is_lossy
+from shared.errors import ContractMismatch, InputError
+from shared.methods import METHODS
 from shared.recipe import CODECS, INSTALLED, Recipe
 from site_agent import client, egress
 from site_agent.client import FederationClient
 from site_agent.egress import UpdateFacts
-from tests.support import adapters
+from tests.support import adapters, methods
 from tests.support.serving import SITES, make_store, serve
 
 pytestmark = pytest.mark.integration
@@ -64,8 +67,10 @@ async def take_part(address: str, site: str, skips: frozenset[int] = frozenset()
         await one.close()
 
 
-async def run(folder: Path, recipe: str, **parameters: str) -> tuple[list[dict[int, Adapter]], str]:
-    store = make_store(folder, adapter=ADAPTER, rounds=ROUNDS, recipe=recipe, parameters=parameters)
+async def run(
+    folder: Path, recipe: str, adapter: Adapter = ADAPTER, **parameters: str
+) -> tuple[list[dict[int, Adapter]], str]:
+    store = make_store(folder, adapter=adapter, rounds=ROUNDS, recipe=recipe, parameters=parameters)
     async with serve(store) as running:
         return await asyncio.gather(*(take_part(running.address, site) for site in SITES)), store
 
@@ -73,13 +78,26 @@ async def run(folder: Path, recipe: str, **parameters: str) -> tuple[list[dict[i
 @pytest.mark.parametrize("recipe", INSTALLED)
 @pytest.mark.parametrize("codec", ["f32", "int8", "int4+zstd", "topk+zstd"])
 async def test_all_sites_have_the_same_versions_and_the_store_verifies(tmp_path: Path, recipe: str, codec: str) -> None:
-    given, where = await run(tmp_path, recipe, codec=codec, broadcast_codec=codec)
+    """A version that is made of products is sent as it is: such recipes take lossy updates and no lossy broadcast."""
+    adapter, parameters = adapters.fitting(recipe)
+    codecs = {"codec": codec, "broadcast_codec": methods.broadcast(recipe, codec)}
+    given, where = await run(tmp_path, recipe, adapter, **parameters, **codecs)
     store = engine.open_store(where)
     for version in range(ROUNDS + 1):
         wanted = store.read(federations.adapter_digest, "demo", version)
         assert [versions[version].digest for versions in given] == [wanted] * len(SITES)
     assert [check.difference for check in verify.verify(store, "demo")] == [""] * ROUNDS
     store.close()
+
+
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if is_lossy(codec)])
+@pytest.mark.parametrize("recipe", [name for name in INSTALLED if METHODS[name].rule != "factors"])
+def test_a_recipe_that_aggregates_products_takes_no_lossy_broadcast_codec(
+    recipe: str, codec: str, tmp_path: Path
+) -> None:
+    adapter, parameters = adapters.fitting(recipe)
+    with pytest.raises(InputError, match=f"aggregates products: broadcast_codec must be f32, got {re.escape(codec)}"):
+        make_store(tmp_path, adapter=adapter, recipe=recipe, parameters={**parameters, "broadcast_codec": codec})
 
 
 @pytest.mark.parametrize("codec", [codec for codec in CODECS if codec != "f32"])

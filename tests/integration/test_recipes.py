@@ -13,7 +13,8 @@ from aggregator import verify
 from aggregator.store import engine, federations
 from experiments import simulation
 from shared.adapter import Adapter
-from shared.recipe import INSTALLED, Recipe, factor_of
+from shared.methods import METHODS
+from shared.recipe import INSTALLED, factor_of
 from site_agent import predict
 from site_agent.agent import REPORT, Agent
 from site_agent.data.cohort import Cohort, labels
@@ -23,6 +24,7 @@ from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import NAME, Materials
+from tests.support import methods
 from tests.support.serving import serve
 
 pytestmark = pytest.mark.integration
@@ -43,23 +45,62 @@ async def run(materials: Materials, folder: Path, kind: type[Agent] = Agent, **p
     return federation.outcome(store)[2]
 
 
-@pytest.mark.parametrize("rank_local", ["4", "0"])
-@pytest.mark.parametrize("recipe", INSTALLED)
+def fitting(materials: Materials, folder: Path, recipe: str, **choices: Any) -> Materials:
+    """Return the materials with an adapter that a recipe can train."""
+    wanted = {**methods.choices(recipe, residual_rank=federation.TINY.enc_embed_dim), **choices}
+    if not wanted:
+        return materials
+    adapter = federation.save_adapter(materials.backbone, folder / "v0.safetensors", **wanted)
+    return Materials(materials.backbone, adapter, materials.cohorts)
+
+
+def in_one_process(materials: Materials, folder: Path) -> Adapter:
+    """Return what the federation that was run in `folder` ends with when nothing of it is sent."""
+    opened = engine.open_store(str(folder / "fed.db"))
+    contract = opened.read(federations.contract, NAME)
+    opened.close()
+    trainers = {}
+    for site in TWO:
+        config = federation.site_config(materials, folder / "alone", "127.0.0.1:1", site)
+        cohort, frames = Cohort.load(config.cohort), contract.manifest.metadata.frames
+        loaded = load_base(config.weights, config.weights_size, frames)
+        trainers[site] = SiteTrainer(config, site, contract, loaded, cohort)
+    *_, last = simulation.federate(contract, Adapter.read(materials.adapter), trainers)
+    return last.version
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rank_local"), [(name, str(rank)) for name in INSTALLED for rank in methods.ranks_local(name, rank=4)]
+)
 async def test_every_recipe_ends_with_a_report_and_a_model_that_judges_as_it_says(
     materials, tmp_path, recipe, rank_local
 ):
-    final = await run(materials, tmp_path / "fed", recipe=recipe, rank_local=rank_local)
-    initial = Adapter.read(materials.adapter)
+    """And with the same bytes as in one process: what `experiments` measure is what agents and aggregator do."""
+    made = fitting(materials, tmp_path, recipe)
+    final = await run(made, tmp_path / "fed", recipe=recipe, rank_local=rank_local)
+    initial = Adapter.read(made.adapter)
+    trains_global = any("global" in phase.trained for phase in METHODS[recipe].passes)
+    shared = {factor for number in (1, 2, 3) for factor in methods.recipe(recipe).shared(number)}
     for name, value in final.tensors.items():
-        factor = factor_of(name)
-        travelled = factor is None or any(factor in Recipe(name=recipe).shared(number) for number in (1, 2, 3))
-        assert np.array_equal(value, initial.tensors[name]) == (not travelled), name
+        moves = trains_global and factor_of(name) in {None, *shared}
+        assert np.array_equal(value, initial.tensors[name]) == (not moves), name
+    assert in_one_process(made, tmp_path / "fed").digest == final.digest
     folder, cases = tmp_path / "fed/state-siemens", Cohort.load(materials.cohorts / "siemens").test()
     report = json.loads((folder / REPORT).read_text())
     assert set(report["arms"]) == set(ARMS)
     model = predict.site_model(materials.backbone, "", folder)
     margins = np.array([np.diff(model.predict(case.ed_path, case.es_path).logits)[0] for case in cases])
     assert metrics.auc(margins, labels(cases)) == pytest.approx(report["arms"]["dual"]["test"]["auc"])
+
+
+async def test_a_model_without_low_rank_parts_is_not_exported_and_that_is_said(materials, tmp_path):
+    made = fitting(materials, tmp_path, "head-only", rank=0)
+    await run(made, tmp_path / "fed", recipe="head-only", rank_local="0")
+    arguments = ("--state", tmp_path / "fed/state-siemens", "--weights", made.backbone, "--out", tmp_path / "peft")
+    refused = await federation.run_beside("site-agent", "export", *arguments)
+    assert refused.returncode != 0
+    assert "this adapter has rank 0" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 async def test_what_a_report_says_of_an_update_is_the_most_that_left(materials, tmp_path):
@@ -133,16 +174,18 @@ async def to_the_end(materials: Materials, folder: Path, address: str, site: str
         ("fedsa-lora", {"codec": "int8+zstd"}),
         ("rolora", {"codec": "topk"}),
         ("rolora", {"rank_local": "0", "broadcast_codec": "int8"}),
+        ("ditto-lora", {"codec": "int8"}),
     ],
 )
 async def test_sites_that_leave_in_every_round_and_come_back_end_with_the_same_bytes(
     materials, tmp_path, recipe, parameters
 ):
-    undisturbed = await run(materials, tmp_path / "undisturbed", recipe=recipe, **parameters)
+    made = fitting(materials, tmp_path, recipe)
+    undisturbed = await run(made, tmp_path / "undisturbed", recipe=recipe, **parameters)
     folder = tmp_path / "interrupted"
-    store = federation.create_store(folder, materials.adapter, TWO, ROUNDS, recipe=recipe, **parameters)
+    store = federation.create_store(folder, made.adapter, TWO, ROUNDS, recipe=recipe, **parameters)
     async with serve(store) as running, asyncio.timeout(federation.TIMEOUT_S):
-        starts = await asyncio.gather(*(to_the_end(materials, folder, running.address, site) for site in TWO))
+        starts = await asyncio.gather(*(to_the_end(made, folder, running.address, site) for site in TWO))
     assert max(starts) == ROUNDS
     assert federation.outcome(store)[2].digest == undisturbed.digest
     for site in TWO:
@@ -152,22 +195,31 @@ async def test_sites_that_leave_in_every_round_and_come_back_end_with_the_same_b
 
 
 @pytest.mark.parametrize(
-    ("recipe", "parameters"),
-    [("med-duallora", {}), ("rolora", {"codec": "int4+zstd", "broadcast_codec": "topk+zstd"})],
+    ("recipe", "choices", "parameters"),
+    [
+        ("rolora", {}, {"codec": "int4+zstd", "broadcast_codec": "topk+zstd"}),
+        ("med-duallora", {}, {"server_optimiser": "adam", "server_lr": "0.03", "weighting": "capped"}),
+        (
+            "med-duallora",
+            {"head_policy": "global+local"},
+            {"gate": "true", "orthogonality": "1", "local_norm_cap": "0.1"},
+        ),
+        (
+            "ffa-lora",
+            {"dense": ("enc_down_dict.",)},
+            {"server_optimiser": "momentum", "proximal": "0.1", "codec": "int8"},
+        ),
+        (
+            "fedex-lora",
+            {},
+            {"codec": "int8", "weighting": "uniform", "shrinkage_patients": "5", "logit_adjustment": "true"},
+        ),
+    ],
 )
 async def test_in_one_process_a_federation_ends_with_the_same_bytes_as_over_gRPC(
-    materials, tmp_path, recipe, parameters
+    materials, tmp_path, recipe, choices, parameters
 ):
-    """What `experiments.communication target` measures is what agents and aggregator do."""
-    final = await run(materials, tmp_path, recipe=recipe, **parameters)
-    opened = engine.open_store(str(tmp_path / "fed.db"))
-    contract = opened.read(federations.contract, NAME)
-    opened.close()
-    trainers = {}
-    for site in TWO:
-        config = federation.site_config(materials, tmp_path / "alone", "127.0.0.1:1", site)
-        cohort, frames = Cohort.load(config.cohort), contract.manifest.metadata.frames
-        loaded = load_base(config.weights, config.weights_size, frames)
-        trainers[site] = SiteTrainer(config, site, contract, loaded, cohort)
-    *_, last = simulation.federate(contract, Adapter.read(materials.adapter), trainers)
-    assert last.version.digest == final.digest
+    """What goes beyond the recipes by themselves, which are above."""
+    made = fitting(materials, tmp_path, recipe, **choices)
+    final = await run(made, tmp_path / "fed", recipe=recipe, **parameters)
+    assert in_one_process(made, tmp_path / "fed").digest == final.digest

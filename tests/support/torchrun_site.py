@@ -47,7 +47,13 @@ RECIPES = {
     # the gradient of a key's bias is zero but for rounding, and AdamW makes whole steps of it: small ones here
     "full": replace(RECIPE, name="full", rank_local=0, lr_global=2e-5),
     "penalised": replace(
-        RECIPE, proximal=0.1, orthogonality=0.5, shrinkage_patients=3.0, local_norm_cap=0.1, gate=True, logit_adjustment=True
+        RECIPE,
+        proximal=0.1,
+        orthogonality=0.5,
+        shrinkage_patients=3.0,
+        local_norm_cap=0.1,
+        gate=True,
+        logit_adjustment=True,
     ),
 }
 ONCE = ("ditto-lora", "fdlora", "full", "penalised")

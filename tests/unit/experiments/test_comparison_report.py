@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from experiments.comparison import metrics, plots, records, report, report_cells, statistics
+from experiments.comparison import metrics, records, statistics
 from experiments.comparison.metrics import FIGURES
-from experiments.comparison.report_draws import DRAWS, SEED
+from experiments.comparison.report import finished, plots, writing
+from experiments.comparison.report.resampling import DRAWS, SEED
 from shared.errors import InputError
 from tests.support import comparison_folder as made
 
@@ -67,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells += [("shifted", method, range(2)) for method in OTHERS]
     cells += [("unseen", f"ours@{shots}", [0]) for shots in (0, 4, 8, 16)]
     out = made.make(tmp_path_factory.mktemp("whole"), cells)
-    assert report.write(out) == out / "report.html"
+    assert writing.write(out) == out / "report.html"
     return out
 
 
@@ -140,7 +141,7 @@ def test_page_says_what_is_missing(page: Page, whole: Path) -> None:
 def test_runs_that_are_missing_are_counted_against_the_longest(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("homogeneous", method, range(2)) for method in made.CORE[1:]])
     made.make(out, [("homogeneous", "ours", [2])])
-    lines = report_cells.missing(report_cells.load(out))
+    lines = finished.missing(finished.load(out))
     assert lines[0] == "homogeneous: Local-only LoRA, r 16"
     assert lines[1].startswith("homogeneous: runs of Centralised LoRA, r 16 (2 of 3 runs); Head only (2 of 3 runs)")
     assert "our recipe" not in lines[1]
@@ -309,7 +310,7 @@ def test_summary_has_the_numbers_of_the_tables(whole: Path) -> None:
 
 def test_one_run_of_one_method_is_enough_and_shows_no_p_value(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", method, [0]) for method in ("ours", "fedit-r16")], tuned=False)
-    found = Page(report.write(out))
+    found = Page(writing.write(out))
     assert "2 of the 12 primary tests have one run" in found.said
     assert "no p values there" in found.said
     assert {row["p"] for row in table(out, "primary")} == {""}
@@ -319,7 +320,7 @@ def test_one_run_of_one_method_is_enough_and_shows_no_p_value(tmp_path: Path) ->
 
 def test_without_a_local_part_there_is_no_plot_of_it_and_the_page_says_so(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", method, [0]) for method in ("fedit-r16", "head-only", "local-only")])
-    found = Page(report.write(out))
+    found = Page(writing.write(out))
     assert not list((out / "plots").glob("local-part*"))
     assert "No method with a local part is finished." in found.said
 
@@ -330,7 +331,7 @@ def test_a_site_without_normal_cases_leaves_gaps_and_stops_nothing(tmp_path: Pat
         for run in range(3):
             here = [one for one in made.drawn("shifted", method, run) if one.site != "GE" or one.label == 1]
             records.write(out / "cells" / "shifted", made.cell("shifted", method, run), here)
-    report.write(out)
+    writing.write(out)
     row = table(out, "main-shifted-validation")[0]
     kept = records.read_predictions(out / "predictions" / "shifted-med-duallora.csv")
     others = [one for one in kept if one.site != "GE"]
@@ -345,7 +346,7 @@ def test_no_normal_case_at_all_leaves_figures_empty(tmp_path: Path) -> None:
         for run in range(2):
             diseased = [one for one in made.drawn("shifted", method, run) if one.label == 1]
             records.write(out / "cells" / "shifted", made.cell("shifted", method, run), diseased)
-    report.write(out)
+    writing.write(out)
     assert table(out, "main-shifted-validation")[0]["specificity_validation"] == ""
     assert summary(out)["primary"]["tests"][2]["difference"]["value"] is None
 
@@ -354,7 +355,7 @@ def test_on_real_patients_p_values_are_called_dependent_and_nothing_is_called_sy
     out = made.make(
         tmp_path, [("real", method, range(5)) for method in ("fedit-r16", "med-duallora", "ours")], synthetic=False
     )
-    found = Page(report.write(out))
+    found = Page(writing.write(out))
     assert "SYNTHETIC" not in found.said
     assert "RUNS ARE DEPENDENT" in found.said
     rows = (out / "tables" / "primary.md").read_text().splitlines()
@@ -373,7 +374,7 @@ def test_a_switch_that_changes_nothing_is_said_to(tmp_path: Path) -> None:
     for run in (0, 1):
         cell = replace(made.cell("shifted", "med-duallora", run), method="med-duallora+shared-head")
         records.write(out / "cells" / "shifted", cell, made.drawn("shifted", "med-duallora", run))
-    report.write(out)
+    writing.write(out)
     (row,) = table(out, "extensions")
     assert row["remark"] == "the same predictions"
     assert float(row["balanced_accuracy_validation_site_mean"]) == 0
@@ -381,30 +382,30 @@ def test_a_switch_that_changes_nothing_is_said_to(tmp_path: Path) -> None:
 
 def test_cells_of_a_method_that_is_gone_are_passed_over_and_named(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", "ours", [0]), ("shifted", "of-old", [0])])
-    assert "cells of 'of-old', which is no method of this version" in Page(report.write(out)).said
+    assert "cells of 'of-old', which is no method of this version" in Page(writing.write(out)).said
 
 
 def test_a_report_can_be_written_again_as_cells_come_in(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", "ours", [0])])
-    report.write(out)
+    writing.write(out)
     made.make(out, [("shifted", "ours", [1]), ("shifted", "fedit-r16", [0, 1])])
-    report.write(out)
+    writing.write(out)
     assert {row["key"]: row["runs"] for row in table(out, "main-shifted-validation")} == {"fedit-r16": "2", "ours": "2"}
 
 
 def test_a_folder_that_is_no_comparison_or_has_no_cell_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no comparison: it has no config\.json"):
-        report.write(tmp_path)
+        writing.write(tmp_path)
     made.make(tmp_path, [])
     with pytest.raises(InputError, match=r"no cell of .* is finished yet"):
-        report.write(tmp_path)
+        writing.write(tmp_path)
 
 
 def test_a_cell_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", "ours", [0])])
     (out / "cells" / "shifted" / "ours-run0.json").rename(out / "cells" / "shifted" / "ours-run1.json")
     with pytest.raises(InputError, match=r"ours-run1\.json is of another cell"):
-        report.write(out)
+        writing.write(out)
 
 
 def test_labels_keep_their_order_their_distance_and_the_room_they_have() -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.comparison import contenders, primary, report_cells, report_draws, report_pairs, statistics
+from experiments.comparison import contenders, statistics
 from experiments.comparison.metrics import FIGURES
-from experiments.comparison.primary import Primary
 from experiments.comparison.records import Prediction
-from experiments.comparison.report_cells import Comparison, Result
-from experiments.comparison.report_draws import DRAWN, MEAN, WORST, Draws
+from experiments.comparison.report import comparing, finished, primary, resampling
+from experiments.comparison.report.finished import Comparison, Result
+from experiments.comparison.report.primary import Primary
+from experiments.comparison.report.resampling import DRAWN, MEAN, WORST, Draws
 from tests.support import comparison_folder as made
 from tests.support.comparison_folder import predictions
 
@@ -50,7 +51,7 @@ def comparison(*results: Result, synthetic: bool = True) -> Comparison:
 
 def computed(*results: Result, synthetic: bool = True) -> Primary:
     of = comparison(*results, synthetic=synthetic)
-    return primary.compute(of, report_draws.draw(of, draws=200))
+    return primary.compute(of, resampling.draw(of, draws=200))
 
 
 def winning(scenario: str, runs: int = 10) -> list[Result]:
@@ -178,7 +179,7 @@ def drawn_results() -> tuple[Comparison, Draws]:
         for method, runs in (("fedit-r16", range(3)), ("ours", range(3)), ("ffa", range(2)))
     ]
     of = comparison(*results)
-    return of, report_draws.draw(of, draws=300, seed=5)
+    return of, resampling.draw(of, draws=300, seed=5)
 
 
 @pytest.mark.parametrize("figure", DRAWN)
@@ -186,7 +187,7 @@ def drawn_results() -> tuple[Comparison, Draws]:
 def test_drawing_once_for_all_methods_gives_the_paired_bootstrap(figure: str, second: str) -> None:
     of, draws = drawn_results()
     first, other = of.results["shifted", "ours"], of.results["shifted", second]
-    runs = report_draws.common_runs(first, other)
+    runs = resampling.common_runs(first, other)
     expected = statistics.paired_bootstrap(first.every(runs), other.every(runs), FIGURES[figure], draws=300, seed=5)
     found = draws.difference(first, other, figure)
     for name in ("value", "low", "high", "sd"):
@@ -197,7 +198,7 @@ def test_interval_of_a_site_is_its_own_bootstrap_with_the_same_patients() -> Non
     of, draws = drawn_results()
     one = of.results["shifted", "ours"]
     here = [prediction for prediction in one.every() if prediction.site == "Canon"]
-    found = draws.interval(one, report_draws.at_site("Canon"))
+    found = draws.interval(one, resampling.at_site("Canon"))
     expected = statistics.bootstrap(here, FIGURES["balanced_accuracy_validation"], draws=2000, seed=5)
     assert found.value == pytest.approx(expected.value)
     assert found.sd == pytest.approx(expected.sd, rel=0.2)
@@ -212,7 +213,7 @@ def test_areas_of_one_run_are_delongs() -> None:
         )
         for one in (first, second)
     ]
-    found = report_pairs.areas(*one_run)
+    found = comparing.areas(*one_run)
     mine, theirs = (one.cases[0] for one in one_run)
     expected = statistics.delong(mine.margins, theirs.margins, mine.labels)
     assert found is not None
@@ -230,7 +231,7 @@ def test_areas_of_two_equal_runs_have_half_the_variance() -> None:
         )
 
     first, second = twice("ours"), twice("fedit-r16")
-    found = report_pairs.areas(first, second)
+    found = comparing.areas(first, second)
     mine, theirs = first.cases[0], second.cases[0]
     one = statistics.delong(mine.margins, theirs.margins, mine.labels)
     assert found is not None
@@ -246,7 +247,7 @@ def _values(one: Prediction) -> dict[str, object]:
 
 def test_exploratory_p_values_are_one_family() -> None:
     of, draws = drawn_results()
-    pairs = report_pairs.compute(of, draws)
+    pairs = comparing.compute(of, draws)
     assert [(one.first, one.second) for one in pairs] == [("ours", "fedit-r16"), ("ffa", "fedit-r16")]
     flat = [p for one in pairs for p in one.p_values.values()]
     assert len(flat) == 8
@@ -256,7 +257,7 @@ def test_exploratory_p_values_are_one_family() -> None:
 def test_equal_methods_have_no_difference_of_areas() -> None:
     of, _ = drawn_results()
     one = of.results["shifted", "ours"]
-    found = report_pairs.areas(one, one)
+    found = comparing.areas(one, one)
     assert found is not None
     assert (found.difference.value, found.p) == (0.0, 1.0)
 
@@ -264,8 +265,8 @@ def test_equal_methods_have_no_difference_of_areas() -> None:
 def test_methods_on_different_cases_are_refused(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("shifted", "ours", [0])])
     made.make(tmp_path, [("shifted", "fedit-r16", [0])], cases=19)
-    with pytest.raises(report_cells.InputError, match="is not the same in shifted/ours/0 and shifted/fedit-r16/0"):
-        report_cells.load(out)
+    with pytest.raises(finished.InputError, match="is not the same in shifted/ours/0 and shifted/fedit-r16/0"):
+        finished.load(out)
 
 
 def test_figures_of_a_result_are_of_each_run() -> None:

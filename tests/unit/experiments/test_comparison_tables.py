@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from experiments.comparison import report_latex, tables
+from experiments.comparison.report import latex, tables
+from experiments.comparison.report.tables import Adjusted, Column, Spread, Table
 from experiments.comparison.statistics import Interval
-from experiments.comparison.tables import Adjusted, Column, Spread, Table
 
 DIFFERENCE = Interval(value=-0.0123, low=-0.05, high=0.02, sd=0.01)
 COLUMNS = (
@@ -62,7 +62,7 @@ def test_a_value_as_a_person_reads_it(value: tables.Value, kind: tables.Kind, te
 
 
 def test_every_p_value_of_folds_is_called_dependent() -> None:
-    texts = [tables.markdown(made(ROW, dependent=True)), report_latex.latex(made(ROW, dependent=True))]
+    texts = [tables.markdown(made(ROW, dependent=True)), latex.latex(made(ROW, dependent=True))]
     for text in texts:
         assert "0.0020 (Holm 0.023) DEPENDENT" in text
         assert text.count("DEPENDENT") == 1
@@ -71,7 +71,7 @@ def test_every_p_value_of_folds_is_called_dependent() -> None:
 
 
 def test_latex_has_no_bare_sign_and_as_many_cells_as_columns() -> None:
-    text = report_latex.latex(made(ROW, {"method": "empty"}))
+    text = latex.latex(made(ROW, {"method": "empty"}))
     lines = text.splitlines()
     rows = [line for line in lines if line.endswith(r"\\")]
     assert rows.pop(0) == r"& & \multicolumn{1}{c}{accuracy} & & & \\"

@@ -62,18 +62,71 @@ def test_rolora_versions_change_in_b_and_in_a_by_turns(federated):
         before = one.version
 
 
-def test_a_version_is_the_weighted_mean_of_what_was_sent(federated):
+PATIENTS = {"canon": 14, "ge": 9}
+"""Training patients of 18 and 12 cases: every fifth is for validation."""
+
+
+@pytest.mark.parametrize(
+    ("weighting", "counted"),
+    [
+        ({}, {"canon": 14, "ge": 9}),
+        ({"weighting": "uniform"}, {"canon": 1, "ge": 1}),
+        ({"weighting": "capped"}, {"canon": 11.5, "ge": 9}),  # the median
+        ({"weighting": "capped", "weight_cap": 1.1}, {"canon": 12.65, "ge": 9}),
+        ({"weighting": "capped", "weight_cap": 2.0}, {"canon": 14, "ge": 9}),
+    ],
+)
+def test_a_version_is_the_weighted_mean_of_what_was_sent(federated, weighting, counted):
     """Source: McMahan et al. 2017, arXiv:1602.05629, algorithm 1, with weights n_k / n."""
-    initial, rounds = federated(name="med-duallora", rank_local=2)
-    updates = rounds[0].updates.values()
-    patients = [update.facts.training_patients for update in updates]
-    assert len(set(patients)) == 2
-    deltas = [update.layout.split(update.payload) for update in updates]
+    initial, rounds = federated(name="med-duallora", rank_local=2, **weighting)
+    updates = rounds[0].updates
+    assert {site: update.facts.training_patients for site, update in updates.items()} == PATIENTS
+    deltas = {site: update.layout.split(update.payload) for site, update in updates.items()}
     for name, value in rounds[0].version.tensors.items():
-        mean = sum(n * delta[name].astype(np.float64) for n, delta in zip(patients, deltas, strict=True)) / sum(
-            patients
-        )
-        np.testing.assert_allclose(value, initial.tensors[name] + mean, atol=1e-7)
+        mean = sum(counted[site] * deltas[site][name].astype(np.float64) for site in deltas) / sum(counted.values())
+        np.testing.assert_allclose(value, initial.tensors[name] + mean, atol=1e-6)
+
+
+def modules(tensors):
+    return [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+
+
+def mean_of_products(received, one, module):
+    """sum w_k B_k A_k, out x in, from what the sites sent."""
+    total = 0.0
+    for site, update in one.updates.items():
+        delta = update.layout.split(update.payload)
+        a, b = (received[n].astype(np.float64) + delta[n] for n in (f"{module}.lora_{f}.weight" for f in "AB"))
+        total = total + PATIENTS[site] / sum(PATIENTS.values()) * (b @ a)
+    return total
+
+
+def test_every_version_of_fedex_is_the_mean_of_the_sites_products(federated):
+    """Round after round: what the residual held before is in it too, for all sites began with it."""
+    initial, rounds = federated(name="fedex-lora", rank_local=0)
+    received, grown = initial.tensors, []
+    for one in rounds:
+        made = one.version.tensors
+        for module in modules(made):
+            names = [f"{module}.lora_{kind}.weight" for kind in ("A", "B", "residual_A", "residual_B")]
+            before, after = ([of[name].astype(np.float64) for name in names] for of in (received, made))
+            expected = mean_of_products(received, one, module) + before[3] @ before[2]
+            np.testing.assert_allclose(after[1] @ after[0] + after[3] @ after[2], expected, atol=1e-6)
+            grown.append(np.abs(after[3] @ after[2]).max())
+        received = made
+    assert max(grown) > 1e-4  # there is something to keep
+
+
+def test_every_version_of_flex_lora_is_the_nearest_of_its_rank_to_the_mean_of_the_sites_products(federated):
+    """Eckart and Young 1936: the first singular triplets. Computed here from the dense matrix, by numpy."""
+    initial, rounds = federated(name="flex-lora", rank_local=0)
+    received = initial.tensors
+    for one in rounds:
+        for module in modules(one.version.tensors):
+            a, b = (one.version.tensors[f"{module}.lora_{factor}.weight"].astype(np.float64) for factor in "AB")
+            u, s, vt = np.linalg.svd(mean_of_products(received, one, module), full_matrices=False)
+            np.testing.assert_allclose(b @ a, (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
+        received = one.version.tensors
 
 
 @pytest.mark.parametrize("codec", ["f32", "int4", "topk+zstd"])

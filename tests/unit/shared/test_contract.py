@@ -82,7 +82,10 @@ def variants() -> dict[str, Contract]:
     for field in fields(Recipe):
         changed = replace(CONTRACT.recipe, **{field.name: other(getattr(CONTRACT.recipe, field.name))})
         result[f"recipe.{field.name}"] = replace(CONTRACT, recipe=changed)
-    result |= {"with a residual": WITH_RESIDUAL, "metadata.residual_rank": with_metadata(WITH_RESIDUAL, residual_rank=8)}
+    result |= {
+        "with a residual": WITH_RESIDUAL,
+        "metadata.residual_rank": with_metadata(WITH_RESIDUAL, residual_rank=8),
+    }
     result |= {"metadata.dense": with_metadata(CONTRACT, dense=("",))}
     for field in fields(AdapterMetadata):
         if f"metadata.{field.name}" not in result:

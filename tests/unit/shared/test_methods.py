@@ -59,7 +59,9 @@ def test_every_parameter_travels_and_comes_back(name: str) -> None:
         back = recipe.make(name, json.loads(one.parameters()))
         assert back == one
         assert back.parameters() == one.parameters()
-        as_text = {key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in json.loads(one.parameters()).items()}
+        as_text = {
+            key: str(v).lower() if isinstance(v, bool) else str(v) for key, v in json.loads(one.parameters()).items()
+        }
         assert recipe.make(name, as_text) == one
 
 
@@ -106,17 +108,33 @@ def test_alternating_shares_one_pass_between_two_phases_and_other_methods_take_a
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("feddpa-lora", {"mode": "alternating"}, "recipe 'feddpa-lora' says itself what is trained when: mode must be joint"),
-        ("adaptation", {"mode": "alternating"}, "recipe 'adaptation' says itself what is trained when: mode must be joint"),
+        (
+            "feddpa-lora",
+            {"mode": "alternating"},
+            "recipe 'feddpa-lora' says itself what is trained when: mode must be joint",
+        ),
+        (
+            "adaptation",
+            {"mode": "alternating"},
+            "recipe 'adaptation' says itself what is trained when: mode must be joint",
+        ),
         ("feddpa-lora", {"rank_local": 0}, "recipe 'feddpa-lora' trains a local part: rank_local must be at least 1"),
         ("fdlora", {"rank_local": 0}, "rank_local must be at least 1"),
         ("ditto-lora", {"rank_local": 0}, "rank_local must be at least 1"),
         ("full", {"rank_local": 8}, "recipe 'full' has no low-rank parts: rank_local must be 0"),
-        ("med-duallora", {"rank_local": 0, "orthogonality": 1}, "orthogonality is about the local part, and rank_local is 0"),
+        (
+            "med-duallora",
+            {"rank_local": 0, "orthogonality": 1},
+            "orthogonality is about the local part, and rank_local is 0",
+        ),
         ("med-duallora", {"rank_local": 0, "local_decay": 1}, "local_decay is about the local part"),
         ("med-duallora", {"rank_local": 0, "shrinkage_patients": 1}, "shrinkage_patients is about the local part"),
         ("med-duallora", {"rank_local": 0, "local_norm_cap": 1}, "local_norm_cap is about the local part"),
-        ("fdlora", {"orthogonality": 1}, "recipe 'fdlora' has no step in which both parts count: orthogonality must be 0"),
+        (
+            "fdlora",
+            {"orthogonality": 1},
+            "recipe 'fdlora' has no step in which both parts count: orthogonality must be 0",
+        ),
         ("ditto-lora", {"orthogonality": 1}, "has no step in which both parts count: orthogonality must be 0"),
         ("adaptation", {"rank_local": 0}, "recipe 'adaptation' trains a local part: rank_local must be at least 1"),
         ("adaptation", {"proximal": 1}, "recipe 'adaptation' trains nothing that is shared: proximal must be 0"),
@@ -162,7 +180,9 @@ def test_a_method_that_trains_factors_wants_an_adapter_that_has_some(name: str) 
 def test_parts_are_held_apart_only_where_there_are_two() -> None:
     one = Recipe(name="adaptation", orthogonality=1.0)
     one.check_adapter(adapter())
-    with pytest.raises(InputError, match="orthogonality .* and the adapter has rank 0; use a higher rank, or orthogonality 0"):
+    with pytest.raises(
+        InputError, match=r"orthogonality .* and the adapter has rank 0; use a higher rank, or orthogonality 0"
+    ):
         one.check_adapter(adapter(rank=0))
 
 
@@ -172,10 +192,10 @@ def test_full_fine_tuning_wants_weights_that_are_named() -> None:
 
 
 def test_a_residual_goes_with_an_exact_rule_and_with_no_other() -> None:
-    with pytest.raises(InputError, match="needs an adapter with a residual; .* --residual-rank 16`"):
+    with pytest.raises(InputError, match=r"needs an adapter with a residual; .* --residual-rank 16`"):
         Recipe(name="fedex-lora").check_adapter(adapter())
     for name in ("med-duallora", "flex-lora"):
-        with pytest.raises(InputError, match="has no use for an adapter with a residual; .* --residual-rank 0`"):
+        with pytest.raises(InputError, match=r"has no use for an adapter with a residual; .* --residual-rank 0`"):
             Recipe(name=name).check_adapter(adapter("fedex-lora"))
 
 

@@ -207,7 +207,9 @@ def test_with_the_head_alone_nothing_else_travels_or_moves(site, policy, rank):
     assert trained.global_tensors.keys() == heads
     assert all(not np.array_equal(trained.global_tensors[name], initial.tensors[name]) for name in heads)
     moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
-    drawn = {name for name in before if ".lora_A.global" in name}  # what version 0 says, and the model before it was loaded
+    drawn = {
+        name for name in before if ".lora_A.global" in name
+    }  # what version 0 says, and the model before it was loaded
     assert {name.split(".")[0] for name in moved - drawn} <= {"pred_head_dict", "private_head_dict"}
     now = adapter_tensors.global_tensors(trainer.model, trainer.owned)
     assert all(np.array_equal(now[name], initial.tensors[name]) for name in initial.tensors if name not in heads)

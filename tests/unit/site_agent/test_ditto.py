@@ -55,7 +55,9 @@ def federated(site, recipe, others):
     return [one.private["ge"] for one in simulation.federate(contract, initial, trainers)]
 
 
-@pytest.mark.parametrize("others", [{}, {"canon": 18}, {"philips": 15, "siemens": 9}], ids=lambda o: "+".join(o) or "none")
+@pytest.mark.parametrize(
+    "others", [{}, {"canon": 18}, {"philips": 15, "siemens": 9}], ids=lambda o: "+".join(o) or "none"
+)
 def test_with_lambda_zero_the_personal_part_is_that_of_a_site_that_trains_by_itself(site, others):
     """Bit for bit, whoever else takes part: rounds in a row from the same start, without a server in between."""
     found = federated(site, DITTO, others)
@@ -98,7 +100,9 @@ def test_the_larger_lambda_the_nearer_it_stays_to_the_global_part_that_was_recei
 def test_it_begins_as_the_global_part_with_its_head(site):
     trainer, _, initial = site(replace(DITTO, lr_global=0.0, lr_local=0.0, lr_head=0.0))
     rng = np.random.default_rng(1)
-    received = initial.successor({n: rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in initial.tensors.items()}, 1)
+    received = initial.successor(
+        {n: rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in initial.tensors.items()}, 1
+    )
     trained = trainer.train(1, received, trainer.initial_local(), Hooks())
     assert distance(trained.local_tensors, received.tensors) == 0.0
     assert len(trained.local_tensors) == len(received.tensors)

@@ -1,7 +1,7 @@
 """Fusion weights: fitted on few cases of the site's own, they go where the parts are worth something, and touch nothing else."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ class Signs:
     """Instead of activations: x_1 is +1 for label 1 and -1 for 0. x_2 is the same, or the sign of another halving of the cases."""
 
     informative: bool
-    compute: Compute = Compute(CPU)
+    compute: Compute = field(default_factory=lambda: Compute(CPU))
 
     def prefixes(self, views):
         said = [2.0 * view.case.label - 1 for view in views]

@@ -87,7 +87,9 @@ def test_a_private_head_begins_at_zero_so_that_a_model_begins_as_its_shared_one_
 def test_what_of_a_head_travels_and_what_stays(policy, travels, stays):
     model, owned = filled(policy), Ownership(policy)
     shared, private = adapter_tensors.global_tensors(model, owned), adapter_tensors.local_tensors(model, owned)
-    assert {n for n in shared if "head" in n} == {f"base_model.model.pred_head_dict.{h}.{k}" for h in HEADS for k in travels}
+    assert {n for n in shared if "head" in n} == {
+        f"base_model.model.pred_head_dict.{h}.{k}" for h in HEADS for k in travels
+    }
     assert {n for n in private if "head" in n} == {f"local.pred_head_dict.{h}.{k}" for h in HEADS for k in stays}
     sent = b"".join(value.tobytes() for value in shared.values())
     assert not any(value.tobytes() in sent for value in private.values())
@@ -122,7 +124,9 @@ def test_the_exported_adapter_gives_the_models_logits_through_plain_matrices(pol
         layer.weight.data += up @ down
     with torch.no_grad():
         expected, pooled = model(image), plain.pooled(plain.prefix(image))
-    heads = [tuple(exported[f"base_model.model.pred_head_dict.{name}.{k}"] for k in ("weight", "bias")) for name in HEADS]
+    heads = [
+        tuple(exported[f"base_model.model.pred_head_dict.{name}.{k}"] for k in ("weight", "bias")) for name in HEADS
+    ]
     found = sum(pooled[:, i] @ weight.T + bias for i, (weight, bias) in enumerate(heads)) / len(HEADS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 

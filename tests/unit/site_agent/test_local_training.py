@@ -252,7 +252,9 @@ def test_a_factor_of_the_sites_own_learns_at_the_global_parts_rate(cases):
 @pytest.mark.parametrize("name", INSTALLED)
 def test_with_as_small_a_local_part_as_can_be_training_makes_the_loss_smaller_too(cases, name):
     """All weights of a network take a low rate; a head on random features has little to learn from."""
-    rates = {"head-only": {"lr_head": 0.1}, "full": {"lr_global": 2e-3}}.get(name, {"lr_global": 2e-2, "lr_local": 2e-2})
+    rates = {"head-only": {"lr_head": 0.1}, "full": {"lr_global": 2e-3}}.get(
+        name, {"lr_global": 2e-2, "lr_local": 2e-2}
+    )
     quick = Recipe(rank_local=2, augmentation="none", local_epochs=1, batch_size=16, **rates)
     recipe = methods.recipe(name, quick, rank_local=methods.ranks_local(name)[-1])
     _, first = train(cases, recipe)

@@ -43,7 +43,10 @@ def dense_overlap(layer: DualLoRALinear) -> torch.Tensor:
 
 
 FORMULAS = {
-    "inner": (lambda layer: penalties.inner(layer, *PARTS), lambda layer: (dense(layer, "global") * dense(layer, "local")).sum()),
+    "inner": (
+        lambda layer: penalties.inner(layer, *PARTS),
+        lambda layer: (dense(layer, "global") * dense(layer, "local")).sum(),
+    ),
     "norm": (lambda layer: penalties.squared_norm(layer, "local"), lambda layer: dense(layer, "local").square().sum()),
     "overlap": (penalties.overlap, dense_overlap),
 }
@@ -149,7 +152,7 @@ def test_fedprox_draws_what_is_shared_to_where_it_was_received(choices):
     bias = choices.get("head_policy") == "global"
     for name, value in model.named_parameters():
         shared = name.endswith(".global") or (name.startswith("pred_head_dict.") and (bias or name.endswith(".weight")))
-        assert (name in found) == (shared or name.startswith("backbone.encoder.norm.") and "dense" in choices), name
+        assert (name in found) == (shared or (name.startswith("backbone.encoder.norm.") and "dense" in choices)), name
         if name in found:
             torch.testing.assert_close(found[name], mu * (value.detach() - before[name]), **CLOSE)
     terms.add_gradient(JOINT)

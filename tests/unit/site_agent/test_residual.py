@@ -127,4 +127,6 @@ def test_a_site_trains_beside_the_residual_it_was_sent_and_sends_none_of_it(tmp_
     facts = UpdateFacts(round=2, base_version=1, training_patients=9, metrics=beside.metrics)
     update, _ = egress.seal(received, beside.global_tensors, RECIPE, facts, 2)
     of_fedit = replace(RECIPE, name="med-duallora").upload_layout(initial.manifest, 2, 2)
-    assert [spec.name for spec in update.layout.tensors] == [s.name for s in of_fedit.tensors if not is_residual(s.name)]
+    assert [spec.name for spec in update.layout.tensors] == [
+        s.name for s in of_fedit.tensors if not is_residual(s.name)
+    ]

@@ -82,7 +82,9 @@ def test_what_stays_is_named(parameters, stays):
 @pytest.mark.parametrize("name", INSTALLED)
 def test_of_every_method_it_can_be_said_what_leaves_and_what_stays(name):
     received, parameters = adapters.fitting(name)
-    made = replace(contract(), adapter_digest=received.digest, manifest=received.manifest, recipe=make(name, parameters))
+    made = replace(
+        contract(), adapter_digest=received.digest, manifest=received.manifest, recipe=make(name, parameters)
+    )
     layout = made.recipe.upload_layout(received.manifest, 1, 3)
     assert view.leaves(made).startswith(f"change of {layout.parameters:,} numbers of the global part (")
     assert ("weights of the base model" in view.leaves(made)) == (name == "full")

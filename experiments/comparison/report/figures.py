@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.comparison import metrics, plots, primary, report_draws, tables
-from experiments.comparison.plots import OTHER, OURS, QUIET, REFERENCE, SERIES, STYLES, Plot
+from experiments.comparison import metrics
 from experiments.comparison.records import RoundRecord
-from experiments.comparison.report_cells import Comparison, Result
-from experiments.comparison.report_draws import MEAN, WORST, Draws
-from experiments.comparison.report_tables import bytes_up
+from experiments.comparison.report import plots, primary, resampling, tables
+from experiments.comparison.report.finished import Comparison, Result
+from experiments.comparison.report.main_tables import bytes_up
+from experiments.comparison.report.plots import OTHER, OURS, QUIET, REFERENCE, SERIES, STYLES, Plot
+from experiments.comparison.report.resampling import MEAN, WORST, Draws
 from experiments.comparison.statistics import Interval
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def colour(one: Result) -> str:
 def by_site(comparison: Comparison, draws: Draws, scenario: str, held: Sequence[Result]) -> Plot:
     """Balanced accuracy of each method at each site, and the mean and the worst of the sites."""
     sites = sorted({site for one in held for site in one.sites})
-    panels = {site: report_draws.at_site(site) for site in sites} | {"mean over sites": MEAN, "worst site": WORST}
+    panels = {site: resampling.at_site(site) for site in sites} | {"mean over sites": MEAN, "worst site": WORST}
     figure = plots.new_figure(2.6 + 1.35 * len(panels), 0.9 + 0.23 * len(held))
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (title, name) in zip(row, panels.items(), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.comparison import metrics, statistics
 from experiments.comparison.metrics import FIGURES, Array, Cases, Figure
-from experiments.comparison.report_cells import Comparison, Result
+from experiments.comparison.report.finished import Comparison, Result
 from experiments.comparison.statistics import Interval
 
 DRAWS, SEED = 2000, 20260

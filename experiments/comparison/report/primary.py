@@ -13,14 +13,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from experiments.comparison import metrics, report_draws, statistics
-from experiments.comparison.report_cells import Comparison, Result
-from experiments.comparison.report_draws import Draws
+from experiments.comparison import metrics, statistics
+from experiments.comparison.report import resampling
+from experiments.comparison.report.finished import Comparison, Result
+from experiments.comparison.report.resampling import Draws
 from experiments.comparison.statistics import Interval, Wilcoxon
 
 OURS, REFERENCES = "ours", ("fedit-r16", "med-duallora")
 SCENARIOS = ("shifted", "convention", "wall-bias")
-FIGURES = (report_draws.MEAN, report_draws.WORST)
+FIGURES = (resampling.MEAN, resampling.WORST)
 EQUAL, LOSS = "homogeneous", -0.02
 ALPHA = 0.05
 
@@ -116,7 +117,7 @@ def _test(comparison: Comparison, draws: Draws, planned: PlannedTest) -> Outcome
     if both is None:
         return Outcome(planned=planned)
     ours, theirs = both
-    runs = report_draws.common_runs(ours, theirs)
+    runs = resampling.common_runs(ours, theirs)
     means = [float(metrics.mean(np.array([one.figures[planned.figure][run] for run in runs]))) for one in both]
     return Outcome(
         planned=planned,
@@ -137,7 +138,7 @@ def signed_ranks(first: Result, second: Result, figure: str) -> Wilcoxon | None:
 def differences(first: Result, second: Result, figure: str) -> list[float]:
     """Return first - second of each run that both have, without runs that cannot have the figure."""
     mine, theirs = first.figures[figure], second.figures[figure]
-    found = (mine[run] - theirs[run] for run in report_draws.common_runs(first, second))
+    found = (mine[run] - theirs[run] for run in resampling.common_runs(first, second))
     return [value for value in found if not math.isnan(value)]
 
 
@@ -146,13 +147,13 @@ def _no_loss(comparison: Comparison, draws: Draws, reference: str) -> NoLoss:
     if both is None:
         return NoLoss(reference=reference, runs=0, mean=None, worst=None)
     mean, worst = (draws.difference(*both, figure) for figure in FIGURES)
-    return NoLoss(reference=reference, runs=len(report_draws.common_runs(*both)), mean=mean, worst=worst)
+    return NoLoss(reference=reference, runs=len(resampling.common_runs(*both)), mean=mean, worst=worst)
 
 
 def _pair(results: Mapping[tuple[str, str], Result], scenario: str, reference: str) -> tuple[Result, Result] | None:
     """Return our recipe and a reference; None if they have no run in common."""
     ours, theirs = results.get((scenario, OURS)), results.get((scenario, reference))
-    if ours is None or theirs is None or not report_draws.common_runs(ours, theirs):
+    if ours is None or theirs is None or not resampling.common_runs(ours, theirs):
         return None
     return ours, theirs
 

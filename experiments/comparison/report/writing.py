@@ -7,25 +7,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import (
+from experiments.comparison.report import (
+    comparing,
+    exploratory,
+    figures,
+    finished,
+    latex,
+    main_tables,
+    method_tables,
+    page,
     plots,
     primary,
-    report_cells,
-    report_draws,
-    report_exploratory,
-    report_latex,
-    report_methods,
-    report_page,
-    report_pairs,
-    report_plots,
-    report_tables,
+    resampling,
     tables,
 )
-from experiments.comparison.primary import Primary
-from experiments.comparison.report_cells import Comparison
-from experiments.comparison.report_page import Contents
-from experiments.comparison.report_pairs import Pair
-from experiments.comparison.tables import Table
+from experiments.comparison.report.comparing import Pair
+from experiments.comparison.report.finished import Comparison
+from experiments.comparison.report.page import Contents
+from experiments.comparison.report.primary import Primary
+from experiments.comparison.report.tables import Table
 from shared.canonical import write_atomically
 
 PAGE, SUMMARY, TABLES, PLOTS = "report.html", "summary.json", "tables", "plots"
@@ -36,40 +36,40 @@ def write(out: Path) -> Path:
 
     Raises InputError if the folder holds no comparison, nothing is finished, a cell is damaged, or matplotlib is missing.
     """
-    comparison = report_cells.load(out)
-    report_cells.write_predictions(out, comparison)
-    draws = report_draws.draw(comparison)
-    found, pairs = primary.compute(comparison, draws), report_pairs.compute(comparison, draws)
+    comparison = finished.load(out)
+    finished.write_predictions(out, comparison)
+    draws = resampling.draw(comparison)
+    found, pairs = primary.compute(comparison, draws), comparing.compute(comparison, draws)
     made = [one for one in all_tables(comparison, found, pairs) if one.rows]
     _write_tables(out / TABLES, made)
     with plots.style():
-        drawn = {one.name: (one, plots.save(out / PLOTS, one)) for one in report_plots.drawn(comparison, draws)}
+        drawn = {one.name: (one, plots.save(out / PLOTS, one)) for one in figures.drawn(comparison, draws)}
     contents = Contents(comparison=comparison, primary=found, tables={one.name: one for one in made}, plots=drawn)
     write_atomically(out / SUMMARY, json.dumps(summary(comparison, found, made), indent=1, allow_nan=False).encode())
-    write_atomically(out / PAGE, report_page.page(contents).encode())
+    write_atomically(out / PAGE, page.page(contents).encode())
     return out / PAGE
 
 
 def _write_tables(folder: Path, made: Sequence[Table]) -> None:
     folder.mkdir(exist_ok=True)
     for one in made:
-        texts = {"md": tables.markdown(one), "tex": report_latex.latex(one), "csv": tables.comma_separated(one)}
+        texts = {"md": tables.markdown(one), "tex": latex.latex(one), "csv": tables.comma_separated(one)}
         for suffix, text in texts.items():
             write_atomically(folder / f"{one.name}.{suffix}", text.encode())
 
 
 def all_tables(comparison: Comparison, found: Primary, pairs: Sequence[Pair]) -> Iterator[Table]:
     """Yield every table, some of them without rows."""
-    yield report_tables.primary_table(comparison, found)
-    yield report_tables.no_loss_table(found)
-    yield from report_tables.main_tables(comparison)
-    yield report_tables.cost_table(comparison)
-    yield report_exploratory.switch_table(comparison, pairs)
-    yield from report_exploratory.pair_tables(comparison, pairs)
-    yield report_methods.switches_table(comparison)
-    yield report_methods.unseen_table(comparison)
-    yield report_methods.methods_table(comparison)
-    yield report_methods.tuning_table(comparison)
+    yield main_tables.primary_table(comparison, found)
+    yield main_tables.no_loss_table(found)
+    yield from main_tables.main_tables(comparison)
+    yield main_tables.cost_table(comparison)
+    yield exploratory.switch_table(comparison, pairs)
+    yield from exploratory.pair_tables(comparison, pairs)
+    yield method_tables.switches_table(comparison)
+    yield method_tables.unseen_table(comparison)
+    yield method_tables.methods_table(comparison)
+    yield method_tables.tuning_table(comparison)
 
 
 def summary(comparison: Comparison, found: Primary, made: Sequence[Table]) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def summary(comparison: Comparison, found: Primary, made: Sequence[Table]) -> di
     return {
         "synthetic": comparison.synthetic,
         "config": {**comparison.config, "plan": comparison.setting},
-        "missing": report_cells.missing(comparison),
-        "bootstrap": {"draws": report_draws.DRAWS, "seed": report_draws.SEED},
+        "missing": finished.missing(comparison),
+        "bootstrap": {"draws": resampling.DRAWS, "seed": resampling.SEED},
         "primary": {
             "words": primary.words(found),
             "complete": found.complete,

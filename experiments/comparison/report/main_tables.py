@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from experiments.comparison import metrics, primary, report_draws
-from experiments.comparison.report_cells import Comparison, Result
-from experiments.comparison.report_draws import MEAN, WORST
-from experiments.comparison.tables import Column, Spread, Table, Value
+from experiments.comparison import metrics
+from experiments.comparison.report import primary, resampling
+from experiments.comparison.report.finished import Comparison, Result
+from experiments.comparison.report.resampling import MEAN, WORST
+from experiments.comparison.report.tables import Column, Spread, Table, Value
 
 KEY = Column("key", "key", "text", machine=True)
 METHOD = Column("method", "method", "text")
@@ -144,7 +145,7 @@ def primary_table(comparison: Comparison, found: primary.Primary) -> Table:
         ),
         rows=[_primary_row(one) for one in found.tests],
         note="Balanced accuracy, mean over sites and worst site, at the thresholds chosen on validation cases. Least possible: the "
-        f"p of as many runs that all differ in one direction. Interval: paired bootstrap of patients, B = {report_draws.DRAWS:,}, "
+        f"p of as many runs that all differ in one direction. Interval: paired bootstrap of patients, B = {resampling.DRAWS:,}, "
         "of these very models. Tests that are not run yet count in Holm's adjustment with p = 1."
         + dependence(comparison),
         dependent=not comparison.synthetic,

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.comparison.report_cells import Comparison
-from experiments.comparison.report_draws import HALF, MEAN, SPECIFICITY, WORST
-from experiments.comparison.report_pairs import Pair
-from experiments.comparison.report_tables import AGAINST, METHOD, RUNS, dependence
+from experiments.comparison.report.comparing import Pair
+from experiments.comparison.report.finished import Comparison
+from experiments.comparison.report.main_tables import AGAINST, METHOD, RUNS, dependence
+from experiments.comparison.report.resampling import HALF, MEAN, SPECIFICITY, WORST
+from experiments.comparison.report.tables import Adjusted, Column, Table, Value
 from experiments.comparison.statistics import McNemar
-from experiments.comparison.tables import Adjusted, Column, Table, Value
 
 
 def pair_tables(comparison: Comparison, pairs: Sequence[Pair]) -> Iterator[Table]:

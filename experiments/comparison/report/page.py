@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from experiments.comparison import primary, report_cells, report_html
-from experiments.comparison.plots import Plot
-from experiments.comparison.primary import Primary
-from experiments.comparison.report_cells import Comparison
-from experiments.comparison.report_draws import DRAWS, SEED
+from experiments.comparison.report import finished, html, primary
+from experiments.comparison.report.finished import Comparison
+from experiments.comparison.report.plots import Plot
+from experiments.comparison.report.primary import Primary
+from experiments.comparison.report.resampling import DRAWS, SEED
+from experiments.comparison.report.tables import Table
 from experiments.comparison.scenarios import FIRST_SEED
-from experiments.comparison.tables import Table
 
 STYLE = Path(__file__).with_name("report.css")
 SYNTHETIC = "SYNTHETIC DATA"
@@ -29,11 +29,11 @@ class Contents:
     def table(self, name: str) -> str:
         """Return a table for the page; nothing if there is none, or no row in it."""
         found = self.tables.get(name)
-        return report_html.table(found) if found and found.rows else ""
+        return html.table(found) if found and found.rows else ""
 
     def plot(self, name: str) -> str:
         """Return a plot for the page; nothing if there is none."""
-        return report_html.figure(*self.plots[name]) if name in self.plots else ""
+        return html.figure(*self.plots[name]) if name in self.plots else ""
 
 
 def page(of: Contents) -> str:
@@ -64,12 +64,12 @@ def _head(of: Contents) -> str:
         )
         runs = "A run is one fold of one shuffle of the same patients."
     places = "; ".join(f"{name} ({text})" for name, text in comparison.scenarios.items())
-    told = report_html.bullets(primary.words(of.primary))
+    told = html.bullets(primary.words(of.primary))
     return (
         f"<header>\n{label}<h1>Comparison of federated fine-tuning methods</h1>\n"
         f"<p>{escape(_compared(comparison))} Same trainer, cases, initialisation and evaluation for all. {runs}</p>\n"
         f'<div class="result"><h2>Primary result</h2>{told}</div>\n{_missing(comparison)}\n'
-        f'{report_html.tiles(list(_tiles(comparison)))}\n<p class="quiet">Scenarios: {escape(places)}.</p>\n</header>'
+        f'{html.tiles(list(_tiles(comparison)))}\n<p class="quiet">Scenarios: {escape(places)}.</p>\n</header>'
     )
 
 
@@ -101,11 +101,11 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _missing(comparison: Comparison) -> str:
-    lines = report_cells.missing(comparison)
+    lines = finished.missing(comparison)
     lines += [f"passed over: cells of '{key}', which is no method of this version" for key in comparison.unknown]
     if not lines:
         return ""
-    shown = report_html.bullets(lines)
+    shown = html.bullets(lines)
     return f'<div class="missing"><h2>Not finished</h2><p>This report is of what there is. Missing:</p>{shown}</div>'
 
 
@@ -114,7 +114,7 @@ def _primary(of: Contents) -> str:
         "<p>Fixed before the first comparison. One test a row: Wilcoxon's signed ranks over runs, two-sided. The interval beside "
         "it is of resampled patients and of these very models; it knows nothing of training again.</p>"
     )
-    return report_html.section("Primary family", intro, of.table("primary"), of.table("no-loss"))
+    return html.section("Primary family", intro, of.table("primary"), of.table("no-loss"))
 
 
 def _scenarios(of: Contents) -> str:
@@ -128,48 +128,48 @@ def _scenarios(of: Contents) -> str:
         parts += [
             of.table(f"main-{scenario}-validation"),
             of.plot(f"sites-{scenario}"),
-            report_html.folded(f"{scenario}: threshold 0.5, ranking, calibration", more),
+            html.folded(f"{scenario}: threshold 0.5, ranking, calibration", more),
         ]
-    return report_html.section("All methods, scenario by scenario", *parts)
+    return html.section("All methods, scenario by scenario", *parts)
 
 
 def _cost(of: Contents) -> str:
-    return report_html.section("What it costs", of.plot("bytes"), of.table("cost"))
+    return html.section("What it costs", of.plot("bytes"), of.table("cost"))
 
 
 def _extensions(of: Contents) -> str:
     intro = '<p class="tag">Exploratory.</p>' if of.table("extensions") else ""
-    return report_html.section(
+    return html.section(
         "What goes beyond the paper", intro, of.table("extensions"), of.table("switches"), of.table("unseen")
     )
 
 
 def _exploratory(of: Contents) -> str:
-    parts = [report_html.folded(name, [of.table(f"exploratory-{name}")]) for name in of.comparison.scenarios]
+    parts = [html.folded(name, [of.table(f"exploratory-{name}")]) for name in of.comparison.scenarios]
     if not any(parts):
         return ""
     intro = (
         '<p class="tag">Exploratory.</p><p>Every method against rank-matched FedIT and against plain Med-DualLoRA, on the runs '
         "that both have. Nothing here was fixed in advance, and a small p among so many is expected.</p>"
     )
-    return report_html.section("Exploratory comparisons", intro, *parts)
+    return html.section("Exploratory comparisons", intro, *parts)
 
 
 def _rounds(of: Contents) -> str:
     home = of.comparison.home
     others = [of.plot(f"local-part-{name}") for name in of.comparison.scenarios if name != home]
     local = of.plot(f"local-part-{home}") or "<p>No method with a local part is finished.</p>"
-    return report_html.section(
+    return html.section(
         "Round by round",
         local,
-        report_html.folded("the other scenarios", others),
+        html.folded("the other scenarios", others),
         of.plot(f"aggregation-error-{home}"),
     )
 
 
 def _methods(of: Contents) -> str:
-    return report_html.section(
-        "What was compared", of.table("methods"), report_html.folded("settings that were tried", [of.table("tuning")])
+    return html.section(
+        "What was compared", of.table("methods"), html.folded("settings that were tried", [of.table("tuning")])
     )
 
 
@@ -198,7 +198,7 @@ def _reading(of: Contents) -> str:
         "The predictions of every held-out case are in predictions/, one CSV for each scenario and method: all figures can be "
         "computed again from them.",
     ]
-    return report_html.section("How to read this", report_html.bullets(points))
+    return html.section("How to read this", html.bullets(points))
 
 
 def _setting(of: Contents) -> str:
@@ -213,4 +213,4 @@ def _setting(of: Contents) -> str:
         "files": "predictions/*.csv, tables/*.md, *.tex and *.csv, plots/*.svg and *.png, summary.json",
     }
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    return report_html.section("Setting", f"<dl>{rows}</dl>")
+    return html.section("Setting", f"<dl>{rows}</dl>")

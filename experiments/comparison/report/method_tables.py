@@ -7,9 +7,9 @@ import numpy as np
 from experiments.comparison import metrics, tuning
 from experiments.comparison.contenders import Contender
 from experiments.comparison.extensions import PLUS, SWITCHES
-from experiments.comparison.report_cells import Comparison, everyone
-from experiments.comparison.report_tables import KEY, METHOD, OVER_RUNS, RUNS, spread
-from experiments.comparison.tables import Column, Table, Value
+from experiments.comparison.report.finished import Comparison, everyone
+from experiments.comparison.report.main_tables import KEY, METHOD, OVER_RUNS, RUNS, spread
+from experiments.comparison.report.tables import Column, Table, Value
 
 TOGETHER = {
     "federated": "sites, by rounds",
@@ -86,7 +86,7 @@ def tuning_table(comparison: Comparison) -> Table:
         ],
         note="One cell a setting, on a cohort that no run sees."
         if comparison.synthetic
-        else "One cell a setting, on validation cases of a further shuffle: patients that later folds hold out are among them.",
+        else "One cell a setting, on the held-out fold of a further shuffle: its patients are held out in other folds too.",
     )
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from experiments.comparison import primary, tables
-from experiments.comparison.plots import Plot
-from experiments.comparison.tables import Column, Table, Value
+from experiments.comparison.report import primary, tables
+from experiments.comparison.report.plots import Plot
+from experiments.comparison.report.tables import Column, Table, Value
 
 TALL = 26
 """Rows from which on a table scrolls in its box instead of pushing the rest of the page away."""

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from experiments.comparison import tables
-from experiments.comparison.tables import Table
+from experiments.comparison.report import tables
+from experiments.comparison.report.tables import Table
 
 WIDE = 7
 """Columns from which on a table is scaled to the width of the page."""

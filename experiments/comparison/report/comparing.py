@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.comparison import extensions, primary, report_draws, statistics
+from experiments.comparison import extensions, statistics
 from experiments.comparison.records import Prediction
-from experiments.comparison.report_cells import Comparison, Result
-from experiments.comparison.report_draws import DRAWN, MEAN, Draws
+from experiments.comparison.report import primary, resampling
+from experiments.comparison.report.finished import Comparison, Result
+from experiments.comparison.report.resampling import DRAWN, MEAN, Draws
 from experiments.comparison.statistics import DIGITS, NO_VARIANCE, Interval, McNemar, Wilcoxon
 
 Kind = Literal["method", "switch"]
@@ -86,12 +87,12 @@ def _chosen(comparison: Comparison) -> Iterator[tuple[Kind, Result, Result]]:
 
 
 def _if_paired(kind: Kind, first: Result, second: Result) -> Iterator[tuple[Kind, Result, Result]]:
-    if report_draws.common_runs(first, second):
+    if resampling.common_runs(first, second):
         yield kind, first, second
 
 
 def _pair(kind: Kind, draws: Draws, first: Result, second: Result) -> Pair:
-    runs = report_draws.common_runs(first, second)
+    runs = resampling.common_runs(first, second)
     mine, theirs = first.every(runs), second.every(runs)
     labels = {one.label for one in mine}
     return Pair(
@@ -123,7 +124,7 @@ def areas(first: Result, second: Result) -> Areas | None:
     from scipy.stats import norm
 
     found, variances = [], []
-    for run in report_draws.common_runs(first, second):
+    for run in resampling.common_runs(first, second):
         mine, theirs = first.cases[run], second.cases[run]
         if min(np.sum(mine.labels == label) for label in (0, 1)) < 2:
             continue
