@@ -101,11 +101,10 @@ class Contender:
 
 
 RATES = (2e-3, 5e-3)
-"""Of the low-rank parts, the same two for all. Placed on a pilot cohort of its own, where 5e-4 to 1e-2 were looked at."""
+"""Of the low-rank parts, the same two for all. Placed on pilot cohorts, where 5e-4 to 1e-2 were looked at."""
 HEAD_RATES = (1e-2, 3e-2)
 FULL_RATES = (2e-4, 1e-3)
 
-MOMENTUM = {"server_optimiser": "momentum"}
 ALONE = {"rank_local": 0}
 TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
 R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
@@ -228,13 +227,12 @@ CONTENDERS: tuple[Contender, ...] = (
         is_written="Med-DualLoRA; m = beta m + sum w_k delta_k, global + m; loss + (c / n_k) / 2 sum || dW_l ||^2; private bias",
         sent="A_g, B_g, head without bias",
         stays="A_l, B_l, private bias",
-        recipe=TWO_PARTS | {"lr_global": RATES[-1], "lr_local": RATES[-1], "shrinkage_patients": 0.1},
+        recipe=TWO_PARTS | {"lr_global": RATES[-1], "lr_local": RATES[-1], "server_optimiser": "momentum"},
         adapter=R8 | PRIVATE_BIAS,
-        settings=(
-            Setting(recipe=MOMENTUM | {"server_beta1": 0.5}),
-            Setting(recipe=MOMENTUM | {"server_beta1": 0.5, "shrinkage_patients": 0.5}),
-            Setting(recipe=MOMENTUM | {"server_beta1": 0.7}),
-            Setting(recipe={"server_lr": 1.5}),
+        settings=tuple(
+            Setting(recipe={"server_beta1": beta, "shrinkage_patients": patients})
+            for beta in (0.5, 0.7)
+            for patients in (0.1, 1.0)
         ),
     ),
     Contender(

@@ -79,13 +79,14 @@ def test_no_parameter_is_forgotten_here() -> None:
 # --- what a method is -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recipe.INSTALLED)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_names_its_source_and_formula_and_serves_what_it_trains(name: str) -> None:
     method = METHODS[name]
     assert "arXiv:" in method.source
     assert method.formula
     trained = frozenset().union(*(phase.trained for phase in method.passes))
-    assert trained == (LOCAL if name == "adaptation" else PARTS)
+    assert trained == (PARTS if method.federated else LOCAL)
+    assert method.federated == (name in recipe.INSTALLED) == (name != "adaptation")
     assert method.serves & trained
     assert all(phase.trained <= phase.active for phase in method.passes)
     assert method.kept <= frozenset().union(*method.trained)

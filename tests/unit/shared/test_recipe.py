@@ -36,7 +36,7 @@ def test_a_recipe_that_is_not_installed_says_what_is() -> None:
         recipe.make("fed-magic", {})
     assert str(caught.value) == (
         "recipe 'fed-magic' is not installed here (installed: med-duallora, ffa-lora, fedsa-lora, rolora, fedex-lora, "
-        "flex-lora, feddpa-lora, fdlora, ditto-lora, adaptation, head-only, full); upgrade med-duallora"
+        "flex-lora, feddpa-lora, fdlora, ditto-lora, head-only, full); upgrade med-duallora"
     )
 
 
@@ -129,7 +129,6 @@ A, B, HEAD, RESIDUAL, STEM = (
         ("feddpa-lora", 1, "AB", {A, B}),
         ("fdlora", 1, "AB", {A, B}),
         ("ditto-lora", 1, "AB", {A, B}),
-        ("adaptation", 1, "", set()),
         ("head-only", 1, "", set()),
         ("full", 1, "", set()),
     ],
@@ -142,6 +141,12 @@ def test_the_name_says_what_is_trained_and_what_of_it_travels(
     assert one.trained(number) == set(trained)
     travelling = {tensor for tensor in (A, B, HEAD, RESIDUAL, STEM) if one.travels(tensor, number)}
     assert travelling == {*travels, HEAD, STEM}
+
+
+def test_adaptation_sends_nothing_and_is_offered_to_no_federation() -> None:
+    one = methods.recipe("adaptation")
+    assert not any(one.travels(tensor, number) for tensor in (A, B, HEAD, RESIDUAL, STEM) for number in (1, 2))
+    assert "adaptation" not in recipe.INSTALLED
 
 
 def test_numbers_that_came_later_leave_the_text_of_older_contracts_as_it_was() -> None:

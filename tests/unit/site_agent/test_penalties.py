@@ -168,11 +168,17 @@ def test_fedprox_leaves_the_local_parts_steps_alone():
 
 
 def assert_decays(model, decay):
-    """Gradients decay s^2 B (A A^T) and decay s^2 (B^T B) A, and no others."""
+    """Gradients decay s^2 B (A A^T) and decay s^2 (B^T B) A, and no others but a gate's; s with the gate."""
     found, layers = gradients(model), lora.adapted_layers(model)
-    assert len(found) == 2 * len(layers)
+    gates = {f"backbone.{path}.lora_gate.local" for path, layer in layers.items() if layer.lora_gate}
+    assert len(found) == 2 * len(layers) + len(gates)
     for path, layer in layers.items():
         a, b, s = layer.lora_A["local"].detach(), layer.lora_B["local"].detach(), layer.scales["local"]
+        if layer.lora_gate:
+            gate = layer.lora_gate["local"].detach()
+            wanted = decay * gate * (s * b @ a).square().sum()
+            torch.testing.assert_close(found[f"backbone.{path}.lora_gate.local"], wanted, **CLOSE)
+            s = s * gate
         torch.testing.assert_close(found[f"backbone.{path}.lora_B.local"], decay * s**2 * b @ (a @ a.T), **CLOSE)
         torch.testing.assert_close(found[f"backbone.{path}.lora_A.local"], decay * s**2 * (b.T @ b) @ a, **CLOSE)
 
@@ -186,9 +192,10 @@ def assert_decays(model, decay):
         ({"local_decay": 0.5, "shrinkage_patients": 6.0}, 12, 1.0),
     ],
 )
+@pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("phase", [JOINT, LOCAL_BESIDE_GLOBAL])
-def test_the_local_product_is_drawn_to_nothing(numbers, patients, decay, phase):
-    model, terms, _ = moved(replace(TRAINING, **numbers), patients)
+def test_the_local_product_is_drawn_to_nothing(numbers, patients, decay, phase, gate):
+    model, terms, _ = moved(replace(TRAINING, gate=gate, **numbers), patients)
     terms.add_gradient(phase)
     assert_decays(model, decay)
 
