@@ -18,7 +18,15 @@ from shared.errors import InputError, MedDualLoRAError
 
 CELLS = "cells"
 ONE_FRAME_SWITCHES = tuple(name for name, switch in SWITCHES.items() if switch.one_frame)
-COSTS = {UNSEEN: 3.5, "full": 9.0, "med-duallora-all": 2.5, "fdlora": 1.6, "local-only": 1.1, "stem": 6.0}
+COSTS = {
+    UNSEEN: 3.5,
+    "full": 9.0,
+    "med-duallora-all": 2.5,
+    "fdlora": 1.6,
+    "local-only": 1.1,
+    "first": 6.0,
+    "repeated-first": 6.0,
+}
 """Times a usual cell, measured; 1 where nothing is said."""
 USUAL_S = 30.0
 ONE_FRAME_EPOCHS = 15

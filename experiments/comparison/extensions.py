@@ -35,6 +35,8 @@ class Switch:
     one_frame: bool = False
 
 
+FIRST_CONVOLUTION = ("enc_down_dict.sax.conv_blocks.0.patch_embed.conv.",)
+
 SWITCHES: Mapping[str, Switch] = {
     "shared-head": Switch(title="head shared, bias too", adapter=SHARED_HEAD),
     "private-bias": Switch(title="private bias", adapter=PRIVATE_BIAS),
@@ -55,12 +57,12 @@ SWITCHES: Mapping[str, Switch] = {
     "picked": Switch(title="the two blocks with the highest scores", picked_blocks=True),
     "repeated": Switch(title="one-frame network, kernel repeated", adapter={"frames": "stacked"}, one_frame=True),
     "siamese": Switch(title="one-frame network, siamese frames", adapter={"frames": "siamese"}, one_frame=True),
-    "repeated-stem": Switch(
-        title="one-frame network, kernel repeated, stem trained",
-        adapter={"frames": "stacked", "dense": ("enc_down_dict.sax.",)},
+    "repeated-first": Switch(
+        title="one-frame network, kernel repeated, first convolution trained",
+        adapter={"frames": "stacked", "dense": FIRST_CONVOLUTION},
         one_frame=True,
     ),
-    "stem": Switch(title="first convolution trained too", adapter={"dense": ("enc_down_dict.sax.",)}),
+    "first": Switch(title="first convolution trained too", adapter={"dense": FIRST_CONVOLUTION}),
 }  # fmt: skip
 
 

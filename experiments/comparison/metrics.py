@@ -91,13 +91,13 @@ def called(cases: Cases, at: At) -> Array:
 def sensitivity(cases: Cases, weights: Array, *, at: At) -> Array:
     """Share of the diseased called diseased; NaN without any."""
     diseased = cases.labels == 1
-    return _ratio(weights @ (diseased & called(cases, at)), weights @ diseased)
+    return ratio(weights @ (diseased & called(cases, at)), weights @ diseased)
 
 
 def specificity(cases: Cases, weights: Array, *, at: At) -> Array:
     """Share of the normal called normal; NaN without any."""
     normal = cases.labels == 0
-    return _ratio(weights @ (normal & ~called(cases, at)), weights @ normal)
+    return ratio(weights @ (normal & ~called(cases, at)), weights @ normal)
 
 
 def balanced_accuracy(cases: Cases, weights: Array, *, at: At) -> Array:
@@ -114,7 +114,7 @@ def mcc(cases: Cases, weights: Array, *, at: At) -> Array:
     tp, fn = weights @ (call & diseased), weights @ (~call & diseased)
     fp, tn = weights @ (call & ~diseased), weights @ (~call & ~diseased)
     classes, calls = (tp + fn) * (tn + fp), (tp + fp) * (tn + fn)
-    correlation = _ratio(tp * tn - fp * fn, np.sqrt(classes * np.where(calls > 0, calls, 1)))
+    correlation = ratio(tp * tn - fp * fn, np.sqrt(classes * np.where(calls > 0, calls, 1)))
     return np.where(classes > 0, correlation, np.nan)
 
 
@@ -123,12 +123,12 @@ def auc(cases: Cases, weights: Array) -> Array:
     diseased, normal = cases.labels == 1, cases.labels == 0
     wins = np.heaviside(cases.margins[diseased][:, None] - cases.margins[normal], 0.5)  # (diseased, normal)
     won = np.einsum("ij,ij->i", weights[:, diseased] @ wins, weights[:, normal])
-    return _ratio(won, (weights @ diseased) * (weights @ normal))
+    return ratio(won, (weights @ diseased) * (weights @ normal))
 
 
 def brier(cases: Cases, weights: Array) -> Array:
     """Mean of (p - label)^2, p the probability of disease: 0 to 1, a coin has 0.25."""
-    return _ratio(weights @ _excess(cases) ** 2, weights.sum(axis=1))
+    return ratio(weights @ excess(cases) ** 2, weights.sum(axis=1))
 
 
 def ece(cases: Cases, weights: Array) -> Array:
@@ -137,8 +137,8 @@ def ece(cases: Cases, weights: Array) -> Array:
     BINS bins of equal width, each with its lower edge, the last with both. Above 0 by chance, the more the fewer the cases.
     Source: Naeini et al. 2015 (AAAI), on the probability of disease rather than of the called class.
     """
-    binned = np.eye(BINS)[_bin(cases)] * _excess(cases)[:, None]  # (n, bins)
-    return _ratio(np.abs(weights @ binned).sum(axis=1), weights.sum(axis=1))
+    binned = np.eye(BINS)[bin_of(cases)] * excess(cases)[:, None]  # (n, bins)
+    return ratio(np.abs(weights @ binned).sum(axis=1), weights.sum(axis=1))
 
 
 def specificity_at(cases: Cases, weights: Array, *, least: float) -> Array:
@@ -150,8 +150,8 @@ def specificity_at(cases: Cases, weights: Array, *, least: float) -> Array:
     ordered, labels, margins = weights[:, order], cases.labels[order], cases.margins[order]
     diseased, normal = weights @ cases.labels, weights @ (1 - cases.labels)
     ends = np.flatnonzero(np.append(np.diff(margins) != 0, True))  # the last of each group of equal margins
-    found = _ratio(np.cumsum(ordered * labels, axis=1)[:, ends], diseased[:, None])
-    spared = _ratio(normal[:, None] - np.cumsum(ordered * (1 - labels), axis=1)[:, ends], normal[:, None])
+    found = ratio(np.cumsum(ordered * labels, axis=1)[:, ends], diseased[:, None])
+    spared = ratio(normal[:, None] - np.cumsum(ordered * (1 - labels), axis=1)[:, ends], normal[:, None])
     highest = np.argmax(found >= least, axis=1)  # specificity only falls along the thresholds, so the first will do
     return np.where(diseased > 0, spared[np.arange(len(weights)), highest], np.nan)
 
@@ -174,7 +174,7 @@ def _each_site(figure: Figure, cases: Cases, weights: Array) -> Array:
 def mean(values: Array) -> Array:
     """Mean over the first axis of what is not NaN; NaN where all is."""
     known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+    return ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
 
 
 def by_run(predictions: Iterable[Prediction], figure: Figure) -> dict[int, float]:
@@ -235,65 +235,23 @@ def by_site(predictions: Sequence[Prediction]) -> dict[str, Summary]:
     return {site: summary([one for one in predictions if one.site == site], ALONE) for site in sites}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bin:
-    """One bin of a reliability diagram: probabilities in [low, high). The last two are NaN if it is empty."""
-
-    low: float
-    high: float
-    n: int
-    probability: float
-    """Their mean."""
-    diseased: float
-    """Share of the cases."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """`bins` hold the `n` cases of all runs together. `ece`: the mean over the runs' own. `ece_of_bins`: what `bins` give, which
-    is the lower of the two, since chance deviations of the runs cancel in it."""
-
-    n: int
-    bins: tuple[Bin, ...]
-    ece: float
-    ece_of_bins: float
-
-
-def calibration(predictions: Sequence[Prediction]) -> Calibration:
-    """Return the expected calibration error and the reliability diagram's bins."""
-    runs = cases_by_run(predictions).values()
-    place = np.concatenate([_bin(cases) for cases in runs])
-    counts, probabilities, diseased = (
-        np.bincount(place, weights=weights, minlength=BINS)
-        for weights in (
-            None,
-            np.concatenate([_probability(cases) for cases in runs]),
-            np.concatenate([cases.labels for cases in runs]),
-        )
-    )
-    means, shares = _ratio(probabilities, counts), _ratio(diseased, counts)
-    bins = [
-        Bin(low=k / BINS, high=(k + 1) / BINS, n=int(n), probability=float(p), diseased=float(d))
-        for k, (n, p, d) in enumerate(zip(counts, means, shares, strict=True))
-    ]
-    gap = float(np.abs(probabilities - diseased).sum() / len(place))
-    return Calibration(n=len(place), bins=tuple(bins), ece=over_runs(predictions, ece), ece_of_bins=gap)
-
-
-def _probability(cases: Cases) -> Array:
+def disease(cases: Cases) -> Array:
+    """Return the probability of disease, (n,)."""
     with np.errstate(over="ignore"):  # exp of a margin below -709 is infinite, and the probability 0, as it should be
         return probability(cases.margins)
 
 
-def _excess(cases: Cases) -> Array:
-    return np.asarray(_probability(cases) - cases.labels)
+def excess(cases: Cases) -> Array:
+    """Return probability less label, (n,)."""
+    return np.asarray(disease(cases) - cases.labels)
 
 
-def _bin(cases: Cases) -> Array:
-    return np.asarray(np.minimum((_probability(cases) * BINS).astype(int), BINS - 1))
+def bin_of(cases: Cases) -> Array:
+    """Return the number of each case's bin, (n,)."""
+    return np.asarray(np.minimum((disease(cases) * BINS).astype(int), BINS - 1))
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    """NaN for 0 / 0."""
+def ratio(above: Array, below: Array) -> Array:
+    """Return above / below, NaN for 0 / 0."""
     with np.errstate(invalid="ignore"):
         return np.asarray(above / below)

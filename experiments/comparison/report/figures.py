@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.comparison import metrics
+from experiments.comparison import calibration, metrics
 from experiments.comparison.records import RoundRecord
 from experiments.comparison.report import plots, primary, resampling, tables
 from experiments.comparison.report.finished import Comparison, Result
@@ -113,7 +113,7 @@ def reliability(scenario: str, held: Sequence[Result]) -> Iterator[Plot]:
     figure = plots.new_figure(9.2, 0.3 + 2.4 * rows)
     grid = figure.subplots(rows, ACROSS, sharex=True, sharey=True, squeeze=False)
     for axes, one in zip(grid.flat, held, strict=False):
-        found = metrics.calibration(one.every())
+        found = calibration.of(one.every())
         full = [bin for bin in found.bins if bin.n]
         axes.plot([0, 1], [0, 1], color=QUIET, lw=0.8)
         axes.plot([bin.probability for bin in full], [bin.diseased for bin in full], color=colour(one), lw=1.2)

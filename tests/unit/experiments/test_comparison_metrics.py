@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from experiments.comparison import metrics
+from experiments.comparison import calibration, metrics
 from experiments.comparison.records import Prediction
 from shared.errors import InputError
 from site_agent.training import metrics as training
@@ -139,7 +139,7 @@ def test_calibration_worked_by_hand() -> None:
     Brier: (6 * 0.01 + 3 * 0.01 + 0.81) / 10 = 0.09.
     """
     made = predictions([logit(0.1)] * 6 + [logit(0.9)] * 4, [0] * 6 + [1, 1, 1, 0])
-    found = metrics.calibration(made)
+    found = calibration.of(made)
     assert found.ece == pytest.approx(0.12)
     assert found.ece_of_bins == pytest.approx(0.12)
     assert metrics.over_runs(made, metrics.brier) == pytest.approx(0.09)
@@ -157,7 +157,7 @@ def test_calibration_worked_by_hand() -> None:
 def test_calibration_of_runs_is_averaged_and_their_bins_are_shared() -> None:
     """Two cases at p = 0.9 in each run; both diseased in one (gap 0.1), one in the other (gap 0.4); together 3 of 4 (gap 0.15)."""
     made = predictions([logit(0.9)] * 2, [1, 1]) + predictions([logit(0.9)] * 2, [1, 0], run=1)
-    found = metrics.calibration(made)
+    found = calibration.of(made)
     assert found.ece == pytest.approx(0.25)
     assert found.ece_of_bins == pytest.approx(0.15)
     assert found.bins[13].n == 4
@@ -174,7 +174,7 @@ def test_extreme_margins_are_certain_and_fall_into_the_outer_bins() -> None:
     made = predictions([1000.0, -1000.0], [1, 0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = metrics.calibration(made)
+        found = calibration.of(made)
     assert (found.bins[0].n, found.bins[-1].n, found.ece) == (1, 1, 0.0)
 
 
