@@ -72,6 +72,11 @@ class Method:
     """Whether weights of the base model itself are trained and sent instead of low-rank parts."""
 
     @property
+    def low_rank(self) -> bool:
+        """Whether low-rank parts are trained at all."""
+        return any(self.trained) or any(phase.trained == LOCAL for phase in self.passes)
+
+    @property
     def federated(self) -> bool:
         """Whether a site trains anything that is shared."""
         return any("global" in phase.trained for phase in self.passes)

@@ -160,7 +160,7 @@ class Recipe:
             for name in ("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap"):
                 if getattr(self, name):
                     raise InputError(f"recipe parameter {name} is about the local part, and rank_local is 0")
-        if method.dense and self.rank_local:
+        if not method.low_rank and self.rank_local:
             raise InputError(f"recipe '{self.name}' has no low-rank parts: rank_local must be 0")
         for name, useful, why in (
             ("orthogonality", any(p.active == PARTS for p in method.passes), "has no step in which both parts count"),

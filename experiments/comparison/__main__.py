@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from experiments.training import quiet
 from shared.errors import InputError
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _groups(only: list[str] | None) -> tuple["Group", ...]:
 
 def main() -> None:
     """Run the command; say what is wrong with its input in one line."""
+    quiet.process()
     try:
         app()
     except InputError as error:

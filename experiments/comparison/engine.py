@@ -14,6 +14,7 @@ from experiments.comparison.extensions import SWITCHES
 from experiments.comparison.plan import REAL, Plan, Planned, everyone
 from experiments.comparison.scenarios import SCENARIOS, SHIFTED
 from experiments.comparison.unseen import BASES, SHOTS, UNSEEN, key
+from experiments.training import quiet
 from shared.errors import InputError, MedDualLoRAError
 
 CELLS = "cells"
@@ -29,7 +30,7 @@ COSTS = {
 }
 """Times a usual cell, measured; 1 where nothing is said."""
 USUAL_S = 30.0
-ONE_FRAME_EPOCHS = 15
+ONE_FRAME_EPOCHS, ONE_FRAME_PAIRS = 15, 6000
 """Two frames a pair: as many images as the demo's network saw in 30."""
 COHORT_S = 25.0
 
@@ -90,8 +91,13 @@ def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
     ]
     if not needed or (plan.one_frame / "finished").exists():
         return
-    print(f"pre-training a one-frame network on SYNTHETIC frames for {len(needed)} cells: about 20 minutes", flush=True)
-    words = ("--out", str(plan.one_frame), "--epochs", str(ONE_FRAME_EPOCHS), "--one-frame")
+    minutes = 20 * plan.scale
+    print(
+        f"pre-training a one-frame network on SYNTHETIC frames for {len(needed)} cells: about {minutes:.0f} minutes",
+        flush=True,
+    )
+    pairs = max(64, round(ONE_FRAME_PAIRS * plan.scale))
+    words = ("--out", str(plan.one_frame), "--epochs", str(ONE_FRAME_EPOCHS), "--pairs", str(pairs), "--one-frame")
     subprocess.run([sys.executable, "-m", "experiments.demo_backbone", *words], check=True)
     (plan.one_frame / "finished").touch()
 
@@ -107,7 +113,9 @@ def run(plan: Plan, wanted: Sequence[Task], jobs: int) -> list[str]:
         flush=True,
     )
     failed, began = [], time.monotonic()
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=quiet.process, max_tasks_per_child=40
+    ) as pool:
         running = {pool.submit(run_one, plan, task): task for task in missing}
         for number, done in enumerate(as_completed(running), 1):
             task = running[done]
@@ -126,10 +134,8 @@ def run_one(plan: Plan, task: Task) -> str:
     import torch
 
     from experiments.comparison import cells, contenders, metrics, unseen
-    from experiments.training import quiet
     from site_agent.training.site import load_base
 
-    quiet.process()
     torch.set_num_threads(1)
     if task.done:
         return "is there already"

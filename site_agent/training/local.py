@@ -198,7 +198,18 @@ def _parameter_groups(model: CineClassifier, recipe: Recipe, owned: Ownership) -
         ("head_private", of.head_private, recipe.lr_head),
     ]
     trained = [(name, [p for p in group if p.requires_grad], rate) for name, group, rate in groups]
-    return [{"name": name, "params": group, "lr": rate, "base_lr": rate} for name, group, rate in trained if group]
+    return [
+        # a gate that decays would not go back to 1 but to nothing
+        {
+            "name": name,
+            "params": group,
+            "lr": rate,
+            "base_lr": rate,
+            **({"weight_decay": 0.0} if name == "gates" else {}),
+        }
+        for name, group, rate in trained
+        if group
+    ]
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, position: Position, batch: Batch) -> None:

@@ -75,8 +75,13 @@ async def run(
         return await asyncio.gather(*(take_part(running.address, site) for site in SITES)), store
 
 
-@pytest.mark.parametrize("recipe", INSTALLED)
-@pytest.mark.parametrize("codec", ["f32", "int8", "int4+zstd", "topk+zstd"])
+@pytest.mark.parametrize(
+    ("recipe", "codec"),
+    [
+        *((recipe, "int4+zstd") for recipe in INSTALLED),
+        *((recipe, codec) for recipe in ("med-duallora", "rolora") for codec in ("f32", "int8", "topk+zstd")),
+    ],
+)
 async def test_all_sites_have_the_same_versions_and_the_store_verifies(tmp_path: Path, recipe: str, codec: str) -> None:
     """A version that is made of products is sent as it is: such recipes take lossy updates and no lossy broadcast."""
     adapter, parameters = adapters.fitting(recipe)

@@ -61,6 +61,7 @@ def fitting(recipe: str) -> tuple[Adapter, dict[str, str]]:
         dense = {**names, f"{PREFIX}encoder.norm.weight": np.ones(6, np.float32)}
         metadata = replace(metadata, rank=0, dense=("encoder.",))
         made = replace(made, tensors=dense, manifest=AdapterManifest(Layout.of(dense), metadata))
+    if not METHODS[recipe].low_rank:
         parameters = {"rank_local": "0"}
     return replace(made, manifest=replace(made.manifest, metadata=metadata)), parameters
 

@@ -200,7 +200,6 @@ def test_every_recipe_has_an_adapter_that_fits(plan: FederationPlan, recipe: str
             without(adapters.adapter(residual=2), "1.attn.q.lora_residual_B"),
             r"'base_model.model.encoder.blocks.1.attn.q.lora_residual_B.weight' is missing.*--residual-rank 2",
         ),
-        ("head-only", without(adapters.adapter(), "pred_head"), "head-only' shares nothing .* round 1"),
         ("flex-lora", without(adapters.adapter(), "1.attn.q.lora_B"), r"attn.q.lora_A.weight': .* B \[\]"),
     ],
 )
@@ -209,6 +208,14 @@ def test_a_recipe_and_an_adapter_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         setup.make_contract(planned(plan, adapter, recipe))
+
+
+def test_a_federation_in_which_nothing_would_travel_is_refused(plan: FederationPlan) -> None:
+    headless = replace(
+        planned(plan, without(adapters.adapter(), "pred_head"), "head-only"), parameters={"rank_local": "0"}
+    )
+    with pytest.raises(InputError, match="head-only' shares nothing .* round 1"):
+        setup.make_contract(headless)
 
 
 def test_a_residual_that_the_metadata_do_not_know_is_refused(plan: FederationPlan) -> None:
