@@ -214,7 +214,7 @@ def test_a_federation_in_which_nothing_would_travel_is_refused(plan: FederationP
     headless = replace(
         planned(plan, without(adapters.adapter(), "pred_head"), "head-only"), parameters={"rank_local": "0"}
     )
-    with pytest.raises(InputError, match="head-only' shares nothing .* round 1"):
+    with pytest.raises(InputError, match=r"head-only' shares nothing .* round 1"):
         setup.make_contract(headless)
 
 
