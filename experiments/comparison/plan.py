@@ -1,5 +1,6 @@
 """What a comparison consists of: its setting, fixed before the first cell, and its cells in order."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from experiments.comparison.scenarios import SCENARIOS, SHIFTED, Phantom, Real
 from experiments.comparison.unseen import BASES, UNSEEN
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError
+from site_agent.data.cases import CASES
 
 CONFIG, ONE_FRAME = "config.json", "one-frame-backbone"
 REAL = "real"
@@ -73,10 +75,15 @@ class Plan:
         )
 
     def settled(self) -> dict[str, Any]:
-        """Return what must stay the same for finished cells to belong to this plan."""
+        """Return what must stay the same for finished cells to belong to this plan. Files stand by their content, not their place.
+
+        Raises InputError if there are none.
+        """
         values = asdict(self)
         del values["out"], values["runs"], values["other_runs"]
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        values["weights"] = _content(self.weights, "*.safetensors")
+        values["data"] = _content(self.data, f"*/{CASES}") if self.data else None
+        return values
 
     def freeze(self) -> None:
         """Write the plan into its folder, or see that the one that is there is the same. Raises InputError if it is not."""
@@ -102,6 +109,17 @@ class Plan:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
         write_atomically(path, json.dumps(whole, indent=1).encode())
+
+
+def _content(path: Path, pattern: str) -> str:
+    """Return the SHA-256 of a file, or of a folder's files of a pattern, hex."""
+    files = sorted(path.glob(pattern)) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"there is no {pattern} at {path}; correct the path")
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(hashlib.sha256(file.read_bytes()).digest())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, order=True)

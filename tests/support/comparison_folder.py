@@ -27,7 +27,11 @@ def make(
     tuned: bool = True,
 ) -> Path:
     """Write a folder with these cells: scenario, method, runs."""
-    Plan(out=out, weights=Path("weights"), data=None if synthetic else Path("prepared")).freeze()
+    weights, prepared = out / "files" / "some.safetensors", out / "files" / "prepared"
+    (prepared / "ge").mkdir(parents=True, exist_ok=True)
+    weights.write_bytes(b"no network")
+    (prepared / "ge" / "cases.csv").write_text("no cases")
+    Plan(out=out, weights=weights, data=None if synthetic else prepared).freeze()
     if tuned:
         (out / "tuned.json").write_text(json.dumps(choices()))
     for scenario, method, runs in cells:

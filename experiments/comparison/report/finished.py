@@ -20,8 +20,8 @@ from shared.errors import InputError
 
 CONFIG, TUNED, CELLS, PREDICTIONS = "config.json", "tuned.json", "cells", "predictions"
 
-PATHS = ("weights", "data")
-"""Of a plan."""
+CONTENT = ("weights", "data")
+"""What of a plan is the digest of files."""
 MOST_NAMED = 6
 """Missing methods beyond so many are counted instead."""
 
@@ -83,9 +83,9 @@ class Comparison:
 
     @property
     def setting(self) -> Mapping[str, Any]:
-        """The plan, with names of files instead of where they lie."""
+        """The plan; files stand by the beginning of their digests."""
         plan: dict[str, Any] = self.config["plan"]
-        return {name: Path(value).name if name in PATHS and value else value for name, value in plan.items()}
+        return {name: value[:12] if name in CONTENT and value else value for name, value in plan.items()}
 
     @property
     def home(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -99,6 +100,17 @@ def test_a_folder_of_another_comparison_is_refused(finished):
     with pytest.raises(InputError, match=r"holds another comparison \(plan differs\)"):
         dataclasses.replace(finished, rounds=2).freeze()
     finished.freeze()
+
+
+def test_a_comparison_may_move_and_knows_its_files_by_what_is_in_them(finished, tmp_path):
+    """A folder that is taken elsewhere, with a copy of the same weights, is the same comparison."""
+    copied = shutil.copytree(WEIGHTS, tmp_path / "weights")
+    dataclasses.replace(finished, weights=copied).freeze()
+    (copied / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"holds another comparison \(plan differs\)"):
+        dataclasses.replace(finished, weights=copied).freeze()
+    with pytest.raises(InputError, match=r"there is no \*.safetensors at .*nowhere; correct the path"):
+        dataclasses.replace(finished, weights=tmp_path / "nowhere").freeze()
 
 
 @pytest.mark.parametrize("text", ["shifted", "shifted/fedit-r8", "shifted/fedit-r8/x", "//3"])
