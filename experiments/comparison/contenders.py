@@ -37,19 +37,56 @@ class Setting:
         return ", ".join(f"{k} {v}" for k, v in {**self.adapter, **self.recipe}.items()) or "as it is"
 
 
+RATES = (2e-3, 5e-3)
+"""Of the low-rank parts, the same two for all. Placed on pilot cohorts, where 5e-4 to 1e-2 were looked at."""
+HEAD_RATES = (1e-2, 3e-2)
+FULL_RATES = (2e-4, 1e-3)
+
+ONE_PART = {"rank_local": 0}
+TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
+"""Recipes of one low-rank part, and of a global and a local one."""
+R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
+SHARED_HEAD, PRIVATE_BIAS, TWO_HEADS = ({"head_policy": p} for p in ("global", "global+local-bias", "global+local"))
+
+
+def _rates_and_heads() -> tuple[Setting, ...]:
+    """The budget of whatever has a shared head: two rates of the low-rank parts, with the bias shared and private."""
+    return tuple(
+        Setting(recipe={"lr_global": rate, "lr_local": rate}, adapter=head)
+        for rate in RATES
+        for head in (SHARED_HEAD, PRIVATE_BIAS)
+    )
+
+
+def _rates() -> tuple[Setting, ...]:
+    """The budget where nothing is shared: two rates of the low-rank part, two of the head."""
+    return tuple(
+        Setting(recipe={"lr_global": rate, "lr_local": rate, "lr_head": of_head})
+        for rate in RATES
+        for of_head in HEAD_RATES
+    )
+
+
+def _with(name: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
+    """A method's own number and the rate together."""
+    return tuple(
+        Setting(recipe={name: value, "lr_global": rate, "lr_local": rate}) for value in values for rate in RATES
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """One line of the comparison. `sent` and `stays`: what leaves a site in every round, and what never does."""
 
     key: str
     title: str
-    group: Group
     method: str
     sent: str
     stays: str
+    group: Group = "other"
     together: Together = "federated"
-    recipe: Options = field(default_factory=dict)
-    adapter: Options = field(default_factory=dict)
+    recipe: Options = field(default_factory=lambda: ONE_PART)
+    adapter: Options = field(default_factory=lambda: R16)
     every_block: bool = False
     """Whether all transformer blocks are adapted, not the adapter's own choice."""
     picked_blocks: bool = False
@@ -58,7 +95,7 @@ class Contender:
     """Whether the frozen network is one that was pre-trained on single frames, as CineMA's was."""
     doubled: bool = False
     """Whether each of two passes has all epochs, which is twice the others' optimiser steps."""
-    settings: tuple[Setting, ...] = (Setting(),)
+    settings: tuple[Setting, ...] = field(default_factory=_rates_and_heads)
     """What is tried on the tuning cohort, at most MOST_SETTINGS; the first where nothing was tuned."""
 
     paper: str = ""
@@ -100,42 +137,6 @@ class Contender:
         return AdapterChoices(**{**common, **self.adapter, **blocks, **residual})
 
 
-RATES = (2e-3, 5e-3)
-"""Of the low-rank parts, the same two for all. Placed on pilot cohorts, where 5e-4 to 1e-2 were looked at."""
-HEAD_RATES = (1e-2, 3e-2)
-FULL_RATES = (2e-4, 1e-3)
-
-ALONE = {"rank_local": 0}
-TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
-R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
-SHARED_HEAD, PRIVATE_BIAS, TWO_HEADS = ({"head_policy": p} for p in ("global", "global+local-bias", "global+local"))
-
-
-def _rates_and_heads() -> tuple[Setting, ...]:
-    """The budget of whatever has a shared head: two rates of the low-rank parts, with the bias shared and private."""
-    return tuple(
-        Setting(recipe={"lr_global": rate, "lr_local": rate}, adapter=head)
-        for rate in RATES
-        for head in (SHARED_HEAD, PRIVATE_BIAS)
-    )
-
-
-def _rates() -> tuple[Setting, ...]:
-    """The budget where nothing is shared: two rates of the low-rank part, two of the head."""
-    return tuple(
-        Setting(recipe={"lr_global": rate, "lr_local": rate, "lr_head": of_head})
-        for rate in RATES
-        for of_head in HEAD_RATES
-    )
-
-
-def _with(name: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
-    """A method's own number and the rate together."""
-    return tuple(
-        Setting(recipe={name: value, "lr_global": rate, "lr_local": rate}) for value in values for rate in RATES
-    )
-
-
 CONTENDERS: tuple[Contender, ...] = (
     Contender(
         key="local-only",
@@ -147,7 +148,6 @@ CONTENDERS: tuple[Contender, ...] = (
         is_written="y = W0 x + dW x, every site by itself",
         sent="nothing",
         stays="everything",
-        recipe=ALONE,
         adapter=R16 | SHARED_HEAD,
         settings=_rates(),
     ),
@@ -161,7 +161,6 @@ CONTENDERS: tuple[Contender, ...] = (
         is_written="y = W0 x + dW x on all sites' cases",
         sent="all images (no federation: the upper reference)",
         stays="nothing",
-        recipe=ALONE,
         adapter=R16 | SHARED_HEAD,
         settings=_rates(),
     ),
@@ -172,7 +171,6 @@ CONTENDERS: tuple[Contender, ...] = (
         method="head-only",
         sent="head",
         stays="nothing",
-        recipe=ALONE,
         adapter={"rank": 0},
         settings=tuple(
             Setting(recipe={"lr_head": rate}, adapter=head)
@@ -189,9 +187,7 @@ CONTENDERS: tuple[Contender, ...] = (
         is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
         sent="A, B, head",
         stays="private bias, if any",
-        recipe=ALONE,
         adapter=R8,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="fedit-r16",
@@ -202,9 +198,6 @@ CONTENDERS: tuple[Contender, ...] = (
         is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
         sent="A, B, head",
         stays="private bias, if any",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="med-duallora",
@@ -216,7 +209,6 @@ CONTENDERS: tuple[Contender, ...] = (
         stays="A_l, B_l, private bias, if any",
         recipe=TWO_PARTS,
         adapter=R8,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="ours",
@@ -238,97 +230,70 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(
         key="fedprox",
         title="FedProx-LoRA, r 16",
-        group="other",
         method="med-duallora",
         paper="Li et al. 2020, arXiv:1812.06127 (FedProx), on FedIT",
         is_written="as FedIT, + mu/2 || w - w_received ||^2 at the sites",
         sent="A, B, head",
         stays="private bias",
-        recipe=ALONE,
         adapter=R16 | PRIVATE_BIAS,
         settings=_with("proximal", (1e-2, 1e-1)),
     ),
     Contender(
         key="ffa",
         title="FFA-LoRA, r 16",
-        group="other",
         method="ffa-lora",
         sent="B, head",
         stays="private bias",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="fedsa",
         title="FedSA-LoRA, r 16",
-        group="other",
         method="fedsa-lora",
         sent="A, head",
         stays="B, private bias",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="rolora",
         title="RoLoRA, r 16",
-        group="other",
         method="rolora",
         sent="B and A by turns, head",
         stays="private bias",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="fedex",
         title="FedEx-LoRA, r 16 (exact)",
-        group="other",
         method="fedex-lora",
         sent="A, B, head",
         stays="private bias",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="flexlora",
         title="FlexLoRA, r 16 (stack, QR, SVD)",
-        group="other",
         method="flex-lora",
         sent="A, B, head",
         stays="private bias",
-        recipe=ALONE,
-        adapter=R16,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="feddpa",
         title="FedDPA, r 8 + 8",
-        group="other",
         method="feddpa-lora",
         sent="A_g, B_g, head",
         stays="A_l, B_l, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="fdlora",
         title="FDLoRA, r 8 + 8",
-        group="other",
         method="fdlora",
         sent="A_g, B_g, head",
         stays="A_l, B_l, fusion weights, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
-        settings=_rates_and_heads(),
     ),
     Contender(
         key="ditto",
         title="Ditto-LoRA, r 8",
-        group="other",
         method="ditto-lora",
         sent="A_g, B_g, head",
         stays="a personal A, B and head",
@@ -339,11 +304,9 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(
         key="full",
         title="Full fine-tuning, FedAvg",
-        group="other",
         method="full",
         sent="every weight of the network, head",
         stays="private bias",
-        recipe=ALONE,
         adapter={"rank": 0, "dense": ("",)},
         settings=tuple(
             Setting(recipe={"lr_global": rate}, adapter=head)
@@ -354,7 +317,6 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(
         key="med-duallora-all",
         title="Med-DualLoRA, all blocks",
-        group="other",
         method="med-duallora",
         paper="arXiv:2603.10967",
         sent="A_g, B_g, head",
@@ -362,7 +324,6 @@ CONTENDERS: tuple[Contender, ...] = (
         recipe=TWO_PARTS,
         adapter=R8,
         every_block=True,
-        settings=_rates_and_heads(),
     ),
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.comparison import contenders, metrics, records
+from experiments.comparison import contenders, extensions, metrics, records
 from experiments.comparison.contenders import CONTENDERS, MOST_SETTINGS, Contender
 from experiments.comparison.metrics import FIGURES
 from shared.canonical import write_atomically
@@ -71,8 +71,6 @@ def _best(rows: list[dict[str, float]]) -> int:
 
 def tuned(out: Path, key: str) -> Contender:
     """Return a contender with the setting that was chosen for it, or for the one that it is derived from."""
-    from experiments.comparison import extensions
-
     chosen = choose(out)
     basis = extensions.basis_of(key)
     one = contenders.find(basis, (*CONTENDERS, *contenders.doubles()))
