@@ -1,8 +1,9 @@
 """Matrices kept as two thin factors: their sums, norms and best approximations, without ever forming one of them.
 
-Source: the QR of factors side by side and the SVD of the small matrix between them, as in FLoRIST (Ramesh and Dass 2025,
-arXiv:2506.09199). Pure, in float64. What LAPACK makes of a matrix depends on its version, on the processor, and on how many threads
-share a sum: it runs on one, so that one machine always gives the same bits. On another the last ones may differ.
+The QR of factors side by side and the SVD of the small matrix between them (compare FLoRIST, Ramesh and Dass 2025,
+arXiv:2506.09199, which takes SVDs of the stacked factors and chooses the rank). Pure, in float64. What LAPACK makes of a matrix
+depends on its version, on the processor, and on how many threads share a sum: it runs on one, so that one machine always gives
+the same bits. On another the last ones may differ.
 """
 
 import math

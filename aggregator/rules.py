@@ -4,8 +4,7 @@ Whatever is no factor of a module that travels whole is averaged plainly: sum_k 
 Of such a module, with the trained factors A_k = A_0 + dA_k (r, in) and B_k = B_0 + dB_k (out, r), and S = sum_k w_k B_k A_k:
 
 factors   A = sum_k w_k A_k, B = sum_k w_k B_k, each averaged plainly (Med-DualLoRA, arXiv:2603.10967; FedIT, arXiv:2305.05644)
-products  B A = the best approximation of S of rank r (FlexLoRA, Bai et al. 2024, arXiv:2402.11505; in factors: FLoRIST, Ramesh
-          and Dass 2025, arXiv:2506.09199)
+products  B A = the best approximation of S of rank r (FlexLoRA, Bai et al. 2024, arXiv:2402.11505)
 exact     A and B as factors, and beside them the residual R = R_0 + S - B A (FedEx-LoRA, Singhal et al. 2024, arXiv:2410.09432),
           as the best approximation of the rank that the adapter gives it
 

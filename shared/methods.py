@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
         rule="exact",
     ),
     "flex-lora": Method(
-        source="Bai et al. 2024, arXiv:2402.11505 (FlexLoRA); from stacked factors: Ramesh and Dass 2025, arXiv:2506.09199",
+        source="Bai et al. 2024, arXiv:2402.11505 (FlexLoRA); compare Ramesh and Dass 2025, arXiv:2506.09199 (FLoRIST)",
         formula="B A = the r largest singular triplets of sum w_k B_k A_k, from the QR of the factors side by side",
         rule="products",
     ),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = """Compare federated fine-tuning methods: on the SYNTHETIC phantom, or on prepared real cohorts with --data.
 
-Tunes every method (same budget), runs all cells that are missing, and writes tables, plots and writing.html.
+Tunes every method (same budget), runs all cells that are missing, and writes tables, plots and report.html.
 
 Example: python -m experiments.comparison run --out runs/comparison --jobs 2
 On a cluster: python -m experiments.comparison list, then a job for each line: python -m experiments.comparison run --cell LINE
@@ -103,7 +103,7 @@ def listing(
 
 @app.command()
 def report(out: Out = DEFAULT_OUT) -> None:
-    """Write tables, plots and writing.html from the cells that are finished.
+    """Write tables, plots and report.html from the cells that are finished.
 
     Example: python -m experiments.comparison report --out runs/comparison
     """

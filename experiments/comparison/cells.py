@@ -162,10 +162,11 @@ def bytes_up(one: Federation) -> int:
 
 
 def bytes_down(one: Federation) -> int:
-    """Every site fetches every version but the first, which it draws itself, packed against the one that it has."""
+    """Every site fetches every version packed against the one that it has; the first it draws itself, if its seed is known."""
     versions = [one.initial, *(made.version for made in one.rounds)]
     packed = [len(forms.pack(new.payload, old.payload)) for old, new in pairwise(versions)]
-    return len(one.trainers) * sum(packed)
+    first = len(one.initial.payload) if one.initial.manifest.metadata.seed is None else 0
+    return len(one.trainers) * (first + sum(packed))
 
 
 def _records(federations: list[Federation]) -> tuple[RoundRecord, ...]:
@@ -174,8 +175,8 @@ def _records(federations: list[Federation]) -> tuple[RoundRecord, ...]:
 
 
 def _record(federations: list[Federation], index: int) -> RoundRecord:
-    several = len(federations) > 1
-    figures = {} if several else federations[0].rounds[index].figures
+    alone = len(federations) > 1 or len(federations[0].trainers) == 1
+    figures = {} if alone else federations[0].rounds[index].figures
     relations = {site: found for one in federations for site, found in _relations(one, index).items()}
     return RoundRecord(
         number=index + 1,

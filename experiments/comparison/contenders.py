@@ -37,40 +37,31 @@ class Setting:
         return ", ".join(f"{k} {v}" for k, v in {**self.adapter, **self.recipe}.items()) or "as it is"
 
 
-RATES = (2e-3, 5e-3)
-"""Of the low-rank parts, the same two for all. Placed on pilot cohorts, where 5e-4 to 1e-2 were looked at."""
-HEAD_RATES = (1e-2, 3e-2)
-FULL_RATES = (2e-4, 1e-3)
+RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+"""Of the low-rank parts, the same four for all; where a method has a number of its own, that at MIDDLE_RATES."""
+MIDDLE_RATES = RATES[1:3]
+HEAD_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+FULL_RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 
+MOMENTUM = {"server_optimiser": "momentum"}
 ONE_PART = {"rank_local": 0}
 TWO_PARTS = {"rank_local": RANK, "alpha_local": SCALE * RANK}
 """Recipes of one low-rank part, and of a global and a local one."""
-R8, R16 = ({"rank": rank, "alpha": SCALE * rank} for rank in (RANK, MATCHED))
 SHARED_HEAD, PRIVATE_BIAS, TWO_HEADS = ({"head_policy": p} for p in ("global", "global+local-bias", "global+local"))
+R8, R16 = ({"rank": rank, "alpha": SCALE * rank, **PRIVATE_BIAS} for rank in (RANK, MATCHED))
+"""Adapters of one rank and scale, with the bias of the head private: it decides little, and is given to all."""
 
 
-def _rates_and_heads() -> tuple[Setting, ...]:
-    """The budget of whatever has a shared head: two rates of the low-rank parts, with the bias shared and private."""
-    return tuple(
-        Setting(recipe={"lr_global": rate, "lr_local": rate}, adapter=head)
-        for rate in RATES
-        for head in (SHARED_HEAD, PRIVATE_BIAS)
-    )
-
-
-def _rates() -> tuple[Setting, ...]:
-    """The budget where nothing is shared: two rates of the low-rank part, two of the head."""
-    return tuple(
-        Setting(recipe={"lr_global": rate, "lr_local": rate, "lr_head": of_head})
-        for rate in RATES
-        for of_head in HEAD_RATES
-    )
+def _rates(name: str = "", rates: tuple[float, ...] = RATES) -> tuple[Setting, ...]:
+    """The budget: so many learning rates of what is trained besides the head, or of `name` alone."""
+    names = (name,) if name else ("lr_global", "lr_local")
+    return tuple(Setting(recipe=dict.fromkeys(names, rate)) for rate in rates)
 
 
 def _with(name: str, values: tuple[float, ...]) -> tuple[Setting, ...]:
-    """A method's own number and the rate together."""
+    """The same budget where a method has a number of its own: two values of it at two rates."""
     return tuple(
-        Setting(recipe={name: value, "lr_global": rate, "lr_local": rate}) for value in values for rate in RATES
+        Setting(recipe={name: value, "lr_global": rate, "lr_local": rate}) for value in values for rate in MIDDLE_RATES
     )
 
 
@@ -95,7 +86,7 @@ class Contender:
     """Whether the frozen network is one that was pre-trained on single frames, as CineMA's was."""
     doubled: bool = False
     """Whether each of two passes has all epochs, which is twice the others' optimiser steps."""
-    settings: tuple[Setting, ...] = field(default_factory=_rates_and_heads)
+    settings: tuple[Setting, ...] = field(default_factory=_rates)
     """What is tried on the tuning cohort, at most MOST_SETTINGS; the first where nothing was tuned."""
 
     paper: str = ""
@@ -124,7 +115,10 @@ class Contender:
         """Return the recipe; `common`: what all contenders share, such as epochs."""
         values = {**common, **self.recipe}
         if len(METHODS[self.method].passes) > 1 and not self.doubled:
-            values["local_epochs"] = max(1, values.get("local_epochs", Recipe().local_epochs) // 2)
+            epochs = int(values.get("local_epochs", Recipe().local_epochs))
+            if epochs % 2:
+                raise InputError(f"two passes share the epochs of a round: local_epochs must be even, got {epochs}")
+            values["local_epochs"] = epochs // 2
         return make(self.method, values)
 
     def choices(self, common: Options, depth: int, most_residual: int) -> AdapterChoices:
@@ -149,7 +143,6 @@ CONTENDERS: tuple[Contender, ...] = (
         sent="nothing",
         stays="everything",
         adapter=R16 | SHARED_HEAD,
-        settings=_rates(),
     ),
     Contender(
         key="centralised",
@@ -162,21 +155,16 @@ CONTENDERS: tuple[Contender, ...] = (
         sent="all images (no federation: the upper reference)",
         stays="nothing",
         adapter=R16 | SHARED_HEAD,
-        settings=_rates(),
     ),
     Contender(
         key="head-only",
         title="Head only",
         group="core",
         method="head-only",
-        sent="head",
-        stays="nothing",
-        adapter={"rank": 0},
-        settings=tuple(
-            Setting(recipe={"lr_head": rate}, adapter=head)
-            for rate in HEAD_RATES
-            for head in (SHARED_HEAD, PRIVATE_BIAS)
-        ),
+        sent="head weights",
+        stays="private bias",
+        adapter={"rank": 0, **PRIVATE_BIAS},
+        settings=_rates("lr_head", HEAD_RATES),
     ),
     Contender(
         key="fedit-r8",
@@ -185,8 +173,8 @@ CONTENDERS: tuple[Contender, ...] = (
         method="med-duallora",
         paper="Zhang et al. 2023, arXiv:2305.05644 (FedIT)",
         is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
-        sent="A, B, head",
-        stays="private bias, if any",
+        sent="A, B, head weights",
+        stays="private bias",
         adapter=R8,
     ),
     Contender(
@@ -196,8 +184,8 @@ CONTENDERS: tuple[Contender, ...] = (
         method="med-duallora",
         paper="Zhang et al. 2023, arXiv:2305.05644 (FedIT)",
         is_written="y = W0 x + dW x; A = sum w_k A_k, B = sum w_k B_k",
-        sent="A, B, head",
-        stays="private bias, if any",
+        sent="A, B, head weights",
+        stays="private bias",
     ),
     Contender(
         key="med-duallora",
@@ -205,8 +193,8 @@ CONTENDERS: tuple[Contender, ...] = (
         group="core",
         method="med-duallora",
         paper="arXiv:2603.10967",
-        sent="A_g, B_g, head",
-        stays="A_l, B_l, private bias, if any",
+        sent="A_g, B_g, head weights",
+        stays="A_l, B_l, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
     ),
@@ -217,15 +205,23 @@ CONTENDERS: tuple[Contender, ...] = (
         method="med-duallora",
         paper="arXiv:2603.10967; momentum: Hsu et al. 2019, arXiv:1909.06335",
         is_written="Med-DualLoRA; m = beta m + sum w_k delta_k, global + m; loss + (c / n_k) / 2 sum || dW_l ||^2; private bias",
-        sent="A_g, B_g, head without bias",
+        sent="A_g, B_g, head weights",
         stays="A_l, B_l, private bias",
-        recipe=TWO_PARTS | {"lr_global": RATES[-1], "lr_local": RATES[-1], "server_optimiser": "momentum"},
-        adapter=R8 | PRIVATE_BIAS,
-        settings=tuple(
-            Setting(recipe={"server_beta1": beta, "shrinkage_patients": patients})
-            for beta in (0.5, 0.7)
-            for patients in (0.1, 1.0)
-        ),
+        recipe=TWO_PARTS | MOMENTUM | {"shrinkage_patients": 0.1},
+        adapter=R8,
+        settings=_with("server_beta1", (0.5, 0.7)),
+    ),
+    Contender(
+        key="fedit-r16-momentum",
+        title="FedIT, r 16, server momentum",
+        group="core",
+        method="med-duallora",
+        paper="Zhang et al. 2023, arXiv:2305.05644 (FedIT); momentum: Hsu et al. 2019, arXiv:1909.06335",
+        is_written="as FedIT, m = beta m + sum w_k delta_k, global + m: our recipe without its local part",
+        sent="A, B, head weights",
+        stays="private bias",
+        recipe=ONE_PART | MOMENTUM,
+        settings=_with("server_beta1", (0.5, 0.7)),
     ),
     Contender(
         key="fedprox",
@@ -233,51 +229,50 @@ CONTENDERS: tuple[Contender, ...] = (
         method="med-duallora",
         paper="Li et al. 2020, arXiv:1812.06127 (FedProx), on FedIT",
         is_written="as FedIT, + mu/2 || w - w_received ||^2 at the sites",
-        sent="A, B, head",
+        sent="A, B, head weights",
         stays="private bias",
-        adapter=R16 | PRIVATE_BIAS,
         settings=_with("proximal", (1e-2, 1e-1)),
     ),
     Contender(
         key="ffa",
         title="FFA-LoRA, r 16",
         method="ffa-lora",
-        sent="B, head",
+        sent="B, head weights",
         stays="private bias",
     ),
     Contender(
         key="fedsa",
         title="FedSA-LoRA, r 16",
         method="fedsa-lora",
-        sent="A, head",
+        sent="A, head weights",
         stays="B, private bias",
     ),
     Contender(
         key="rolora",
         title="RoLoRA, r 16",
         method="rolora",
-        sent="B and A by turns, head",
+        sent="B and A by turns, head weights",
         stays="private bias",
     ),
     Contender(
         key="fedex",
         title="FedEx-LoRA, r 16 (exact)",
         method="fedex-lora",
-        sent="A, B, head",
+        sent="A, B, head weights",
         stays="private bias",
     ),
     Contender(
         key="flexlora",
         title="FlexLoRA, r 16 (stack, QR, SVD)",
         method="flex-lora",
-        sent="A, B, head",
+        sent="A, B, head weights",
         stays="private bias",
     ),
     Contender(
         key="feddpa",
         title="FedDPA, r 8 + 8",
         method="feddpa-lora",
-        sent="A_g, B_g, head",
+        sent="A_g, B_g, head weights",
         stays="A_l, B_l, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
@@ -286,7 +281,7 @@ CONTENDERS: tuple[Contender, ...] = (
         key="fdlora",
         title="FDLoRA, r 8 + 8",
         method="fdlora",
-        sent="A_g, B_g, head",
+        sent="A_g, B_g, head weights",
         stays="A_l, B_l, fusion weights, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
@@ -299,28 +294,24 @@ CONTENDERS: tuple[Contender, ...] = (
         stays="a personal A, B and head",
         recipe=TWO_PARTS,
         adapter=R8 | TWO_HEADS,
-        settings=_with("ditto_lambda", (0.01, 0.1)),
+        settings=_with("ditto_lambda", (0.1, 1.0)),
     ),
     Contender(
         key="full",
         title="Full fine-tuning, FedAvg",
         method="full",
-        sent="every weight of the network, head",
+        sent="every weight of the network, head weights",
         stays="private bias",
-        adapter={"rank": 0, "dense": ("",)},
-        settings=tuple(
-            Setting(recipe={"lr_global": rate}, adapter=head)
-            for rate in FULL_RATES
-            for head in (SHARED_HEAD, PRIVATE_BIAS)
-        ),
+        adapter={"rank": 0, "dense": ("",), **PRIVATE_BIAS},
+        settings=_rates("lr_global", FULL_RATES),
     ),
     Contender(
         key="med-duallora-all",
         title="Med-DualLoRA, all blocks",
         method="med-duallora",
         paper="arXiv:2603.10967",
-        sent="A_g, B_g, head",
-        stays="A_l, B_l, private bias, if any",
+        sent="A_g, B_g, head weights",
+        stays="A_l, B_l, private bias",
         recipe=TWO_PARTS,
         adapter=R8,
         every_block=True,

@@ -8,18 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from experiments.comparison.contenders import (
     CONTENDERS,
-    PRIVATE_BIAS,
     SHARED_HEAD,
     TWO_HEADS,
     Contender,
     Options,
-    find,
 )
 from shared.errors import InputError
 
 PLUS = "+"
 PLAIN = ("med-duallora", "fedit-r16")
-"""The methods that every switch is tried on where it applies."""
+"""The methods that a switch is tried on, unless it names others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +31,14 @@ class Switch:
     needs_local: bool = False
     picked_blocks: bool = False
     one_frame: bool = False
+    bases: tuple[str, ...] = PLAIN
+    """The methods that it is tried on where it applies."""
 
 
 FIRST_CONVOLUTION = ("enc_down_dict.sax.conv_blocks.0.patch_embed.conv.",)
 
 SWITCHES: Mapping[str, Switch] = {
     "shared-head": Switch(title="head shared, bias too", adapter=SHARED_HEAD),
-    "private-bias": Switch(title="private bias", adapter=PRIVATE_BIAS),
     "private-head": Switch(title="a private head beside the shared one", adapter=TWO_HEADS),
     "prior": Switch(title="logits adjusted by the site's prior", recipe={"logit_adjustment": True, "class_balanced": False}),
     "orthogonal": Switch(title="orthogonality penalty 1", recipe={"orthogonality": 1.0}, needs_local=True),
@@ -62,6 +61,8 @@ SWITCHES: Mapping[str, Switch] = {
         adapter={"frames": "stacked", "dense": FIRST_CONVOLUTION},
         one_frame=True,
     ),
+    "no-momentum": Switch(title="without server momentum", recipe={"server_optimiser": "sgd"}, bases=("ours",)),
+    "no-prior": Switch(title="without the prior", recipe={"shrinkage_patients": 0.0}, bases=("ours",)),
     "first": Switch(title="first convolution trained too", adapter={"dense": FIRST_CONVOLUTION}),
 }  # fmt: skip
 
@@ -93,14 +94,16 @@ def extend(contender: Contender, key: str) -> Contender:
 
 
 def _applies(contender: Contender, switch: Switch) -> bool:
-    return bool(contender.recipe.get("rank_local")) or not switch.needs_local
+    return contender.key in switch.bases and (bool(contender.recipe.get("rank_local")) or not switch.needs_local)
 
 
 def _extended() -> tuple[Contender, ...]:
-    found = []
-    for one in (find(key, CONTENDERS) for key in PLAIN):
-        found += [extend(one, f"{one.key}{PLUS}{name}") for name, switch in SWITCHES.items() if _applies(one, switch)]
-    return tuple(found)
+    return tuple(
+        extend(one, f"{one.key}{PLUS}{name}")
+        for one in CONTENDERS
+        for name, switch in SWITCHES.items()
+        if _applies(one, switch)
+    )
 
 
 EXTENDED = _extended()

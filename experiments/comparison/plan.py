@@ -12,10 +12,11 @@ from typing import Any
 from experiments.comparison import extensions
 from experiments.comparison.cells import Bench
 from experiments.comparison.contenders import CONTENDERS, Contender, Group, doubles
-from experiments.comparison.scenarios import SCENARIOS, SHIFTED, Phantom, Real
-from experiments.comparison.unseen import BASES, UNSEEN
+from experiments.comparison.scenarios import SCENARIOS, SHIFTED, TUNING_SEED, Phantom, Real, first_seed
+from experiments.comparison.unseen import BASES, EPOCHS, SHOTS, UNSEEN
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError
+from shared.recipe import Recipe
 from site_agent.data.cases import CASES
 
 CONFIG, ONE_FRAME = "config.json", "one-frame-backbone"
@@ -105,6 +106,9 @@ class Plan:
             "scenarios": {name: text for name, (text, _) in SCENARIOS.items()}
             if self.synthetic
             else {REAL: "real patients"},
+            "seeds": {"tuning": TUNING_SEED, **{name: first_seed(name) for name in SCENARIOS}}
+            if self.synthetic
+            else {},
             "runs": {"core": self.runs, "other": self.other_runs},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }
@@ -162,13 +166,24 @@ def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:
 
 
 def contenders_digest() -> str:
-    """SHA-256 of what the contenders are and what is tried of each: a changed one makes another comparison."""
-    return sha256_hex(canonical_json([_jsonable(one) for one in (*CONTENDERS, *doubles())]))
+    """SHA-256 of everything that decides what a cell is besides the plan and the code: contenders and what is tried of each,
+    switches, scenarios, the recipes' defaults, and how a left-out vendor is served."""
+    return sha256_hex(
+        canonical_json(
+            {
+                "contenders": [_jsonable(one) for one in everyone()],
+                "scenarios": {name: [text, asdict(config)] for name, (text, config) in SCENARIOS.items()},
+                "seeds": {"tuning": TUNING_SEED, **{name: first_seed(name) for name in SCENARIOS}},
+                "defaults": asdict(Recipe()),
+                "unseen": [list(BASES), list(SHOTS), EPOCHS],
+            }
+        )
+    )
 
 
 def _jsonable(one: Contender) -> dict[str, Any]:
-    values = asdict(one)
     return {
-        name: values[name]
-        for name in ("key", "method", "together", "recipe", "adapter", "every_block", "doubled", "settings")
+        name: value
+        for name, value in asdict(one).items()
+        if name not in ("title", "paper", "is_written", "sent", "stays")
     }

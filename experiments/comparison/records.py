@@ -35,7 +35,8 @@ class RoundRecord:
     number: int
     train_loss: float
     aggregation_error: float | None = None
-    """|| what the sites' mean product is - what the version has || / || the former ||; None if nothing is aggregated."""
+    """|| the sites' mean product - what the rule makes of it || / || the former ||, before a server optimiser; None if nothing is
+    aggregated."""
     factor_error: float | None = None
     """The same if the factors had been averaged: what a rule on products removes."""
     norm_ratio: dict[str, float] = field(default_factory=dict)

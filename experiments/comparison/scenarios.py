@@ -28,9 +28,16 @@ SCENARIOS: dict[str, tuple[str, PhantomConfig]] = {
 }
 """Name → what differs between sites, and the phantom: the demo's but for that. Fixed before the first comparison."""
 SHIFTED = "shifted"
-TUNING_SEED, FIRST_SEED = 902, 1000
+TUNING_SEED, FIRST_SEED, SEEDS_APART = 903, 1000, 1000
 TUNING_TEST_CASES, TEST_CASES = 400, 100
 TUNING_SHUFFLE = 1000
+
+
+def first_seed(scenario: str) -> int:
+    """Return the seed of a scenario's first run: no two scenarios share a cohort. Raises InputError for an unknown scenario."""
+    if scenario not in SCENARIOS:
+        raise InputError(f"no scenario is called '{scenario}'; there are: {', '.join(SCENARIOS)}")
+    return FIRST_SEED + SEEDS_APART * list(SCENARIOS).index(scenario)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +59,13 @@ class Phantom:
 
     def sites(self, scenario: str, run: int) -> Sites:
         """Return a run's fresh cohort: training and held-out cases of its own. Raises InputError for an unknown scenario."""
-        return self._made(scenario, FIRST_SEED + run, self.test_cases)
+        return self._made(scenario, first_seed(scenario) + run, self.test_cases)
 
     def tuning_sites(self) -> Sites:
         """Return the cohort that settings are chosen on, which no run of the comparison sees; many are held out."""
         return self._made(SHIFTED, TUNING_SEED, round(self.test_cases * TUNING_TEST_CASES / TEST_CASES))
 
     def _made(self, scenario: str, seed: int, test_cases: int) -> Sites:
-        if scenario not in SCENARIOS:
-            raise InputError(f"no scenario is called '{scenario}'; there are: {', '.join(SCENARIOS)}")
         place = self.folder / f"{scenario}-seed{seed}"
         with _lock(place):
             if not (place / "done").exists():

@@ -108,7 +108,7 @@ def _served(
 def _few(cohort: Cohort, count: int, seed: int) -> list[Case]:
     """Return so many training cases, alternating classes, drawn from the seed. Raises InputError if there are too few."""
     training = cohort.train(without_fold=VALIDATION_FOLD)
-    rng = np.random.default_rng([seed, count])
+    rng = np.random.default_rng(seed)  # more shots are the fewer ones and others
     by_label = [[training[i] for i in rng.permutation(len(training)) if training[i].label == label] for label in (0, 1)]
     paired = [case for pair in zip(*by_label, strict=False) for case in pair]
     if len(paired) < count:

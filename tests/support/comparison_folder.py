@@ -13,7 +13,7 @@ from experiments.comparison.plan import Plan
 from experiments.comparison.records import Cell, Prediction, RoundRecord
 
 SITES = ("Canon", "GE", "Philips", "Siemens")
-CORE = ("local-only", "centralised", "head-only", "fedit-r8", "fedit-r16", "med-duallora", "ours")
+CORE = tuple(one.key for one in CONTENDERS if one.group == "core")
 WITH_LOCAL_PART = ("med-duallora", "ours", "feddpa", "fdlora", "ditto")
 ROUNDS = 3
 

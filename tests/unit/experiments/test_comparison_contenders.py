@@ -56,7 +56,8 @@ def test_the_issue_s_methods_are_all_there_once():
     keys = [one.key for one in everyone()]
     assert len(keys) == len(set(keys))
     core = {one.key for one in CONTENDERS if one.group == "core"}
-    assert core == {"local-only", "centralised", "head-only", "fedit-r8", "fedit-r16", "med-duallora", "ours"}
+    asked_for = {"local-only", "centralised", "head-only", "fedit-r8", "fedit-r16", "med-duallora", "ours"}
+    assert core == asked_for | {"fedit-r16-momentum"}  # what our recipe is without its local part
     assert {one.method for one in CONTENDERS} == set(INSTALLED)
 
 
@@ -96,7 +97,7 @@ def test_switches_change_what_they_say_and_keep_the_rest():
     recipe = made.made_recipe(COMMON)
     assert (recipe.gate, recipe.name, recipe.lr_global) == (True, "fedex-lora", 0.5)
     assert made.choices({}, 2, 12).residual_rank == 12
-    with pytest.raises(InputError, match="no switch is called 'magic'; there are: shared-head, private-bias"):
+    with pytest.raises(InputError, match="no switch is called 'magic'; there are: shared-head, private-head"):
         extensions.extend(basis, "med-duallora+magic")
 
 
@@ -105,6 +106,28 @@ def test_what_is_about_the_local_part_is_not_tried_without_one():
     assert "med-duallora+orthogonal" in tried
     assert "fedit-r16+orthogonal" not in tried
     assert "fedit-r16+uniform" in tried
+
+
+def test_every_method_is_tried_at_the_same_learning_rates():
+    """A method whose number of its own takes half of the budget has the two in the middle."""
+    for one in CONTENDERS:
+        if one.key in ("head-only", "full"):
+            continue
+        rates = {one.with_setting(setting).made_recipe(COMMON).lr_global for setting in one.settings}
+        assert rates in (set(contenders.RATES), set(contenders.MIDDLE_RATES)), one.key
+
+
+def test_our_recipe_is_taken_apart_and_nothing_else_is():
+    taken = {one.key for one in extensions.EXTENDED if "+no-" in one.key}
+    assert taken == {"ours+no-momentum", "ours+no-prior"}
+    recipe = contenders.find("ours").made_recipe(COMMON)
+    without = contenders.find("ours+no-momentum", extensions.EXTENDED).made_recipe(COMMON)
+    assert (recipe.server_optimiser, without.server_optimiser) == ("momentum", "sgd")
+
+
+def test_two_passes_cannot_share_an_odd_number_of_epochs():
+    with pytest.raises(InputError, match="local_epochs must be even, got 3"):
+        contenders.find("ditto").made_recipe({"local_epochs": 3})
 
 
 def test_a_method_there_is_not_is_refused_with_those_there_are():

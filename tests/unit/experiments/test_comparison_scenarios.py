@@ -65,7 +65,9 @@ def test_settings_are_chosen_on_a_cohort_that_no_run_has(phantom):
     tuning = phantom.tuning_sites()
     assert tuning.seed == TUNING_SEED
     assert all(len(one.test()) == 8 for one in tuning.cohorts.values())
-    assert TUNING_SEED not in {scenarios.FIRST_SEED + run for run in range(100)}
+    seeds = [scenarios.first_seed(name) + run for name in SCENARIOS for run in range(100)]
+    assert len(seeds) == len(set(seeds))
+    assert TUNING_SEED not in seeds
 
 
 def test_the_scenarios_differ_in_what_they_say():
