@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.comparison import records, tuning
-from experiments.comparison.extensions import SWITCHES
-from experiments.comparison.plan import REAL, Plan, Planned, everyone
+from experiments.comparison.extensions import SWITCHES, everyone
+from experiments.comparison.plan import REAL, Plan, Planned
 from experiments.comparison.scenarios import SCENARIOS, SHIFTED
 from experiments.comparison.unseen import BASES, SHOTS, UNSEEN, key
 from experiments.training import quiet

@@ -12,6 +12,7 @@ from experiments.comparison.contenders import (
     TWO_HEADS,
     Contender,
     Options,
+    doubles,
 )
 from shared.errors import InputError
 
@@ -107,3 +108,8 @@ def _extended() -> tuple[Contender, ...]:
 
 
 EXTENDED = _extended()
+
+
+def everyone() -> tuple[Contender, ...]:
+    """All contenders in the order of tables: the core, the other methods, those with doubled passes, and the extensions."""
+    return (*CONTENDERS, *doubles(), *EXTENDED)

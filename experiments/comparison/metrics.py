@@ -9,7 +9,7 @@ What a run or a site cannot have (an AUC without normal cases) is NaN there, and
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal, get_args
@@ -166,9 +166,13 @@ def worst_site(figure: Figure) -> Figure:
     return lambda cases, weights: np.asarray(np.fmin.reduce(_each_site(figure, cases, weights), axis=0))
 
 
+def of_site(figure: Figure, site: str) -> Figure:
+    """Return the figure of one site alone."""
+    return lambda cases, weights: figure(part(cases, cases.sites == site), weights[:, cases.sites == site])
+
+
 def _each_site(figure: Figure, cases: Cases, weights: Array) -> Array:
-    here = [cases.sites == site for site in np.unique(cases.sites)]
-    return np.stack([figure(part(cases, one), weights[:, one]) for one in here])  # (sites, draws)
+    return np.stack([of_site(figure, site)(cases, weights) for site in np.unique(cases.sites)])  # (sites, draws)
 
 
 def mean(values: Array) -> Array:
@@ -207,32 +211,6 @@ FIGURES: Mapping[str, Figure] = {
     **{f"{name}_worst_site": worst_site(ALONE[name]) for name in SPREAD},
 }
 """Figures of a method: of all its cases, sites together; the mean over sites; the worst site of each run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """`n` cases of all runs together, `n_normal` of them normal, and figures by name, each the mean over `runs`."""
-
-    runs: int
-    n: int
-    n_normal: int
-    figures: Mapping[str, float]
-
-
-def summary(predictions: Sequence[Prediction], figures: Mapping[str, Figure] = FIGURES) -> Summary:
-    """Return the figures of one method."""
-    return Summary(
-        runs=len({one.run for one in predictions}),
-        n=len(predictions),
-        n_normal=sum(one.label == 0 for one in predictions),
-        figures={name: over_runs(predictions, figure) for name, figure in figures.items()},
-    )
-
-
-def by_site(predictions: Sequence[Prediction]) -> dict[str, Summary]:
-    """Return the figures of each site alone."""
-    sites = sorted({one.site for one in predictions})
-    return {site: summary([one for one in predictions if one.site == site], ALONE) for site in sites}
 
 
 def disease(cases: Cases) -> Array:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import extensions
 from experiments.comparison.cells import Bench
-from experiments.comparison.contenders import CONTENDERS, Contender, Group, doubles
+from experiments.comparison.contenders import Contender, Group
+from experiments.comparison.extensions import everyone
 from experiments.comparison.scenarios import SCENARIOS, SHIFTED, TUNING_SEED, Phantom, Real, first_seed
 from experiments.comparison.unseen import BASES, EPOCHS, SHOTS, UNSEEN
 from shared.canonical import canonical_json, sha256_hex, write_atomically
@@ -145,11 +145,6 @@ class Planned:
 
     def __str__(self) -> str:
         return f"{self.scenario}/{self.method}/{self.run}"
-
-
-def everyone() -> tuple[Contender, ...]:
-    """All contenders: the core, the other methods, those with doubled passes, and the extensions."""
-    return (*CONTENDERS, *doubles(), *extensions.EXTENDED)
 
 
 def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.comparison import metrics
-from experiments.comparison.metrics import Array, At, Cases, Figure
+from experiments.comparison.metrics import Array, At, Cases
 from experiments.comparison.records import Prediction
 from shared.errors import InputError
 
@@ -34,39 +34,14 @@ class Interval:
     sd: float
 
 
-def bootstrap(predictions: Sequence[Prediction], figure: Figure, *, draws: int = 2000, seed: int) -> Interval:
-    """Return the mean over runs of a figure with its percentile interval over resampled patients.
-
-    Within each run, site and label as many patients are drawn, with replacement, as there are. So every resample has the classes
-    of the cohort, and the interval says what other patients of these hospitals would have given to these very models: neither
-    other hospitals, nor training again, nor that a patient of several runs is one patient. A stratum of one case never varies.
-    The worst of several sites is lower in resamples than in the cohort, and a calibration error higher: their intervals lie off.
-    Source: Efron and Tibshirani 1993, chapter 13.
-    """
-    rng = np.random.default_rng(seed)
-    runs = metrics.cases_by_run(predictions).values()
-    resampled = np.stack([figure(cases, resample(cases, draws, rng)) for cases in runs])  # (runs, draws)
-    return _interval(metrics.over_runs(predictions, figure), metrics.mean(resampled))
-
-
-def paired_bootstrap(
-    first: Sequence[Prediction], second: Sequence[Prediction], figure: Figure, *, draws: int = 2000, seed: int
-) -> Interval:
-    """Return the mean over runs of first - second as `bootstrap` does, both methods on the same resampled patients.
-
-    Raises InputError naming the first case that only one of them has, or that they label differently.
-    """
-    rng = np.random.default_rng(seed)
-    points, resampled = [], []
-    for mine, theirs in paired_cases(first, second):
-        weights, once = resample(mine, draws, rng), np.ones((1, len(mine.labels)))
-        points.append(figure(mine, once) - figure(theirs, once))
-        resampled.append(figure(mine, weights) - figure(theirs, weights))
-    return _interval(float(metrics.mean(np.stack(points))[0]), metrics.mean(np.stack(resampled)))
-
-
 def resample(cases: Cases, draws: int, rng: np.random.Generator) -> Array:
-    """Return (draws, n): how often each case counts if each site's cases of each label are drawn with replacement."""
+    """Return (draws, n): how often each case counts if each site's cases of each label are drawn with replacement.
+
+    So every resample has the classes of the cohort, and an interval says what other patients of these hospitals would have given to
+    these very models: neither other hospitals, nor training again, nor that a patient of several runs is one patient. A stratum of
+    one case never varies. The worst of several sites is lower in resamples than in the cohort, and a calibration error higher:
+    their intervals lie off. Two methods are compared on the same weights. Source: Efron and Tibshirani 1993, chapter 13.
+    """
     if draws < 2:
         raise InputError(f"draws must be at least 2, got {draws}; an interval needs some 1000")
     weights = np.empty((draws, len(cases.labels)))
@@ -79,7 +54,10 @@ def resample(cases: Cases, draws: int, rng: np.random.Generator) -> Array:
 
 
 def paired_cases(first: Sequence[Prediction], second: Sequence[Prediction]) -> list[tuple[Cases, Cases]]:
-    """Return both methods' cases of each run in one order. Raises InputError as `paired_bootstrap` does."""
+    """Return both methods' cases of each run in one order.
+
+    Raises InputError naming the first case that only one of them has, or that they label differently.
+    """
     pairs = metrics.cases_by_run(first), metrics.cases_by_run(second)
     mine, theirs = ({(one.run, one.site, one.case): one.label for one in method} for method in (first, second))
     for run, site, case in sorted(mine.keys() ^ theirs.keys()):
@@ -90,9 +68,31 @@ def paired_cases(first: Sequence[Prediction], second: Sequence[Prediction]) -> l
     return [(pairs[0][run], pairs[1][run]) for run in pairs[0]]
 
 
-def _interval(value: float, resampled: Array) -> Interval:
-    low, high = np.percentile(resampled, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return Interval(value=value, low=float(low), high=float(high), sd=float(resampled.std(ddof=1)))
+def percentiles(points: Sequence[float], resampled: Sequence[Array]) -> Interval:
+    """Return the mean over runs of a figure or a difference, with its percentile interval.
+
+    `points`: each run's own; `resampled`: (draws,) of each run's resamples. Runs that cannot have the figure are NaN, and left out.
+    """
+    means = metrics.mean(np.stack(resampled))
+    low, high = np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    value = float(metrics.mean(np.array(points)))
+    return Interval(value=value, low=float(low), high=float(high), sd=float(means.std(ddof=1)))
+
+
+def student(differences: Sequence[float]) -> Interval | None:
+    """Return the mean over independent runs with mean +- t sd / sqrt(n), t of n - 1 degrees of freedom; None below two runs.
+
+    A run is a cohort, a training and a test set of its own, so the interval is of all three. `sd`: sd / sqrt(n).
+    Source: Student 1908 (Biometrika 6:1).
+    """
+    from scipy.stats import t
+
+    n = len(differences)
+    if n < 2:
+        return None
+    value, error = float(np.mean(differences)), float(np.std(differences, ddof=1) / n**0.5)
+    reach = error * float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return Interval(value=value, low=value - reach, high=value + reach, sd=error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def mcnemar(first: Sequence[Prediction], second: Sequence[Prediction], label: Li
     """Compare the calls on the cases with this label, all runs together: sensitivities with label 1, specificities with 0.
 
     p is binomial on the discordant cases, and 1 if there are none. It takes cases as independent: a patient who is in several
-    runs counts several times, and p is then too small. Raises InputError as `paired_bootstrap` does.
+    runs counts several times, and p is then too small. Raises InputError as `paired_cases` does.
     """
     from statsmodels.stats.contingency_tables import mcnemar as exact
 
@@ -126,22 +126,22 @@ def mcnemar(first: Sequence[Prediction], second: Sequence[Prediction], label: Li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeLong:
-    """Two AUCs on the same cases, the variances and covariance of their estimates, and the two-sided p that they are equal."""
+    """Two AUCs on the same cases, the variances of their estimates and of their difference, and the two-sided p that it is 0."""
 
     first: float
     second: float
     difference: float
     first_variance: float
     second_variance: float
-    covariance: float
+    variance: float
     z: float
     p: float
 
 
 def delong(first_margins: Array, second_margins: Array, labels: Array) -> DeLong:
-    """Compare two AUCs on the same cases of one run: z = (A1 - A2) / sqrt(V11 + V22 - 2 V12). Arrays: (n,).
+    """Compare two AUCs on the same cases of one run: z = (A1 - A2) / sqrt(V), V = V11 + V22 - 2 V12. Arrays: (n,).
 
-    If that variance is 0, equal AUCs have z = 0 and p = 1; unequal ones (one method separates the classes, the other is constant)
+    If V is 0, equal AUCs have z = 0 and p = 1; unequal ones (one method separates the classes, the other is constant)
     have NaN: the cases do not say how sure the difference is.
     Raises InputError if a class has fewer than two cases, a margin is not finite, or lengths differ.
     Source: DeLong et al. 1988 (Biometrics 44:837), computed by midranks as in Sun and Xu 2014 (IEEE SPL 21:1389).
@@ -159,20 +159,10 @@ def delong(first_margins: Array, second_margins: Array, labels: Array) -> DeLong
         difference=difference,
         first_variance=float(v[0, 0]),
         second_variance=float(v[1, 1]),
-        covariance=float(v[0, 1]),
+        variance=variance,
         z=z,
         p=float(2 * norm.sf(abs(z))),
     )
-
-
-def delong_interval(margins: Array, labels: Array) -> Interval:
-    """Return an AUC with A ± 1.96 sqrt(V), cut to [0, 1]; of no width if the classes are separated. Raises as `delong`."""
-    from scipy.stats import norm
-
-    v10, v01 = _placements(_checked([margins], labels), np.asarray(labels))
-    value, sd = float(v10.mean()), float(_covariance(v10, v01)[0, 0] ** 0.5)
-    reach = sd * float(norm.ppf((1 + CONFIDENCE) / 2))
-    return Interval(value=value, low=max(value - reach, 0.0), high=min(value + reach, 1.0), sd=sd)
 
 
 def _placements(margins: Array, labels: Array) -> tuple[Array, Array]:

@@ -26,12 +26,12 @@ def make(
     cases: int = 20,
     tuned: bool = True,
 ) -> Path:
-    """Write a folder with these cells: scenario, method, runs."""
+    """Write a folder with these cells: scenario, method, runs. Planned are three runs of the core, and two of the rest."""
     weights, prepared = out / "files" / "some.safetensors", out / "files" / "prepared"
     (prepared / "ge").mkdir(parents=True, exist_ok=True)
     weights.write_bytes(b"no network")
     (prepared / "ge" / "cases.csv").write_text("no cases")
-    Plan(out=out, weights=weights, data=None if synthetic else prepared).freeze()
+    Plan(out=out, weights=weights, data=None if synthetic else prepared, runs=3, other_runs=2).freeze()
     if tuned:
         (out / "tuned.json").write_text(json.dumps(choices()))
     for scenario, method, runs in cells:

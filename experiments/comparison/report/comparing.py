@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 
 from experiments.comparison import extensions, statistics
+from experiments.comparison.metrics import Cases
 from experiments.comparison.records import Prediction
 from experiments.comparison.report import primary, resampling
 from experiments.comparison.report.finished import Comparison, Result
 from experiments.comparison.report.resampling import DRAWN, MEAN, Draws
-from experiments.comparison.statistics import DIGITS, NO_VARIANCE, Interval, McNemar, Wilcoxon
+from experiments.comparison.statistics import DIGITS, NO_VARIANCE, DeLong, Interval, McNemar, Wilcoxon
 
 Kind = Literal["method", "switch"]
 TESTS = ("wilcoxon", "delong", "sensitivity", "specificity")
@@ -23,7 +24,7 @@ TESTS = ("wilcoxon", "delong", "sensitivity", "specificity")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Areas:
-    """Difference of two AUCs: DeLong's of each run, averaged over `runs`. p None if cases do not say how sure it is."""
+    """Difference of two AUCs: DeLong's of each site and run, averaged. p None if cases do not say how sure it is."""
 
     runs: int
     difference: Interval
@@ -116,21 +117,20 @@ def _case(one: Prediction) -> tuple[int, str, str]:
 
 
 def areas(first: Result, second: Result) -> Areas | None:
-    """Return the mean over runs of the AUCs' differences, with the variance that independent runs give it: sum V / runs^2.
+    """Return the mean over runs of the mean over sites of the AUCs' differences, with its variance sum V / (sites runs)^2.
 
-    V: DeLong's variance of the difference within a run, where all sites' cases are ranked together. Runs with fewer than two
-    cases of a class are left out; None if all are.
+    V: DeLong's variance of the difference at one site of one run, where that site's cases alone are ranked, since sites with
+    private parts have scores of their own. Sites with fewer than two cases of a class are left out of a run, runs without any
+    site too; None if all are.
     """
     from scipy.stats import norm
 
     found, variances = [], []
     for run in resampling.common_runs(first, second):
-        mine, theirs = first.cases[run], second.cases[run]
-        if min(np.sum(mine.labels == label) for label in (0, 1)) < 2:
-            continue
-        one = statistics.delong(mine.margins, theirs.margins, mine.labels)
-        found.append(one.difference)
-        variances.append(max(one.first_variance + one.second_variance - 2 * one.covariance, 0.0))
+        sites = list(_site_areas(first.cases[run], second.cases[run]))
+        if sites:
+            found.append(float(np.mean([one.difference for one in sites])))
+            variances.append(sum(one.variance for one in sites) / len(sites) ** 2)
     if not found:
         return None
     value, sd = float(np.mean(found)), math.sqrt(sum(variances)) / len(found)
@@ -140,3 +140,11 @@ def areas(first: Result, second: Result) -> Areas | None:
     else:
         p = 1.0 if abs(value) < 10**-DIGITS else None
     return Areas(runs=len(found), difference=Interval(value=value, low=value - reach, high=value + reach, sd=sd), p=p)
+
+
+def _site_areas(mine: Cases, theirs: Cases) -> Iterator[DeLong]:
+    for site in np.unique(mine.sites):
+        here = mine.sites == site
+        labels = mine.labels[here]
+        if min(np.sum(labels == label) for label in (0, 1)) >= 2:
+            yield statistics.delong(mine.margins[here], theirs.margins[here], labels)

@@ -32,8 +32,8 @@ def _pairs(
         caption=caption,
         columns=PAIR_COLUMNS,
         rows=rows,
-        note="Differences with 95 % intervals: paired bootstrap; of the AUC DeLong's, the mean of the runs' differences with "
-        f"variance sum V / runs². In brackets: p by Holm over all {count} exploratory p values. McNemar's test: how many cases the "
+        note="Differences with 95 % intervals: paired bootstrap; of the AUC DeLong's of each site and run, averaged. "
+        f"In brackets: p by Holm over all {count} exploratory p values. McNemar's test: how many cases the "
         "first alone and the second alone calls right at the validation thresholds, all runs together."
         + dependence(comparison),
         dependent=not comparison.synthetic,
@@ -50,8 +50,8 @@ PAIR_COLUMNS = (
     Column("least_p", "least possible", "p", "balanced accuracy, validation thresholds"),
     Column(HALF, "mean at 0.5", "signed"),
     Column(SPECIFICITY, "specificity", "signed"),
-    Column("auc", "difference", "signed", "AUC, pooled within runs"),
-    Column("delong", "p, DeLong", "p", "AUC, pooled within runs"),
+    Column("auc", "difference", "signed", "AUC, mean over sites"),
+    Column("delong", "p, DeLong", "p", "AUC, mean over sites"),
     Column("sensitivity_counts", "only one right", "text", "diseased cases"),
     Column("sensitivity", "p, McNemar", "p", "diseased cases"),
     Column("specificity_counts", "only one right", "text", "normal cases"),

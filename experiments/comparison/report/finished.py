@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import contenders, extensions, metrics, records
-from experiments.comparison.contenders import CONTENDERS, Contender
-from experiments.comparison.metrics import FIGURES, Cases
+from experiments.comparison import contenders, metrics, records
+from experiments.comparison.contenders import Contender, Group
+from experiments.comparison.extensions import everyone
+from experiments.comparison.metrics import FIGURES, Cases, Figure
 from experiments.comparison.records import Cell, Prediction
 from experiments.comparison.scenarios import SHIFTED
 from experiments.comparison.unseen import BASES, SHOTS, UNSEEN
@@ -19,7 +20,6 @@ from experiments.comparison.unseen import key as unseen_key
 from shared.errors import InputError
 
 CONFIG, TUNED, CELLS, PREDICTIONS = "config.json", "tuned.json", "cells", "predictions"
-
 CONTENT = ("weights", "data")
 """What of a plan is the digest of files."""
 MOST_NAMED = 6
@@ -46,10 +46,11 @@ class Result:
     @cached_property
     def figures(self) -> Mapping[str, Mapping[int, float]]:
         """Every figure of every run; NaN where a run cannot have it."""
-        return {
-            name: {run: float(figure(cases, np.ones((1, len(cases.labels))))[0]) for run, cases in self.cases.items()}
-            for name, figure in FIGURES.items()
-        }
+        return {name: self.of(figure) for name, figure in FIGURES.items()}
+
+    def of(self, figure: Figure) -> dict[int, float]:
+        """Return a figure of every run; NaN where a run cannot have it."""
+        return {run: float(figure(cases, np.ones((1, len(cases.labels))))[0]) for run, cases in self.cases.items()}
 
     @property
     def sites(self) -> list[str]:
@@ -87,6 +88,10 @@ class Comparison:
         plan: dict[str, Any] = self.config["plan"]
         return {name: value[:12] if name in CONTENT and value else value for name, value in plan.items()}
 
+    def planned_runs(self, group: Group) -> int:
+        """Return how many runs a method of this group was to have when the comparison was begun."""
+        return int(self.config["runs"]["core" if group == "core" else "other"])
+
     @property
     def home(self) -> str:
         """The scenario that all methods meet."""
@@ -106,11 +111,6 @@ class Comparison:
         for one in self.results.values():
             found.setdefault(one.method, []).append(one)
         return {one.key: found[one.key] for one in everyone() if one.key in found}
-
-
-def everyone() -> tuple[Contender, ...]:
-    """All contenders in the order that tables have them in."""
-    return (*CONTENDERS, *contenders.doubles(), *extensions.EXTENDED)
 
 
 def load(out: Path) -> Comparison:
@@ -140,12 +140,16 @@ def load(out: Path) -> Comparison:
 
 def _unseen(out: Path) -> tuple[Result, ...]:
     held = _cells(out / CELLS / UNSEEN)
-    known = (
+    return tuple(_result(out, UNSEEN, one, held[one.key]) for one in _served() if one.key in held)
+
+
+def _served() -> list[Contender]:
+    """Return what a left-out vendor is served: every base after every number of shots."""
+    return [
         replace(one, key=unseen_key(one.key, shots), title=f"{one.title}, {shots} shots")
         for one in map(contenders.find, BASES)
         for shots in SHOTS
-    )
-    return tuple(_result(out, UNSEEN, one, held[one.key]) for one in known if one.key in held)
+    ]
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -203,27 +207,31 @@ def write_predictions(out: Path, comparison: Comparison) -> None:
 
 
 def missing(comparison: Comparison) -> list[str]:
-    """Return what is not finished, in words. As many runs are expected of a method as any of the core, or of the rest, has."""
+    """Return what is not finished of the runs that were planned, in words."""
     lines = [line for scenario in comparison.scenarios for line in _missing(comparison, scenario)]
+    unseen = {one.method: one for one in comparison.unseen}
+    lines += _lacking(UNSEEN, _served(), unseen, comparison.planned_runs("extension"), "methods at vendors left out")
     return lines if comparison.tuned else [*lines, f"the choice of settings ({TUNED})"]
 
 
 def _missing(comparison: Comparison, scenario: str) -> Iterator[str]:
-    for what, core in (("core methods", True), ("other methods and extensions", False)):
-        if core or scenario == comparison.home:
-            alike = [one for one in everyone() if (one.group == "core") == core]
-            yield from (f"{scenario}: {text}" for text in _lacking(comparison, scenario, alike, what))
+    held, home = comparison.within(scenario, extended=True), scenario == comparison.home
+    core, others = ([one for one in everyone() if (one.group == "core") == wanted] for wanted in (True, False))
+    yield from _lacking(scenario, core, held, comparison.planned_runs("core"), "core methods")
+    if home:
+        runs = comparison.planned_runs("other")
+        yield from _lacking(scenario, others, held, runs, "other methods and extensions")
 
 
-def _lacking(comparison: Comparison, scenario: str, alike: Sequence[Contender], what: str) -> Iterator[str]:
-    keys = {one.key for one in alike}
-    most = max((1 + max(one.cells) for (_, key), one in comparison.results.items() if key in keys), default=1)
-    held = [(one.title, comparison.results.get((scenario, one.key))) for one in alike]
-    absent = [title for title, result in held if result is None]
-    if len(absent) > MOST_NAMED or len(absent) == len(alike):
-        yield f"{'all' if len(absent) == len(alike) else f'{len(absent)} of {len(alike)}'} {what}"
+def _lacking(
+    scenario: str, expected: Sequence[Contender], held: Mapping[str, Result], runs: int, what: str
+) -> Iterator[str]:
+    absent = [one.title for one in expected if one.key not in held] if runs else []
+    if len(absent) > MOST_NAMED or len(absent) == len(expected):
+        yield f"{scenario}: {'all' if len(absent) == len(expected) else f'{len(absent)} of {len(expected)}'} {what}"
     elif absent:
-        yield "; ".join(absent)
-    begun = [(title, len(result.cells)) for title, result in held if result is not None and len(result.cells) < most]
-    if begun:
-        yield f"runs of {'; '.join(f'{title} ({there} of {most} runs)' for title, there in begun)}"
+        yield f"{scenario}: {'; '.join(absent)}"
+    begun = [(one.title, len(held[one.key].cells)) for one in expected if one.key in held]
+    short = [f"{title} ({there} of {runs} runs)" for title, there in begun if there < runs]
+    if short:
+        yield f"{scenario}: runs of {'; '.join(short)}"

@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments.comparison import metrics, tuning
 from experiments.comparison.contenders import Contender
-from experiments.comparison.extensions import PLUS, SWITCHES
-from experiments.comparison.report.finished import Comparison, everyone
+from experiments.comparison.extensions import PLUS, SWITCHES, everyone
+from experiments.comparison.report.finished import Comparison
 from experiments.comparison.report.main_tables import KEY, METHOD, OVER_RUNS, RUNS, spread
 from experiments.comparison.report.tables import Column, Table, Value
 

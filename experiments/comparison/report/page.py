@@ -111,8 +111,9 @@ def _missing(comparison: Comparison) -> str:
 
 def _primary(of: Contents) -> str:
     intro = (
-        "<p>Fixed before the first comparison. One test a row: Wilcoxon's signed ranks over runs, two-sided. The interval beside "
-        "it is of resampled patients and of these very models; it knows nothing of training again.</p>"
+        "<p>Fixed before the first comparison. One test a row: Wilcoxon's signed ranks over runs, two-sided. Of the intervals "
+        "beside it one is over runs too; the other is of resampled patients and of these very models, and knows nothing of "
+        "training again.</p>"
     )
     return html.section("Primary family", intro, of.table("primary"), of.table("no-loss"))
 
@@ -121,6 +122,7 @@ def _scenarios(of: Contents) -> str:
     parts = []
     for scenario in of.comparison.scenarios:
         more = [
+            of.table(f"sites-{scenario}"),
             of.table(f"main-{scenario}-half"),
             of.table(f"main-{scenario}-ranking"),
             of.plot(f"reliability-{scenario}"),
@@ -128,7 +130,7 @@ def _scenarios(of: Contents) -> str:
         parts += [
             of.table(f"main-{scenario}-validation"),
             of.plot(f"sites-{scenario}"),
-            html.folded(f"{scenario}: threshold 0.5, ranking, calibration", more),
+            html.folded(f"{scenario}: site by site, threshold 0.5, ranking, calibration", more),
         ]
     return html.section("All methods, scenario by scenario", *parts)
 
@@ -177,7 +179,8 @@ def _reading(of: Contents) -> str:
     synthetic = of.comparison.synthetic
     source = (
         "Synthetic phantoms with invented vendor styles: differences between methods here may not be there on patients. All runs "
-        "share one backbone and the settings chosen once, so that p values are about new cohorts, not about new backbones."
+        "share one backbone and the settings chosen once. Wilcoxon's p values and intervals over runs are about new cohorts, "
+        "trained on again; DeLong's, McNemar's and the bootstrap's are about new patients of these very models."
         if synthetic
         else "Folds of one cohort share patients in training, and every shuffle tests all patients again. Intervals and p values "
         "take runs as independent, and are too narrow and too small."
@@ -187,8 +190,8 @@ def _reading(of: Contents) -> str:
         "Figures are computed within each run, and averaged over runs; runs are not pooled, since each has a model of its own.",
         f"Bootstrap: within each run, site and label as many patients are drawn as there are, B = {DRAWS:,}, the same for all "
         "methods. Intervals are percentiles. The worst of several sites is lower in resamples than in the cohort.",
-        "DeLong: the difference and its variance V within each run, all sites' cases ranked together; combined as the mean over R "
-        "runs with variance sum V / R².",
+        "DeLong: the difference and its variance V at each of S sites in each of R runs, that site's cases alone ranked; combined "
+        "as the mean over sites and runs with variance sum V / (S R)².",
         "McNemar: exact, per class, at the validation thresholds, all runs' cases together.",
         "Wilcoxon with n runs cannot give a p below 2 / 2^n, which is printed beside it.",
         f"Holm: over the {len(of.primary.tests)} primary tests, and apart from them over all exploratory p values together.",

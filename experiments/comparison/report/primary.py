@@ -2,8 +2,8 @@
 
 Our recipe against rank-matched FedIT and plain Med-DualLoRA, in three shifted scenarios, by mean and worst-site balanced accuracy
 at the validation thresholds: 12 tests, Wilcoxon's over runs, adjusted by Holm over the 12. Beside it, where sites differ in size
-alone, our recipe is to lose nothing: the lower bound of the mean's difference is to be above LOSS. On real patients there is one
-scenario and 4 tests, and runs are folds of one cohort: dependent, so that these p values describe and do not prove.
+alone, our recipe is to lose nothing: the lower bound of the mean's difference over runs is to be above LOSS. On real patients there
+is one scenario and 4 tests, and runs are folds of one cohort: dependent, so that these p values describe and do not prove.
 """
 
 import math
@@ -41,56 +41,61 @@ class PlannedTest:
 class Outcome:
     """A test and what came of it. `ours`, `theirs`: means over the `runs` that both have; None until there are any.
 
-    `wilcoxon` and `holm` are None below two runs. `tests`: the size of the whole family, which Holm's adjustment is over from the
-    start; tests that are not run yet count in it with p = 1.
+    `over_runs`: Student's, of whole runs; `patients`: resampled patients of these very models. `over_runs`, `wilcoxon` and `holm`
+    are None below two runs. Holm's adjustment is over the whole family from the start: tests not run yet count in it with p = 1.
     """
 
     planned: PlannedTest
     runs: int = 0
     ours: float | None = None
     theirs: float | None = None
-    difference: Interval | None = None
+    over_runs: Interval | None = None
+    patients: Interval | None = None
     wilcoxon: Wilcoxon | None = None
     holm: float | None = None
 
     @property
     def verdict(self) -> Verdict:
         """By Holm's p at ALPHA; a difference of 0 cannot have a small one."""
-        if self.difference is None:
+        if self.patients is None:
             return "not run yet"
         if self.holm is None:
             return "no test"
         if self.holm >= ALPHA:
             return "undecided"
-        return "ours better" if self.difference.value > 0 else "ours worse"
+        return "ours better" if self.patients.value > 0 else "ours worse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoLoss:
-    """Our recipe less a reference where sites differ in size alone. The criterion is the mean's; the worst site is shown too."""
+    """Our recipe less a reference where sites differ in size alone: the mean over sites by runs, which is the criterion, and by
+    patients, and the worst site by runs. None: not run yet, or too few runs."""
 
     reference: str
-    runs: int
-    mean: Interval | None
-    worst: Interval | None
+    runs: int = 0
+    mean: Interval | None = None
+    patients: Interval | None = None
+    worst: Interval | None = None
 
     @property
     def held(self) -> bool | None:
-        """Whether the lower bound of the mean is above LOSS; None until it is run."""
+        """Whether the lower bound of the mean over runs is above LOSS; None below two runs."""
         return None if self.mean is None else self.mean.low > LOSS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Primary:
-    """The family's results. `dependent`: whether runs are folds of one cohort, as on real patients; `no_loss` is empty then."""
+    """The family's results. `runs`: how many were planned. `dependent`: whether runs are folds of one cohort, as on real patients;
+    `no_loss` is empty then."""
 
     tests: tuple[Outcome, ...]
     no_loss: tuple[NoLoss, ...]
+    runs: int
     dependent: bool
 
     @property
     def complete(self) -> bool:
-        return all(one.difference is not None for one in self.tests) and all(one.mean for one in self.no_loss)
+        return all(one.runs >= self.runs for one in (*self.tests, *self.no_loss))
 
 
 def family(comparison: Comparison) -> Iterator[PlannedTest]:
@@ -108,6 +113,7 @@ def compute(comparison: Comparison, draws: Draws) -> Primary:
     return Primary(
         tests=tuple(replace(one, holm=p if one.wilcoxon else None) for one, p in zip(tests, adjusted, strict=True)),
         no_loss=tuple(_no_loss(comparison, draws, one) for one in REFERENCES) if comparison.synthetic else (),
+        runs=comparison.planned_runs("core"),
         dependent=not comparison.synthetic,
     )
 
@@ -124,7 +130,8 @@ def _test(comparison: Comparison, draws: Draws, planned: PlannedTest) -> Outcome
         runs=len(runs),
         ours=means[0],
         theirs=means[1],
-        difference=draws.difference(ours, theirs, planned.figure),
+        over_runs=statistics.student(differences(ours, theirs, planned.figure)),
+        patients=draws.difference(ours, theirs, planned.figure),
         wilcoxon=signed_ranks(ours, theirs, planned.figure),
     )
 
@@ -145,9 +152,15 @@ def differences(first: Result, second: Result, figure: str) -> list[float]:
 def _no_loss(comparison: Comparison, draws: Draws, reference: str) -> NoLoss:
     both = _pair(comparison.results, EQUAL, reference)
     if both is None:
-        return NoLoss(reference=reference, runs=0, mean=None, worst=None)
-    mean, worst = (draws.difference(*both, figure) for figure in FIGURES)
-    return NoLoss(reference=reference, runs=len(resampling.common_runs(*both)), mean=mean, worst=worst)
+        return NoLoss(reference=reference)
+    mean, worst = (statistics.student(differences(*both, figure)) for figure in FIGURES)
+    return NoLoss(
+        reference=reference,
+        runs=len(resampling.common_runs(*both)),
+        mean=mean,
+        patients=draws.difference(*both, FIGURES[0]),
+        worst=worst,
+    )
 
 
 def _pair(results: Mapping[tuple[str, str], Result], scenario: str, reference: str) -> tuple[Result, Result] | None:
@@ -166,10 +179,14 @@ def words(primary: Primary) -> list[str]:
     lines = []
     if pending:
         lines.append(f"Preliminary: {pending} of the {total} primary tests are not run yet.")
+    if short := sum(0 < one.runs < primary.runs for one in primary.tests):
+        lines.append(
+            f"Preliminary: {short} of the {total} primary tests have fewer than the {primary.runs} runs that were planned."
+        )
     if count["no test"]:
         lines.append(
             f"{count['no test']} of the {total} primary tests have one run, and a test over runs needs several: no p values there, "
-            "differences with their bootstrap intervals only."
+            "differences with intervals of their patients only."
         )
     if tested := total - pending - count["no test"]:
         lines.append(
@@ -198,8 +215,9 @@ def _name(planned: PlannedTest) -> str:
 
 def _no_loss_words(one: NoLoss) -> str:
     if one.mean is None:
-        return f"Where sites differ in size alone, our recipe against {one.reference} is not run yet."
+        few = "has one run, which gives no interval" if one.runs else "is not run yet"
+        return f"Where sites differ in size alone, our recipe against {one.reference} {few}."
     return (
         f"Where sites differ in size alone, our recipe {'loses nothing' if one.held else 'may lose'} against {one.reference}: "
-        f"{one.mean.value:+.3f}, lower bound {one.mean.low:+.3f} ({'above' if one.held else 'not above'} {LOSS})."
+        f"{one.mean.value:+.3f}, lower bound over runs {one.mean.low:+.3f} ({'above' if one.held else 'not above'} {LOSS})."
     )

@@ -1,17 +1,15 @@
 """Bootstrap of all methods at once: in a run all of them meet the same resampled patients, so any two can be subtracted.
 
-The numbers are those of `statistics.paired_bootstrap` and `statistics.bootstrap` with the same seed; drawing once for all methods
-makes an interval a subtraction, and hundreds of intervals a matter of seconds.
+Drawing once for all methods makes an interval a subtraction, and hundreds of intervals a matter of seconds.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from experiments.comparison import metrics, statistics
-from experiments.comparison.metrics import FIGURES, Array, Cases, Figure
+from experiments.comparison.metrics import FIGURES, Array, Figure
 from experiments.comparison.report.finished import Comparison, Result
 from experiments.comparison.statistics import Interval
 
@@ -35,13 +33,15 @@ class Draws:
     def interval(self, one: Result, figure: str) -> Interval:
         """Return the mean over all runs of a method's figure."""
         key, runs = (one.scenario, one.method, figure), list(one.cells)
-        return _interval([self.points[key][run] for run in runs], [self.resampled[key][run] for run in runs])
+        return statistics.percentiles(
+            [self.points[key][run] for run in runs], [self.resampled[key][run] for run in runs]
+        )
 
     def difference(self, first: Result, second: Result, figure: str) -> Interval:
         """Return the mean over the runs that both have of first - second. Both are of one scenario."""
         mine, theirs = ((one.scenario, one.method, figure) for one in (first, second))
         runs = common_runs(first, second)
-        return _interval(
+        return statistics.percentiles(
             [self.points[mine][run] - self.points[theirs][run] for run in runs],
             [self.resampled[mine][run] - self.resampled[theirs][run] for run in runs],
         )
@@ -77,15 +77,4 @@ def draw(comparison: Comparison, *, draws: int = DRAWS, seed: int = SEED) -> Dra
 def _figures(one: Result) -> Iterable[tuple[str, Figure]]:
     yield from ((name, FIGURES[name]) for name in DRAWN)
     if one.contender.group != "extension":
-        yield from ((at_site(site), partial(_of_site, site)) for site in one.sites)
-
-
-def _of_site(site: str, cases: Cases, weights: Array) -> Array:
-    here = cases.sites == site
-    return FIGURES[SITE](metrics.part(cases, here), weights[:, here])
-
-
-def _interval(points: Sequence[float], resampled: Sequence[Array]) -> Interval:
-    value, means = float(metrics.mean(np.array(points))), metrics.mean(np.stack(resampled))
-    low, high = np.percentile(means, [50 * (1 - statistics.CONFIDENCE), 50 * (1 + statistics.CONFIDENCE)])
-    return Interval(value=value, low=float(low), high=float(high), sd=float(means.std(ddof=1)))
+        yield from ((at_site(site), metrics.of_site(FIGURES[SITE], site)) for site in one.sites)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from experiments.comparison import metrics, records, statistics
@@ -19,6 +20,7 @@ from experiments.comparison.report import finished, plots, writing
 from experiments.comparison.report.resampling import DRAWS, SEED
 from shared.errors import InputError
 from tests.support import comparison_folder as made
+from tests.support.bootstrap import paired_bootstrap
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 OTHERS = ("fedex", "flexlora", "ditto", "med-duallora+gate", "med-duallora+exact", "fedit-r16+capped")
@@ -119,13 +121,15 @@ def test_inline_plots_follow_light_and_dark(page: Page) -> None:
     assert named <= set(re.findall(r"--([\w-]+):", page.text))
 
 
-def test_page_says_at_once_that_it_is_synthetic_and_what_was_found(page: Page) -> None:
+def test_page_says_at_once_that_it_is_synthetic_and_what_was_found(page: Page, whole: Path) -> None:
     head = page.said[: page.said.index("Primary family")]
     assert "SYNTHETIC DATA" in head
     assert "no patient was scanned" in head
     assert "11 methods and 3 variants with one switch each in 2 scenarios" in head
-    assert "Preliminary: 8 of the 12 primary tests are not run yet." in head
-    assert "loses nothing against fedit-r16" in head
+    said = summary(whole)["primary"]["words"]
+    assert "Preliminary: 8 of the 12 primary tests are not run yet." in said
+    assert any("lower bound over runs" in line for line in said)
+    assert all(line in head for line in said)
     assert "80 held-out cases a run" in head
     assert "480 held-out cases of all runs" in head
 
@@ -135,10 +139,12 @@ def test_page_says_what_is_missing(page: Page, whole: Path) -> None:
     missing = summary(whole)["missing"]
     assert "convention: all core methods" in missing
     assert any(re.fullmatch(r"shifted: \d+ of \d+ other methods and extensions", line) for line in missing)
+    assert "unseen: 8 of 12 methods at vendors left out" in missing
+    assert "unseen: runs of Med-DualLoRA, our recipe, 0 shots (1 of 2 runs)" in "\n".join(missing)
     assert not any("homogeneous" in line for line in missing)
 
 
-def test_runs_that_are_missing_are_counted_against_the_longest(tmp_path: Path) -> None:
+def test_runs_that_are_missing_are_counted_against_those_planned(tmp_path: Path) -> None:
     out = made.make(tmp_path, [("homogeneous", method, range(2)) for method in made.CORE[1:]])
     made.make(out, [("homogeneous", "ours", [2])])
     lines = finished.missing(finished.load(out))
@@ -160,7 +166,7 @@ def test_tables_have_headings_for_readers_that_cannot_see(page: Page) -> None:
 def test_every_table_is_written_three_times_and_has_a_place_in_the_summary(whole: Path) -> None:
     names = {path.stem for path in (whole / "tables").glob("*.csv")}
     assert {"primary", "no-loss", "cost", "methods", "tuning", "extensions", "exploratory-shifted", "unseen"} <= names
-    assert {"main-shifted-validation", "main-shifted-half", "main-shifted-ranking"} <= names
+    assert {"main-shifted-validation", "main-shifted-half", "main-shifted-ranking", "sites-shifted"} <= names
     for suffix in ("md", "tex"):
         assert {path.stem for path in (whole / "tables").glob(f"*.{suffix}")} == names
     assert summary(whole)["tables"].keys() == names
@@ -192,7 +198,7 @@ def test_predictions_of_every_case_are_in_one_csv_for_each_method_and_scenario(w
 @pytest.mark.parametrize("method", ["ours", "fedit-r16", "ditto"])
 def test_main_table_can_be_computed_again_from_the_predictions(whole: Path, method: str) -> None:
     predictions = records.read_predictions(whole / "predictions" / f"shifted-{method}.csv")
-    expected = metrics.summary(predictions).figures
+    expected = {name: metrics.over_runs(predictions, figure) for name, figure in FIGURES.items()}
     found: dict[str, str] = {}
     for name in ("validation", "half", "ranking"):
         found |= next(row for row in table(whole, f"main-shifted-{name}") if row["key"] == method)
@@ -226,6 +232,17 @@ def test_main_table_can_be_computed_again_without_any_of_our_code(whole: Path) -
     assert float(ranking["auc"]) == pytest.approx(np.mean(areas))
 
 
+def test_sites_table_can_be_computed_again_from_the_predictions(whole: Path) -> None:
+    predictions = records.read_predictions(whole / "predictions" / "shifted-ours.csv")
+    row = next(row for row in table(whole, "sites-shifted") if row["key"] == "ours")
+    for site in made.SITES:
+        here = [one for one in predictions if one.site == site]
+        for name in ("balanced_accuracy_validation", "sensitivity_validation", "specificity_validation", "auc"):
+            by_run = list(metrics.by_run(here, FIGURES[name]).values())
+            assert float(row[f"{site}_{name}"]) == pytest.approx(np.mean(by_run))
+            assert float(row[f"{site}_{name}_sd"]) == pytest.approx(np.std(by_run, ddof=1))
+
+
 def test_primary_table_can_be_computed_again_from_the_predictions(whole: Path) -> None:
     ours, theirs = (
         records.read_predictions(whole / "predictions" / f"shifted-{one}.csv") for one in ("ours", "med-duallora")
@@ -236,12 +253,15 @@ def test_primary_table_can_be_computed_again_from_the_predictions(whole: Path) -
         if (row["scenario"], row["reference"], row["sites"]) == ("shifted", "med-duallora", "worst")
     )
     figure = FIGURES["balanced_accuracy_validation_worst_site"]
-    expected = statistics.paired_bootstrap(ours, theirs, figure, draws=DRAWS, seed=SEED)
-    assert [float(row[f"difference{part}"]) for part in ("", "_low", "_high")] == pytest.approx(
+    expected = paired_bootstrap(ours, theirs, figure, draws=DRAWS, seed=SEED)
+    assert [float(row[f"patients{part}"]) for part in ("", "_low", "_high")] == pytest.approx(
         [expected.value, expected.low, expected.high]
     )
     mine, other = metrics.by_run(ours, figure), metrics.by_run(theirs, figure)
-    assert float(row["p"]) == pytest.approx(statistics.wilcoxon([mine[run] - other[run] for run in mine]).p)
+    differences = [mine[run] - other[run] for run in mine]
+    assert float(row["p"]) == pytest.approx(statistics.wilcoxon(differences).p)
+    whole_runs = ttest_rel(list(mine.values()), list(other.values())).confidence_interval()
+    assert [float(row[f"over_runs_{end}"]) for end in ("low", "high")] == pytest.approx(list(whole_runs))
 
 
 def test_exploratory_table_can_be_computed_again_from_the_predictions(whole: Path) -> None:
@@ -258,7 +278,7 @@ def test_exploratory_table_can_be_computed_again_from_the_predictions(whole: Pat
     assert row["runs"] == "2"
     assert row["specificity_counts"] == f"{found.only_first} : {found.only_second}"
     assert float(row["specificity"]) == pytest.approx(found.p)
-    held = [metrics.over_runs(one, FIGURES["auc"]) for one in (mine, theirs)]
+    held = [metrics.over_runs(one, FIGURES["auc_site_mean"]) for one in (mine, theirs)]
     assert float(row["auc"]) == pytest.approx(held[0] - held[1])
 
 
@@ -303,7 +323,7 @@ def test_summary_has_the_numbers_of_the_tables(whole: Path) -> None:
     assert len(tests) == 12
     assert [one["verdict"] for one in tests[4:]] == ["not run yet"] * 8
     rows = table(whole, "primary")
-    assert [float(row["difference"]) for row in rows[:4]] == [one["difference"]["value"] for one in tests[:4]]
+    assert [float(row["patients"]) for row in rows[:4]] == [one["patients"]["value"] for one in tests[:4]]
     assert found["synthetic"] is True
     assert found["primary"]["words"][0].startswith("Preliminary")
 
@@ -348,7 +368,7 @@ def test_no_normal_case_at_all_leaves_figures_empty(tmp_path: Path) -> None:
             records.write(out / "cells" / "shifted", made.cell("shifted", method, run), diseased)
     writing.write(out)
     assert table(out, "main-shifted-validation")[0]["specificity_validation"] == ""
-    assert summary(out)["primary"]["tests"][2]["difference"]["value"] is None
+    assert summary(out)["primary"]["tests"][2]["patients"]["value"] is None
 
 
 def test_on_real_patients_p_values_are_called_dependent_and_nothing_is_called_synthetic(tmp_path: Path) -> None:

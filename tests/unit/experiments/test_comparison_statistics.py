@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from experiments.comparison import metrics, statistics
 from experiments.comparison.records import Prediction
 from shared.errors import InputError
+from tests.support.bootstrap import bootstrap, paired_bootstrap
 
 SENSITIVITY = metrics.FIGURES["sensitivity_half"]
 ACCURACY = metrics.FIGURES["balanced_accuracy_half"]
@@ -48,7 +49,7 @@ def calls(right: int, n: int) -> list[float]:
 
 def test_standard_error_and_interval_of_a_share_are_binomial() -> None:
     """70 of 100 found: sqrt(0.7 * 0.3 / 100) = 0.0458; the binomial's 2.5 % and 97.5 % points are 61 and 79."""
-    found = statistics.bootstrap(predictions(calls(70, 100), [1] * 100), SENSITIVITY, draws=8000, seed=1)
+    found = bootstrap(predictions(calls(70, 100), [1] * 100), SENSITIVITY, draws=8000, seed=1)
     assert found.value == pytest.approx(0.7)
     assert found.sd == pytest.approx(math.sqrt(0.7 * 0.3 / 100), rel=0.04)
     assert (found.low, found.high) == pytest.approx((0.61, 0.79), abs=0.0101)
@@ -56,7 +57,7 @@ def test_standard_error_and_interval_of_a_share_are_binomial() -> None:
 
 def test_the_mean_of_four_runs_has_half_the_standard_error() -> None:
     made = [one for run in range(4) for one in predictions(calls(70, 100), [1] * 100, run=run)]
-    found = statistics.bootstrap(made, SENSITIVITY, draws=8000, seed=1)
+    found = bootstrap(made, SENSITIVITY, draws=8000, seed=1)
     assert found.sd == pytest.approx(math.sqrt(0.7 * 0.3 / 100) / 2, rel=0.04)
 
 
@@ -66,7 +67,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     covered = 0
     for cohort in range(300):
         made = predictions(calls(int(rng.binomial(100, 0.8)), 100), [1] * 100)
-        found = statistics.bootstrap(made, SENSITIVITY, draws=200, seed=cohort)
+        found = bootstrap(made, SENSITIVITY, draws=200, seed=cohort)
         covered += found.low <= 0.8 <= found.high
     assert 0.90 <= covered / 300 <= 0.98
 
@@ -78,7 +79,7 @@ def test_both_methods_are_judged_on_the_same_resampled_patients() -> None:
     """
     first = predictions(calls(75, 100), [1] * 100)
     second = predictions([1.0] * 60 + [-1.0] * 15 + [1.0] * 5 + [-1.0] * 20, [1] * 100)
-    found = statistics.paired_bootstrap(first, second, SENSITIVITY, draws=8000, seed=3)
+    found = paired_bootstrap(first, second, SENSITIVITY, draws=8000, seed=3)
     assert found.value == pytest.approx(0.10)
     assert found.sd == pytest.approx(math.sqrt(15 + 5 - 10**2 / 100) / 100, rel=0.04)
     assert (found.low, found.high) == pytest.approx((0.10 - 1.96 * 0.0436, 0.10 + 1.96 * 0.0436), abs=0.0101)
@@ -87,7 +88,7 @@ def test_both_methods_are_judged_on_the_same_resampled_patients() -> None:
 @pytest.mark.parametrize("name", list(metrics.FIGURES))
 def test_identical_methods_differ_by_nothing_at_all(name: str) -> None:
     same = method(4)
-    found = statistics.paired_bootstrap(same, same, metrics.FIGURES[name], draws=50, seed=0)
+    found = paired_bootstrap(same, same, metrics.FIGURES[name], draws=50, seed=0)
     assert (found.value, found.low, found.high, found.sd) == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -96,20 +97,20 @@ def test_identical_methods_differ_by_nothing_at_all(name: str) -> None:
 )
 def test_a_large_known_shift_is_seen_in_every_figure_it_moves(name: str) -> None:
     """AUC goes from Phi(2 / sqrt 2) = 0.921 to Phi(4 / sqrt 2) = 0.998, sensitivity from Phi(1) = 0.841 to Phi(3) = 0.999."""
-    found = statistics.paired_bootstrap(method(5, shift=2.0), method(6), metrics.FIGURES[name], draws=500, seed=0)
+    found = paired_bootstrap(method(5, shift=2.0), method(6), metrics.FIGURES[name], draws=500, seed=0)
     assert 0 < found.low < found.high
     assert found.low <= found.value <= found.high
-    back = statistics.paired_bootstrap(method(6), method(5, shift=2.0), metrics.FIGURES[name], draws=500, seed=0)
+    back = paired_bootstrap(method(6), method(5, shift=2.0), metrics.FIGURES[name], draws=500, seed=0)
     assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
 
 
 def test_the_seed_decides_and_the_order_of_predictions_does_not() -> None:
     first, second = method(7), method(8)
-    found = statistics.paired_bootstrap(first, second, metrics.auc, draws=100, seed=9)
-    assert statistics.paired_bootstrap(first[::-1], second, metrics.auc, draws=100, seed=9) == found
-    assert statistics.paired_bootstrap(first, second, metrics.auc, draws=100, seed=10) != found
-    alone = statistics.bootstrap(first, metrics.auc, draws=100, seed=9)
-    assert statistics.bootstrap(first[::-1], metrics.auc, draws=100, seed=9) == alone
+    found = paired_bootstrap(first, second, metrics.auc, draws=100, seed=9)
+    assert paired_bootstrap(first[::-1], second, metrics.auc, draws=100, seed=9) == found
+    assert paired_bootstrap(first, second, metrics.auc, draws=100, seed=10) != found
+    alone = bootstrap(first, metrics.auc, draws=100, seed=9)
+    assert bootstrap(first[::-1], metrics.auc, draws=100, seed=9) == alone
 
 
 def test_resamples_keep_the_number_of_each_sites_cases_of_each_label() -> None:
@@ -141,16 +142,16 @@ def test_every_draw_of_a_stratum_is_a_draw_of_its_cases_with_replacement() -> No
 
 
 def test_a_figure_that_cannot_be_has_no_interval() -> None:
-    found = statistics.bootstrap(predictions([1.0, 2.0], [1, 1]), metrics.auc, draws=10, seed=0)
+    found = bootstrap(predictions([1.0, 2.0], [1, 1]), metrics.auc, draws=10, seed=0)
     assert all(math.isnan(value) for value in (found.value, found.low, found.high, found.sd))
 
 
 def test_the_first_case_that_one_method_lacks_is_named() -> None:
     first, second = method(10), method(11)
     with pytest.raises(InputError, match="case '0003' of site 'a' in run 0 is missing from the second"):
-        statistics.paired_bootstrap(first, second[:3], ACCURACY, draws=10, seed=0)
+        paired_bootstrap(first, second[:3], ACCURACY, draws=10, seed=0)
     with pytest.raises(InputError, match="case '0059' of site 'c' in run 1 is missing from the first"):
-        statistics.paired_bootstrap(first[:-1], second, ACCURACY, draws=10, seed=0)
+        paired_bootstrap(first[:-1], second, ACCURACY, draws=10, seed=0)
 
 
 def test_methods_with_other_runs_are_refused() -> None:
@@ -162,12 +163,28 @@ def test_a_case_with_two_labels_is_named() -> None:
     first, second = method(10), method(11)
     second[61] = replace(second[61], label=0)
     with pytest.raises(InputError, match="case '0001' of site 'b' in run 0 has another label"):
-        statistics.paired_bootstrap(first, second, ACCURACY, draws=10, seed=0)
+        paired_bootstrap(first, second, ACCURACY, draws=10, seed=0)
 
 
 def test_one_draw_is_no_interval() -> None:
     with pytest.raises(InputError, match="at least 2, got 1"):
-        statistics.bootstrap(method(10), ACCURACY, draws=1, seed=0)
+        bootstrap(method(10), ACCURACY, draws=1, seed=0)
+
+
+# Student
+
+
+def test_student_interval_of_the_sleep_data() -> None:
+    """Student 1908, hours of sleep gained by one drug over the other; R's t.test prints t = 4.0621, 0.7001142 to 2.4598858."""
+    found = statistics.student([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=5e-8)
+    assert found.value / found.sd == pytest.approx(4.0621, abs=5e-5)
+
+
+def test_one_run_has_no_interval_over_runs() -> None:
+    assert statistics.student([0.1]) is None
+    assert statistics.student([]) is None
 
 
 # McNemar
@@ -241,32 +258,26 @@ def test_delong_of_the_papers_own_patients() -> None:
     ):
         found = statistics.delong(margins, score, outcome)
         assert found.difference == pytest.approx(difference, abs=5e-5)
-        assert math.sqrt(found.first_variance + found.second_variance - 2 * found.covariance) == pytest.approx(
-            se, abs=5e-5
-        )
+        assert math.sqrt(found.variance) == pytest.approx(se, abs=5e-5)
         assert found.z**2 == pytest.approx(square, abs=5e-5)
         assert found.p == pytest.approx(p, abs=5e-5)
 
 
-def test_delong_intervals_of_the_papers_own_patients() -> None:
-    """SAS prints area, standard error and Wald limits."""
+def test_delong_areas_of_the_papers_own_patients() -> None:
+    """SAS prints areas and their standard errors."""
     albumin, protein, score, outcome = ovarian()
-    for margins, *printed in (
-        (albumin, 0.7366, 0.0927, 0.5549, 0.9182),
-        (score, 0.7258, 0.1028, 0.5243, 0.9273),
-        (protein, 0.6478, 0.1000, 0.4518, 0.8439),
-    ):
-        found = statistics.delong_interval(margins, outcome)
-        assert [found.value, found.sd, found.low, found.high] == pytest.approx(printed, abs=5e-5)
+    for margins, area, se in ((albumin, 0.7366, 0.0927), (protein, 0.6478, 0.1000)):
+        found = statistics.delong(margins, score, outcome)
+        assert (found.first, math.sqrt(found.first_variance)) == pytest.approx((area, se), abs=5e-5)
+        assert (found.second, math.sqrt(found.second_variance)) == pytest.approx((0.7258, 0.1028), abs=5e-5)
 
 
-def test_delong_interval_of_ratings_with_many_ties() -> None:
-    """Hanley and McNeil 1982, table 1, in Stata's manual, [R] roctab: 0.8932, se 0.0307, 0.83295 to 0.95339."""
+def test_delong_area_of_ratings_with_many_ties() -> None:
+    """Hanley and McNeil 1982, table 1, in Stata's manual, [R] roctab: 0.8932, se 0.0307."""
     normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
     ratings = np.repeat(np.tile(np.arange(5.0), 2), normal + abnormal)
-    found = statistics.delong_interval(ratings, np.repeat([0, 1], [58, 51]))
-    assert (found.value, found.sd) == pytest.approx((0.8932, 0.0307), abs=5e-5)
-    assert (found.low, found.high) == pytest.approx((0.83295, 0.95339), abs=5e-6)
+    found = statistics.delong(ratings, ratings, np.repeat([0, 1], [58, 51]))
+    assert (found.first, math.sqrt(found.first_variance)) == pytest.approx((0.8932, 0.0307), abs=5e-5)
 
 
 def structural_components(margins: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,9 +311,8 @@ def test_delong_is_the_papers_sum_over_pairs(decimals: int) -> None:
         areas, v = structural_components(margins, labels)
         found = statistics.delong(margins[0], margins[1], labels)
         assert (found.first, found.second) == pytest.approx(tuple(areas))
-        assert (found.first_variance, found.second_variance, found.covariance) == pytest.approx(
-            (v[0, 0], v[1, 1], v[0, 1])
-        )
+        assert (found.first_variance, found.second_variance) == pytest.approx((v[0, 0], v[1, 1]))
+        assert found.variance == pytest.approx(v[0, 0] + v[1, 1] - 2 * v[0, 1])
         assert found.first == pytest.approx(roc_auc_score(labels, margins[0]))
         z = (areas[0] - areas[1]) / math.sqrt(v[0, 0] + v[1, 1] - 2 * v[0, 1])
         assert found.p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
@@ -339,11 +349,10 @@ def test_delong_of_identical_methods_has_p_one() -> None:
         assert (found.difference, found.z, found.p) == (0.0, 0.0, 1.0)
 
 
-def test_delong_of_two_perfect_methods_has_p_one_and_intervals_without_width() -> None:
+def test_delong_of_two_perfect_methods_has_p_one_and_no_variance() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     found = statistics.delong(labels * 2.0, labels + np.arange(5) / 10, labels)
-    assert (found.first, found.second, found.p) == (1.0, 1.0, 1.0)
-    assert statistics.delong_interval(labels * 2.0, labels) == statistics.Interval(value=1.0, low=1.0, high=1.0, sd=0.0)
+    assert (found.first, found.second, found.variance, found.p) == (1.0, 1.0, 0.0, 1.0)
 
 
 def test_delong_says_nothing_of_different_areas_without_variance() -> None:
@@ -360,16 +369,9 @@ def test_delong_says_nothing_of_different_areas_without_variance() -> None:
         assert math.isnan(found.p)
 
 
-def test_delong_interval_ends_at_one() -> None:
-    """AUC 8/9; one of three diseased is below one of three normal: V = 2 (1/27) / 3 = 0.0247, and 8/9 + 1.96 sqrt(V) = 1.197."""
-    found = statistics.delong_interval(np.array([0.0, 1.0, 3.0, 2.0, 4.0, 5.0]), np.array([0, 0, 0, 1, 1, 1]))
-    assert (found.value, found.sd, found.high) == pytest.approx((8 / 9, math.sqrt(2 / 81), 1.0))
-    assert found.low == pytest.approx(8 / 9 - 1.96 * math.sqrt(2 / 81), abs=1e-4)
-
-
 def test_delong_refuses_what_has_no_variance_and_names_a_margin_that_is_no_number() -> None:
     with pytest.raises(InputError, match="two normal and two diseased"):
-        statistics.delong_interval(np.arange(4.0), np.array([0, 0, 0, 1]))
+        statistics.delong(np.arange(4.0), np.arange(4.0), np.array([0, 0, 0, 1]))
     with pytest.raises(InputError, match=r"margin 2 .* is nan"):
         statistics.delong(np.arange(4.0), np.array([0.0, 1.0, math.nan, 2.0]), np.array([0, 0, 1, 1]))
     with pytest.raises(InputError, match="shapes"):
