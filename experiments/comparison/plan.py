@@ -12,7 +12,15 @@ from typing import Any
 from experiments.comparison.cells import Bench
 from experiments.comparison.contenders import Contender, Group
 from experiments.comparison.extensions import everyone
-from experiments.comparison.scenarios import SCENARIOS, SHIFTED, TUNING_SEED, Phantom, Real, first_seed
+from experiments.comparison.scenarios import (
+    FIRST_SEED,
+    SCENARIOS,
+    SHIFTED,
+    TUNING_SEED,
+    Phantom,
+    Real,
+    first_seed,
+)
 from experiments.comparison.unseen import BASES, EPOCHS, SHOTS, UNSEEN
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError
@@ -108,7 +116,7 @@ class Plan:
             else {REAL: "real patients"},
             "seeds": {"tuning": TUNING_SEED, **{name: first_seed(name) for name in SCENARIOS}}
             if self.synthetic
-            else {},
+            else {REAL: FIRST_SEED},
             "runs": {"core": self.runs, "other": self.other_runs},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         }

@@ -69,6 +69,18 @@ def _best(rows: list[dict[str, float]]) -> int:
     return merits.index(max(merits))
 
 
+def edge(one: Contender, number: int) -> str:
+    """Return whether a setting's learning rate is the highest or the lowest that was tried; nothing if there were fewer than three.
+
+    A better one may lie beyond.
+    """
+    for name, value in one.settings[number].recipe.items():
+        tried = sorted({setting.recipe[name] for setting in one.settings})
+        if len(tried) > 2 and value in (tried[0], tried[-1]):
+            return "the highest tried" if value == tried[-1] else "the lowest tried"
+    return ""
+
+
 def tuned(out: Path, key: str) -> Contender:
     """Return a contender with the setting that was chosen for it, or for the one that it is derived from."""
     chosen = choose(out)

@@ -61,7 +61,7 @@ def _chosen(comparison: Comparison, key: str) -> str | None:
 
 def tuning_table(comparison: Comparison) -> Table:
     """Return all settings that were tried."""
-    titles = {one.key: one.title for one in everyone()}
+    known = {one.key: one for one in everyone()}
     return Table(
         name="tuning",
         caption="Settings tried on the tuning cohort, the same number for every method at most",
@@ -76,18 +76,24 @@ def tuning_table(comparison: Comparison) -> Table:
         rows=[
             {
                 "key": key,
-                "method": titles.get(key, key),
+                "method": known[key].title if key in known else key,
                 **{name: value for name, value in setting.items() if name == "what" or name in tuning.FIGURES_USED},
                 "merit": float(np.mean([setting[name] for name in tuning.FIGURES_USED])),
-                "chosen": "yes" if number == held["chosen"] else None,
+                "chosen": _choice(known.get(key), number) if number == held["chosen"] else None,
             }
             for key, held in comparison.tuned.items()
             for number, setting in enumerate(held["settings"])
         ],
-        note="One cell a setting, on a cohort that no run sees."
+        note="One cell a setting, on a cohort that no run sees. Edge: the rate is the highest or the lowest that was tried, and a "
+        "better one may lie beyond. Before that our recipe alone had pilots, on other cohorts; docs/comparison.md says how many."
         if comparison.synthetic
         else "One cell a setting, on the held-out fold of a further shuffle: its patients are held out in other folds too.",
     )
+
+
+def _choice(one: Contender | None, number: int) -> str:
+    found = tuning.edge(one, number) if one else ""
+    return f"yes; edge: {found}" if found else "yes"
 
 
 TUNED_BY = {

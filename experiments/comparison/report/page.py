@@ -11,7 +11,6 @@ from experiments.comparison.report.plots import Plot
 from experiments.comparison.report.primary import Primary
 from experiments.comparison.report.resampling import DRAWS, SEED
 from experiments.comparison.report.tables import Table
-from experiments.comparison.scenarios import FIRST_SEED
 
 STYLE = Path(__file__).with_name("report.css")
 SYNTHETIC = "SYNTHETIC DATA"
@@ -212,7 +211,9 @@ def _setting(of: Contents) -> str:
         ),
         "contenders": f"SHA-256 {config['contenders_sha256']}",
         "versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
-        "seeds": f"{FIRST_SEED} + run for everything drawn in it; bootstrap {SEED}",
+        "seeds": "; ".join(
+            [*(f"{name} {seed}" for name, seed in config["seeds"].items()), f"plus run; bootstrap {SEED}"]
+        ),
         "files": "predictions/*.csv, tables/*.md, *.tex and *.csv, plots/*.svg and *.png, summary.json",
     }
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())

@@ -302,7 +302,7 @@ def test_cost_table_divides_what_all_sites_sent_by_sites_and_rounds(whole: Path)
 
 def test_tuning_table_shows_what_was_tried_and_which_was_chosen(whole: Path) -> None:
     rows = [row for row in table(whole, "tuning") if row["key"] == "ours"]
-    assert [row["chosen"] for row in rows] == ["", "yes", "", ""]
+    assert [row["chosen"] for row in rows] == ["", "yes", "", ""]  # the second of four rates
     assert len({row["what"] for row in rows}) == 4
     chosen = next(row["what"] for row in rows if row["chosen"])
     assert next(row for row in table(whole, "methods") if row["key"] == "ours")["setting"] == chosen
