@@ -12,13 +12,15 @@ from shared.errors import InputError
 if TYPE_CHECKING:
     from experiments.comparison.contenders import Group
     from experiments.comparison.plan import Plan
+    from experiments.comparison.tasks import Task
 
 HELP = """Compare federated fine-tuning methods: on the SYNTHETIC phantom, or on prepared real cohorts with --data.
 
 Tunes every method (same budget), runs all cells that are missing, and writes tables, plots and report.html.
 
 Example: python -m experiments.comparison run --out runs/comparison --jobs 2
-On a cluster: python -m experiments.comparison list, then a job for each line: python -m experiments.comparison run --cell LINE
+On a cluster: `run --list` prints the cells that can run now, `run --cell LINE` runs one of them. Two times: the first cells choose
+settings, and the others are there when those have ended.
 
 Exit codes: 0 done, 1 a cell failed, 3 wrong input."""
 
@@ -53,26 +55,33 @@ def run(
     only: Only = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a thread each.")] = 2,
     cell: Annotated[str | None, typer.Option(help="Run this one cell alone, such as shifted/fedit-r16/3.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Print the cells that can run now, and run none.")] = False,
 ) -> None:
     """Run what is missing, then write the report.
 
     Example: python -m experiments.comparison run --scale 0.1 --runs 2 --other-runs 1 --rounds 2 --out runs/trial
     """
-    from experiments.comparison import engine, plan, tuning
+    from experiments.comparison import engine, tasks, tuning
 
     whole = _plan(out, data, weights, size, runs, other_runs, rounds, scale, test_cases)
+    whole.check()
     whole.freeze()
-    failed = engine.run(whole, engine.tuning_tasks(whole), jobs) if not (out / tuning.CHOSEN).exists() else []
+    groups = _groups(only)
+    if cell is not None:
+        one = tasks.parsed(whole, cell)
+        engine.make_backbone(whole, [one])
+        print(engine.run_one(whole, one))
+        return
+    settings = [] if (out / tuning.CHOSEN).exists() else [one for one in tasks.of_tuning(whole) if not one.done]
+    wanted = [one for one in tasks.of_comparison(whole, groups) if not one.done]
+    if listing:
+        for one in settings or wanted:
+            print(one.planned)
+        return
+    _announce(whole, settings, wanted, jobs)
+    failed = engine.run(whole, settings, jobs)
     if not failed:
         tuning.choose(out)
-        if cell is not None:
-            planned = plan.Planned.parse(cell)
-            engine.check_method(whole, planned)
-            task = engine.tasks(whole, [planned])[0]
-            engine.make_backbone(whole, [task])
-            print(engine.run_one(whole, task))
-            return
-        wanted = engine.tasks(whole, plan.cells(whole, _groups(only)))
         engine.make_backbone(whole, wanted)
         failed = engine.run(whole, wanted, jobs)
     for line in failed:
@@ -82,23 +91,21 @@ def run(
     report(out)
 
 
-@app.command(name="list")
-def listing(
-    out: Out = DEFAULT_OUT,
-    data: Data = None,
-    weights: Weights = None,
-    size: WeightsSize = "",
-    runs: Runs = 10,
-    other_runs: OtherRuns = 5,
-    only: Only = None,
-) -> None:
-    """Print the cells that are not finished, a line each, for a scheduler. Settings must be tuned first: `run` does it."""
-    from experiments.comparison import engine, plan
+def _announce(whole: "Plan", settings: list["Task"], wanted: list["Task"], jobs: int) -> None:
+    """Say how much there is to do before it begins."""
+    from experiments.comparison import engine, tasks
 
-    whole = _plan(out, data, weights, size, runs, other_runs, 8, 1.0, 100)
-    for task in engine.tasks(whole, plan.cells(whole, _groups(only))):
-        if not task.done:
-            print(task.planned)
+    if not settings and not wanted:
+        return
+    minutes = tasks.estimate_s(whole, [*settings, *wanted], jobs) / 60
+    if engine.needs_one_frame(whole, wanted):
+        minutes += engine.ONE_FRAME_MINUTES * whole.scale
+    known = "" if tasks.finished(whole) else ", by what cells of phantoms took elsewhere"
+    print(
+        f"{len(settings)} cells to choose settings by and {len(wanted)} of the comparison, {jobs} at a time: about "
+        f"{minutes / 60:.1f} hours{known}. Stopped, the same command goes on.",
+        flush=True,
+    )
 
 
 @app.command()

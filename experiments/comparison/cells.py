@@ -81,6 +81,7 @@ def run(bench: Bench, contender: Contender, sites: Sites, scenario: str, number:
         bytes_down=sum(bytes_down(one) for one in federations) if contender.together == "federated" else 0,
         digest=federations[0].last.version.digest if contender.together == "federated" else "",
         rounds=_records(federations),
+        blocks=federations[0].initial.manifest.metadata.blocks,
     )
     return cell, predictions
 

@@ -94,6 +94,11 @@ class Plan:
         values["data"] = _content(self.data, f"*/{CASES}") if self.data else None
         return values
 
+    def check(self) -> None:
+        """Read real cohorts' images once, before the plan is frozen. Raises InputError if a patient is in twice."""
+        if isinstance(source := self.source, Real) and not (self.out / CONFIG).exists():
+            source.check()
+
     def freeze(self) -> None:
         """Write the plan into its folder, or see that the one that is there is the same. Raises InputError if it is not."""
         path = self.out / CONFIG
@@ -156,13 +161,19 @@ class Planned:
 
 
 def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:
-    """Yield the cells of these groups. On phantoms the core meets all scenarios, everybody else the shifted one."""
+    """Yield the cells of these groups. On phantoms the core meets all scenarios, everybody else the shifted one.
+
+    CineMA's network on real frames is siamese already, so that switch is not tried on it.
+    """
     for scenario in SCENARIOS if plan.synthetic else (REAL,):
         for run in range(max(plan.runs, plan.other_runs)):
             for one in everyone():
                 core = one.group == "core"
                 met = core or scenario in (SHIFTED, REAL)
-                if one.group in groups and met and run < (plan.runs if core else plan.other_runs):
+                nothing_new = (
+                    one.group == "extension" and one.adapter.get("frames") == plan.frames and not plan.synthetic
+                )
+                if one.group in groups and met and not nothing_new and run < (plan.runs if core else plan.other_runs):
                     yield Planned(scenario, run, one.key)
     if "extension" in groups:
         yield from (Planned(UNSEEN, run, base) for run in range(plan.other_runs) for base in BASES)

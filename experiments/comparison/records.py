@@ -62,6 +62,8 @@ class Cell:
     digest: str
     """Of the last global version; empty where there is none."""
     rounds: tuple[RoundRecord, ...]
+    blocks: tuple[int, ...] = ()
+    """Transformer blocks that were adapted; of several federations those of the first."""
 
 
 def write(folder: Path, cell: Cell, predictions: Iterable[Prediction]) -> None:
@@ -82,7 +84,7 @@ def read(path: Path) -> Cell:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rounds = tuple(RoundRecord(**one) for one in values.pop("rounds"))
-        return Cell(rounds=rounds, **values)
+        return Cell(rounds=rounds, blocks=tuple(values.pop("blocks", ())), **values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no finished cell ({error}); remove it, and run the same command again") from error
 

@@ -67,7 +67,7 @@ class Phantom:
 
     def _made(self, scenario: str, seed: int, test_cases: int) -> Sites:
         place = self.folder / f"{scenario}-seed{seed}"
-        with _lock(place):
+        with locked(place):
             if not (place / "done").exists():
                 self._make(place, scenario, seed, test_cases)
         return Sites({site: Cohort.load(place / "prepared" / site) for site in VENDORS}, seed)
@@ -92,19 +92,24 @@ class Real:
         """Return run number `run`: fold run % FOLDS of shuffle run // FOLDS held out, the next one for thresholds.
 
         Folds are of patients, and stratified by vendor and label: every vendor's cases are dealt out by label. Cases that their
-        data set calls test cases are dealt out with the rest. Raises InputError if two cases have the same images, or a
-        vendor has too few of a class.
+        data set calls test cases are dealt out with the rest. Raises InputError if a vendor has too few of a class.
         """
         del scenario
         shuffle, held_out = divmod(run, folds.FOLDS)
+        dealt = {vendor: _dealt(one, shuffle, held_out) for vendor, one in self._loaded().items()}
+        return Sites(dealt, FIRST_SEED + run, held_out)
+
+    def check(self) -> None:
+        """Read every image once. Raises InputError if there are no cohorts, or two cases have the same images."""
+        _check_distinct(self._loaded())
+
+    def _loaded(self) -> dict[str, Cohort]:
         vendors = sorted(path.parent.name for path in self.folder.glob(f"*/{CASES}"))
         if not vendors:
             raise InputError(
                 f"{self.folder} holds no prepared cohorts; run `site-agent prepare RAW --out {self.folder}`"
             )
-        loaded = {vendor: Cohort.load(self.folder / vendor) for vendor in vendors}
-        _check_distinct(loaded)
-        return Sites({v: _dealt(one, shuffle, held_out) for v, one in loaded.items()}, FIRST_SEED + run, held_out)
+        return {vendor: Cohort.load(self.folder / vendor) for vendor in vendors}
 
     def tuning_sites(self) -> Sites:
         """Return one fold of a further shuffle. Its patients are held out in other folds too, which the report says."""
@@ -142,8 +147,8 @@ def _check_distinct(loaded: Mapping[str, Cohort]) -> None:
 
 
 @contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    """One process at a time makes a cohort; the others wait for it."""
+def locked(place: Path) -> Iterator[None]:
+    """One process at a time makes what is to lie at a place; the others wait for it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f"{place.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -37,7 +37,14 @@ def candidates() -> Iterator[Contender]:
 def scores(out: Path) -> dict[str, list[dict[str, float]]]:
     """Return the figures of every setting by method. Raises InputError if a cell is missing."""
     found: dict[str, list[dict[str, float]]] = {}
-    for one in candidates():
+    wanted = list(candidates())
+    lacking = [one for one in wanted if not (out / FOLDER / f"{records.stem(one.key, 0)}.json").exists()]
+    if lacking:
+        raise InputError(
+            f"settings are not chosen yet: {len(lacking)} of {len(wanted)} cells of tuning are missing; give the command without "
+            "--cell, or run the cells that `run --list` prints"
+        )
+    for one in wanted:
         method = one.key.partition(MARK)[0]
         predictions = records.read_predictions(out / FOLDER / f"{records.stem(one.key, 0)}.csv")
         figures = {name: metrics.over_runs(predictions, FIGURES[name]) for name in FIGURES_USED}

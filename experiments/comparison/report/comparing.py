@@ -4,7 +4,8 @@ All p values of them together are one family for Holm; none of them was fixed in
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +37,7 @@ class Pair:
     """first - second in one scenario, on the runs that both have.
 
     `differences`: of the drawn figures, by name. `same`: whether all predictions are the same, as if a switch changes nothing.
+    `blocks`: which blocks were picked in how many runs, in words; nothing where none were.
     `holm`: adjusted p by test, of those that have one.
     """
 
@@ -45,6 +47,7 @@ class Pair:
     second: str
     runs: int
     same: bool
+    blocks: str
     differences: Mapping[str, Interval]
     wilcoxon: Wilcoxon | None
     areas: Areas | None
@@ -103,6 +106,7 @@ def _pair(kind: Kind, draws: Draws, first: Result, second: Result) -> Pair:
         second=second.method,
         runs=len(runs),
         same=sorted(mine, key=_case) == sorted(theirs, key=_case),
+        blocks=_picked(first, runs),
         differences={name: draws.difference(first, second, name) for name in DRAWN},
         wilcoxon=primary.signed_ranks(first, second, MEAN),
         areas=areas(first, second),
@@ -110,6 +114,13 @@ def _pair(kind: Kind, draws: Draws, first: Result, second: Result) -> Pair:
         specificity=statistics.mcnemar(mine, theirs, 0, "validation") if 0 in labels else None,
         holm={},
     )
+
+
+def _picked(one: Result, runs: Sequence[int]) -> str:
+    if not one.contender.picked_blocks:
+        return ""
+    counts = Counter(one.cells[run].blocks for run in runs).most_common()
+    return "; ".join(f"blocks {', '.join(map(str, blocks))} in {count} of {len(runs)} runs" for blocks, count in counts)
 
 
 def _case(one: Prediction) -> tuple[int, str, str]:

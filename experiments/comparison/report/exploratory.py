@@ -68,7 +68,7 @@ def _pair_row(one: Pair) -> Mapping[str, Value]:
         "auc": one.areas.difference if one.areas else None,
         "sensitivity_counts": _counts(one.sensitivity),
         "specificity_counts": _counts(one.specificity),
-        "remark": "the same predictions" if one.same else None,
+        "remark": "the same predictions" if one.same else one.blocks or None,
     }
 
 

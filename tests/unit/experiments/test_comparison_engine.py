@@ -7,12 +7,13 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from experiments.comparison import cells, contenders, engine, plan, records, tuning, unseen
+from experiments.comparison import cells, contenders, engine, plan, records, tasks, tuning, unseen
 from experiments.comparison.__main__ import app
 from experiments.comparison.plan import Plan, Planned
 from experiments.training.phantom import WEIGHTS
 from shared.errors import InputError
 from site_agent.data.phantom import VENDORS
+from tests.support.dying_task import DyingTask
 
 METHODS = ("fedit-r8", "med-duallora")
 FIGURES = {"auc_site_mean": 0.8, "balanced_accuracy_validation_site_mean": 0.7}
@@ -37,7 +38,7 @@ def trial(tmp_path_factory):
 
 
 def wanted(trial):
-    return engine.tasks(trial, [Planned("shifted", run, method) for run in (0, 1) for method in METHODS])
+    return [tasks.placed(trial, Planned("shifted", run, method)) for run in (0, 1) for method in METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,14 @@ def test_every_cell_leaves_its_record_and_a_prediction_of_each_held_out_case(fin
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished, capsys):
-    tasks = wanted(finished)
-    lost = tasks[1]
-    before = {task.record: task.record.stat().st_mtime_ns for task in tasks}
+    every = wanted(finished)
+    lost = every[1]
+    before = {task.record: task.record.stat().st_mtime_ns for task in every}
     gone = lost.record.with_suffix(".csv").read_bytes()
     lost.record.unlink()
-    assert engine.run(finished, tasks, jobs=2) == []
-    assert "1 of 4 cells to run" in capsys.readouterr().out
-    after = {task.record: task.record.stat().st_mtime_ns for task in tasks}
+    assert engine.run(finished, every, jobs=2) == []
+    assert capsys.readouterr().out.startswith("[1/1, 0 min left] shifted/med-duallora/0  AUC, balanced accuracy")
+    after = {task.record: task.record.stat().st_mtime_ns for task in every}
     assert [record for record in before if before[record] != after[record]] == [lost.record]
     assert lost.record.with_suffix(".csv").read_bytes() == gone
 
@@ -120,22 +121,25 @@ def test_a_cell_that_cannot_be_read_is_refused(text):
 
 
 def test_a_cell_that_is_none_of_the_comparison_s_is_refused_with_what_there_is(trial):
-    with pytest.raises(InputError, match="no scenario is called 'snow'"):
-        engine.check_method(trial, Planned("snow", 0, "ours"))
-    with pytest.raises(InputError, match="no method is called 'fedsgd'"):
-        engine.check_method(trial, Planned("shifted", 0, "fedsgd"))
-    engine.check_method(trial, Planned("unseen", 0, "ours"))
+    with pytest.raises(InputError, match="no scenario is called 'snow'; there are: tuning, homogeneous, shifted"):
+        tasks.parsed(trial, "snow/ours/0")
+    with pytest.raises(InputError, match="no method of shifted is called 'fedsgd'"):
+        tasks.parsed(trial, "shifted/fedsgd/0")
+    assert str(tasks.parsed(trial, "unseen/ours/0").planned) == "unseen/ours/0"
+    assert tasks.parsed(trial, "tuning/fedit-r16~2/0").tuning
 
 
 def test_a_cell_that_fails_is_said_and_holds_nobody_up(trial, tmp_path):
     broken = dataclasses.replace(trial, out=tmp_path)
     broken.freeze()
     (tmp_path / tuning.CHOSEN).write_text((trial.out / tuning.CHOSEN).read_text())
-    tasks = engine.tasks(broken, [Planned("snow", 0, "fedit-r8"), Planned("shifted", 0, "fedit-r8")])
-    failed = engine.run(broken, tasks, jobs=1)
-    assert failed == [f"snow/fedit-r8/0: {failed[0].partition(': ')[2]}"]
-    assert "no scenario is called 'snow'" in failed[0]
-    assert tasks[1].done
+    unknown, good = (tasks.placed(broken, Planned(scenario, 0, "fedit-r8")) for scenario in ("snow", "shifted"))
+    dying = DyingTask(good.planned, tmp_path / "nowhere")
+    failed = engine.run(broken, [unknown, dying, good], jobs=1)
+    assert failed[0].startswith("snow/fedit-r8/0: no scenario is called 'snow'")
+    assert failed[1].startswith("shifted/fedit-r8/0: BrokenProcessPool: ")
+    assert len(failed) == 2
+    assert good.done
 
 
 def test_the_core_meets_every_scenario_and_the_others_the_shifted_one():
@@ -144,6 +148,53 @@ def test_the_core_meets_every_scenario_and_the_others_the_shifted_one():
     core = [one for one in whole if one.method == "ours" and one.scenario != unseen.UNSEEN]
     assert len(core) == 4 * 10
     assert {(one.scenario, one.run) for one in whole if one.method == "ffa"} == {("shifted", run) for run in range(5)}
+
+
+def test_siamese_frames_are_no_switch_where_they_are_what_all_have():
+    phantoms = Plan(out=WEIGHTS, weights=WEIGHTS)
+    patients = dataclasses.replace(phantoms, data=WEIGHTS, frames="siamese")
+    synthetic, real = ({one.method for one in plan.cells(each, ("extension",))} for each in (phantoms, patients))
+    assert synthetic - real == {"med-duallora+siamese", "fedit-r16+siamese"}
+
+
+OPTIONS = ("--scale", "0.02", "--rounds", "1", "--test-cases", "2")
+
+
+def test_a_scheduler_gets_the_cells_of_tuning_first_and_the_others_when_those_have_ended(trial, finished, tmp_path):
+    def listed(out):
+        done = CliRunner().invoke(app, ["run", "--out", str(out), *OPTIONS, "--list"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()
+
+    assert listed(tmp_path / "new") == [f"tuning/{one.key}/0" for one in tuning.candidates()]
+    later = listed(finished.out)
+    assert "shifted/ours/3" in later
+    assert "unseen/ours/0" in later
+    assert not {f"shifted/{method}/{run}" for method in METHODS for run in (0, 1)} & set(later)
+
+
+def test_a_cell_before_settings_are_chosen_is_refused_with_what_to_do(trial, tmp_path):
+    words = ["run", "--out", str(tmp_path), *OPTIONS, "--cell", "shifted/ours/0"]
+    count = len(list(tuning.candidates()))
+    with pytest.raises(InputError, match=rf"not chosen yet: {count} of {count} cells of tuning are missing; .*--list"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.parametrize("method", ["local-only", "centralised", "med-duallora+picked", "med-duallora-all"])
+def test_cells_that_are_no_plain_federation_score_the_same_cases(finished, method):
+    task, plain = (tasks.placed(finished, Planned("shifted", 0, one)) for one in (method, "fedit-r8"))
+    engine.run_one(finished, task)
+    found, expected = (records.read_predictions(one.record.with_suffix(".csv")) for one in (task, plain))
+    assert {(one.site, one.case, one.label) for one in found} == {(one.site, one.case, one.label) for one in expected}
+    cell = records.read(task.record)
+    together = method not in ("local-only", "centralised")
+    assert (cell.bytes_up > 0, bool(cell.digest)) == (together, together)
+    assert len(cell.blocks) == (6 if method == "med-duallora-all" else 2)
+    if method == "local-only":  # a model of its own for each site
+        assert set(cell.rounds[0].norm_ratio) <= set(VENDORS)
+    if method == "centralised":  # one threshold for all sites, which share one model
+        assert len({one.threshold for one in found}) == 1
 
 
 # --- choosing settings ----------------------------------------------------------------------------------------------
@@ -155,6 +206,45 @@ def test_the_setting_with_the_highest_mean_of_both_figures_is_chosen_and_the_fir
 
     assert tuning._best(rows(0.7, 0.9, 0.8, 0.9)) == 1
     assert tuning._best([{"a": 0.9, "b": 0.5}, {"a": 0.6, "b": 0.9}]) == 1
+
+
+def test_settings_are_chosen_from_their_cells(trial, tmp_path, monkeypatch):
+    """Two settings of one method, run and chosen between: the choice is the one with the higher mean of both figures."""
+    one = contenders.find("fedit-r8")
+    monkeypatch.setattr(tuning, "CONTENDERS", (dataclasses.replace(one, settings=one.settings[1:3]),))
+    small = dataclasses.replace(trial, out=tmp_path)
+    tried = tasks.of_tuning(small)
+    assert [str(task.planned) for task in tried] == ["tuning/fedit-r8~0/0", "tuning/fedit-r8~1/0"]
+    for task in tried:
+        engine.run_one(small, task)
+    chosen = tuning.choose(tmp_path)
+    held = json.loads((tmp_path / tuning.CHOSEN).read_text())["fedit-r8"]
+    merits = [sum(setting[name] for name in tuning.FIGURES_USED) for setting in held["settings"]]
+    assert chosen == {"fedit-r8": merits.index(max(merits))}
+    assert [setting["what"] for setting in held["settings"]] == [setting.text for setting in one.settings[1:3]]
+    assert {len(records.read_predictions(task.record.with_suffix(".csv"))) for task in tried} == {8 * len(VENDORS)}
+
+
+def test_the_edge_of_what_was_tried_is_said():
+    one = contenders.find("fedit-r16")
+    assert [tuning.edge(one, k) for k in range(4)] == ["the lowest tried", "", "", "the highest tried"]
+    assert tuning.edge(contenders.find("fedprox"), 0) == ""  # two values at two rates
+
+
+def test_estimates_follow_what_cells_took_here(finished, tmp_path):
+    new = dataclasses.replace(finished, out=tmp_path)
+    one, full = (tasks.placed(new, Planned("shifted", 5, method)) for method in ("ours", "full"))
+    cohort = tasks.COHORT_S * new.scale
+    assert tasks.estimate_s(new, [one], 1) == pytest.approx(tasks.USUAL_S * new.scale + cohort)
+    assert tasks.estimate_s(new, [one, full], 2) == pytest.approx((10 * tasks.USUAL_S * new.scale + cohort) / 2)
+    assert not tasks.finished(new)
+    record = records.Cell(
+        scenario="shifted", method="full", run=0, seconds=90.0, steps=1, bytes_up=1, bytes_down=1, digest="", rounds=()
+    )
+    records.write(tmp_path / "cells" / "shifted", record, [])
+    assert tasks.finished(new)
+    assert tasks.estimate_s(new, [full], 1) == pytest.approx(90 + cohort)
+    assert tasks.estimate_s(new, [one], 1) == pytest.approx(10 + cohort)
 
 
 def test_what_was_chosen_is_what_later_cells_get(trial, tmp_path):

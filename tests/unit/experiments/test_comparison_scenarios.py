@@ -127,7 +127,8 @@ def test_a_patient_that_is_in_twice_is_refused_by_name(prepared, tmp_path):
         table.write(folder / table.CASES, [replace(case, vendor=vendor) for case in written])
         (folder / "preparation.json").write_text((prepared / "canon/preparation.json").read_text())
     with pytest.raises(InputError, match="cases canon/mnms/P000 and siemens/mnms/P000 have the same images"):
-        Real(folder=tmp_path).sites("real", 0)
+        Real(folder=tmp_path).check()
+    Real(folder=prepared).check()
 
 
 def test_a_vendor_with_fewer_cases_of_a_class_than_folds_is_refused(prepared, tmp_path):

@@ -1,0 +1,110 @@
+"""The cells of a plan as tasks: where each goes, whether it is done, and about how long those that are not will take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.comparison import plan as plans
+from experiments.comparison import records, tuning
+from experiments.comparison.contenders import Group
+from experiments.comparison.extensions import PLUS, basis_of, everyone
+from experiments.comparison.plan import REAL, Plan, Planned
+from experiments.comparison.scenarios import SCENARIOS
+from experiments.comparison.unseen import BASES, SHOTS, UNSEEN, key
+from shared.errors import InputError
+
+CELLS = "cells"
+COSTS = {UNSEEN: 3.5, "full": 9.0, "med-duallora-all": 2.5, "fdlora": 1.6, "first": 6.0, "repeated-first": 6.0}
+"""Times a usual cell, measured; 1 where nothing is said."""
+USUAL_S = 30.0
+"""A usual cell of the whole phantom, before one is finished here."""
+COHORT_S = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A cell and where its files go."""
+
+    planned: Planned
+    folder: Path
+
+    @property
+    def tuning(self) -> bool:
+        """Whether its method names a setting that is tried."""
+        return self.planned.scenario == tuning.SCENARIO
+
+    @property
+    def record(self) -> Path:
+        method = self.planned.method
+        if self.planned.scenario == UNSEEN:  # of one federation several are made, in this order
+            method = key(method, SHOTS[-1])
+        return self.folder / f"{records.stem(method, self.planned.run)}.json"
+
+    @property
+    def done(self) -> bool:
+        return self.record.exists()
+
+
+def of_tuning(plan: Plan) -> list[Task]:
+    """Return the cells that settings are chosen by."""
+    return [placed(plan, Planned(tuning.SCENARIO, 0, one.key)) for one in tuning.candidates()]
+
+
+def of_comparison(plan: Plan, groups: tuple[Group, ...]) -> list[Task]:
+    """Return the cells of these groups."""
+    return [placed(plan, one) for one in plans.cells(plan, groups)]
+
+
+def placed(plan: Plan, one: Planned) -> Task:
+    """Return a cell with its place."""
+    return Task(one, plan.out / tuning.FOLDER if one.scenario == tuning.SCENARIO else plan.out / CELLS / one.scenario)
+
+
+def parsed(plan: Plan, text: str) -> Task:
+    """Read a cell's text. Raises InputError for one that is none of this comparison's."""
+    planned = Planned.parse(text)
+    known = {one.key for one in everyone()}
+    methods = {
+        tuning.SCENARIO: {one.key for one in tuning.candidates()},
+        **dict.fromkeys(SCENARIOS if plan.synthetic else (REAL,), known),
+        UNSEEN: set(BASES),
+    }
+    if planned.scenario not in methods:
+        raise InputError(f"no scenario is called '{planned.scenario}'; there are: {', '.join(methods)}")
+    if planned.method not in methods[planned.scenario]:
+        raise InputError(f"no method of {planned.scenario} is called '{planned.method}'; `run --list` names the cells")
+    return placed(plan, planned)
+
+
+def estimate_s(plan: Plan, missing: Sequence[Task], jobs: int) -> float:
+    """Return about how long the missing cells take.
+
+    A method's cells take what its finished ones took here. Of a method that has none, and of all before the first, it is a guess
+    from COSTS: of usual cells that took what finished ones say, or USUAL_S.
+    """
+    took, usual = dict[str, list[float]](), list[float]()
+    for path in (*(plan.out / CELLS).glob("*/*.json"), *(plan.out / tuning.FOLDER).glob("*.json")):
+        cell = records.read(path)
+        if cell.scenario != UNSEEN:  # their seconds are of all shots so far
+            took.setdefault(cell.method, []).append(cell.seconds)
+            usual.append(cell.seconds / _cost(cell.scenario, cell.method))
+    one = sum(usual) / len(usual) if usual else USUAL_S * plan.scale
+    known = {method: sum(values) / len(values) for method, values in took.items()}
+    each = sum(
+        one * COSTS[UNSEEN]
+        if task.planned.scenario == UNSEEN
+        else known.get(task.planned.method, one * _cost(task.planned.scenario, task.planned.method))
+        for task in missing
+    )
+    cohorts = len({(task.planned.scenario, task.planned.run) for task in missing}) if plan.synthetic else 0
+    return (each + COHORT_S * cohorts * plan.scale) / jobs
+
+
+def _cost(scenario: str, method: str) -> float:
+    base, *switches = method.split(PLUS)
+    return max(COSTS.get(name, 1.0) for name in (scenario, basis_of(base).partition(tuning.MARK)[0], *switches))
+
+
+def finished(plan: Plan) -> bool:
+    """Return whether any cell is: before that the estimate is a guess from another machine."""
+    return any((plan.out / CELLS).glob("*/*.json")) or any((plan.out / tuning.FOLDER).glob("*.json"))
