@@ -150,7 +150,10 @@ class Recipe:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def _check_combinations(self) -> None:
-        """Raise InputError for parameters that contradict each other: none may be said and do nothing."""
+        """Raise InputError for parameters that contradict each other, or that are on where they would do nothing.
+
+        Numbers that belong to a choice not made (weight_cap, ditto_lambda, topk_share, the server optimiser's) are let be.
+        """
         method = self.method
         if self.mode == "alternating" and method.passes != (JOINT,):
             raise InputError(f"recipe '{self.name}' says itself what is trained when: mode must be joint")
