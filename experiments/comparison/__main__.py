@@ -1,5 +1,6 @@
 """`python -m experiments.comparison`: the comparison of methods, as one command that can be stopped and gone on with."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -22,7 +23,7 @@ Example: python -m experiments.comparison run --out runs/comparison --jobs 2
 On a cluster: `run --list` prints the cells that can run now, `run --cell LINE` runs one of them. Two times: the first cells choose
 settings, and the others are there when those have ended.
 
-Exit codes: 0 done, 1 a cell failed, 3 wrong input."""
+Exit codes: 0 done, 1 a cell failed, 3 wrong input, 130 stopped."""
 
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -39,6 +40,7 @@ Scale = Annotated[float, typer.Option(help="Share of the phantom's cases: below 
 TestCases = Annotated[int, typer.Option(min=2, help="Held-out phantom cases of each vendor.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of every federation.")]
 DEFAULT_OUT = Path("runs/comparison")
+STOPPED = 130
 
 
 @app.command()
@@ -79,11 +81,15 @@ def run(
             print(one.planned)
         return
     _announce(whole, settings, wanted, jobs)
-    failed = engine.run(whole, settings, jobs)
-    if not failed:
-        tuning.choose(out)
-        engine.make_backbone(whole, wanted)
-        failed = engine.run(whole, wanted, jobs)
+    try:
+        failed = engine.run(whole, settings, jobs)
+        if not failed:
+            tuning.choose(out)
+            engine.make_backbone(whole, wanted)
+            failed = engine.run(whole, wanted, jobs)
+    except KeyboardInterrupt:
+        print("comparison: stopped; what is finished stays, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
     for line in failed:
         print(f"comparison: {line}", file=sys.stderr)
     if failed:
@@ -162,6 +168,7 @@ def _groups(only: list[str] | None) -> tuple["Group", ...]:
 def main() -> None:
     """Run the command; say what is wrong with its input in one line."""
     quiet.process()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:

@@ -2,12 +2,9 @@
 
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from queue import Empty, SimpleQueue
+from collections.abc import Sequence
+from functools import partial
 
 from experiments.comparison import tuning
 from experiments.comparison.extensions import PLUS, SWITCHES
@@ -15,14 +12,12 @@ from experiments.comparison.plan import Plan
 from experiments.comparison.scenarios import SHIFTED, locked
 from experiments.comparison.tasks import Task
 from experiments.comparison.unseen import UNSEEN
-from experiments.training import quiet
-from shared.errors import MedDualLoRAError
+from experiments.comparison.workers import Workers
 
 ONE_FRAME_SWITCHES = frozenset(name for name, switch in SWITCHES.items() if switch.one_frame)
 ONE_FRAME_EPOCHS, ONE_FRAME_PAIRS = 15, 6000
 """Two frames a pair: as many images as the demo's network saw in 30."""
 ONE_FRAME_MINUTES = 20
-CELLS_A_PROCESS = 40
 
 
 def needs_one_frame(plan: Plan, wanted: Sequence[Task]) -> int:
@@ -41,7 +36,7 @@ def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
             return
         print(
             f"pre-training a one-frame network on SYNTHETIC frames for {count} cells: about "
-            f"{ONE_FRAME_MINUTES * plan.scale:.0f} minutes",
+            f"{max(1, round(ONE_FRAME_MINUTES * plan.scale))} min",
             flush=True,
         )
         pairs = max(64, round(ONE_FRAME_PAIRS * plan.scale))
@@ -54,46 +49,14 @@ def run(plan: Plan, wanted: Sequence[Task], jobs: int) -> list[str]:
     """Run what is missing of `wanted`; return what went wrong, a line a cell. The others are not held up by it."""
     missing = [task for task in wanted if not task.done]
     failed, began = [], time.monotonic()
-    for number, (task, line, error) in enumerate(_outcomes(plan, missing, jobs), 1):
+    outcomes = Workers(partial(run_one, plan), missing, jobs).outcomes()
+    for number, (task, line, error) in enumerate(outcomes, 1):
         if error is not None:
-            line = f"FAILED: {error}"
             failed.append(f"{task.planned}: {error}")
         left = (time.monotonic() - began) / number * (len(missing) - number)
-        print(f"[{number}/{len(missing)}, {left / 60:.0f} min left] {task.planned}  {line}", flush=True)
+        said = line if error is None else f"FAILED: {error}"
+        print(f"[{number}/{len(missing)}, {left / 60:.0f} min left] {task.planned}  {said}", flush=True)
     return failed
-
-
-Outcome = tuple[Task, str, str | None]
-"""A cell, its line, and what went wrong."""
-
-
-def _outcomes(plan: Plan, missing: Sequence[Task], jobs: int) -> Iterator[Outcome]:
-    """Yield what came of each cell as it ends. Each of `jobs` threads has a process of its own, so a dead one takes one cell."""
-    waiting, ended = SimpleQueue[Task](), SimpleQueue[Outcome]()
-    for task in missing:
-        waiting.put(task)
-    for _ in range(min(jobs, len(missing))):
-        threading.Thread(target=_work, args=(plan, waiting, ended), daemon=True).start()
-    for _ in missing:
-        yield ended.get()
-
-
-def _work(plan: Plan, waiting: SimpleQueue[Task], ended: SimpleQueue[Outcome]) -> None:
-    """Run waiting cells in one process, and in a new one when that has died or has run CELLS_A_PROCESS."""
-    while True:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet.process) as process:
-            for _ in range(CELLS_A_PROCESS):
-                try:
-                    task = waiting.get_nowait()
-                except Empty:
-                    return
-                try:
-                    ended.put((task, process.submit(run_one, plan, task).result(), None))
-                except MedDualLoRAError as error:
-                    ended.put((task, "", str(error)))
-                except Exception as error:  # whatever it is, it is this cell's; the others go on
-                    ended.put((task, "", f"{type(error).__name__}: {error}"))
-                    break
 
 
 def run_one(plan: Plan, task: Task) -> str:

@@ -13,7 +13,6 @@ from experiments.comparison.plan import Plan, Planned
 from experiments.training.phantom import WEIGHTS
 from shared.errors import InputError
 from site_agent.data.phantom import VENDORS
-from tests.support.dying_task import DyingTask
 
 METHODS = ("fedit-r8", "med-duallora")
 FIGURES = {"auc_site_mean": 0.8, "balanced_accuracy_validation_site_mean": 0.7}
@@ -134,11 +133,9 @@ def test_a_cell_that_fails_is_said_and_holds_nobody_up(trial, tmp_path):
     broken.freeze()
     (tmp_path / tuning.CHOSEN).write_text((trial.out / tuning.CHOSEN).read_text())
     unknown, good = (tasks.placed(broken, Planned(scenario, 0, "fedit-r8")) for scenario in ("snow", "shifted"))
-    dying = DyingTask(good.planned, tmp_path / "nowhere")
-    failed = engine.run(broken, [unknown, dying, good], jobs=1)
+    failed = engine.run(broken, [unknown, good], jobs=1)
+    assert len(failed) == 1
     assert failed[0].startswith("snow/fedit-r8/0: no scenario is called 'snow'")
-    assert failed[1].startswith("shifted/fedit-r8/0: BrokenProcessPool: ")
-    assert len(failed) == 2
     assert good.done
 
 

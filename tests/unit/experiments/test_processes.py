@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.demo.processes import ChildFailed, Interrupted, Processes
+from tests.support.running import alive, soon_gone, wait_for
 
 GRACE_S = 0.3
 LONG = 60
@@ -16,32 +17,6 @@ LONG = 60
 
 def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def soon_gone(pids: list[int]) -> bool:
-    """Whether none of them runs any more: a signal is delivered soon, not at once, and on a busy machine later still."""
-    for _ in range(200):
-        if not any(map(alive, pids)):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def wait_for(path: Path) -> str:
-    for _ in range(200):
-        if path.is_file() and path.read_text():
-            return path.read_text()
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was never written")
 
 
 def test_a_child_that_ends_well_leaves_its_output_and_its_seconds(tmp_path: Path) -> None:
