@@ -13,7 +13,7 @@ from aggregator import manifest, optimisers, payload, results, rounds
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.results import Result
-from aggregator.store import changes, federations, moments, updates
+from aggregator.store import audit, changes, federations, moments, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.changes import Change
 from aggregator.store.engine import Store
@@ -233,6 +233,18 @@ def write_result(
     final = manifest.with_result(decided, version.digest, "" if kept is None else sha256_hex(kept))
     if not round_rows.close(connection, name, decided.round, final.to_bytes(), version.version, result.figures, now):
         return False
+    audit.append(
+        connection,
+        name,
+        now,
+        "round_closed",
+        round=decided.round,
+        version=version.version,
+        digest=version.digest,
+        inputs=decided.input_digest,
+        sites=[entry.site for entry in decided.entries],
+        left_out=dict(decided.left_out),
+    )
     federations.add_adapter(connection, name, version, now)
     if result.change is not None:
         changes.add(connection, name, Change.of(version.version, decided.round, result.change))

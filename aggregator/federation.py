@@ -16,7 +16,7 @@ import structlog
 from aggregator import rounds
 from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
-from aggregator.store import agents, federations
+from aggregator.store import agents, audit, federations
 from aggregator.store.database import Watch
 from aggregator.store.engine import Store
 from shared import protocol
@@ -375,6 +375,17 @@ def _join(
     }
     agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)
     federations.join(connection, federation, caller.site, claim.training_patients, now + deadline_s)
+    audit.append(
+        connection,
+        federation,
+        now,
+        "site_joined",
+        site=caller.site,
+        authenticated=caller.authenticated,
+        agent=claim.agent_id[:8],
+        software=claim.software_version[:32],
+        patients=claim.training_patients,
+    )
 
 
 def _report_evaluation(
@@ -384,6 +395,8 @@ def _report_evaluation(
     federations.report_evaluation(
         connection, federation, site, report.round, report.version, report.cases, report.metrics, now
     )
+    told = {"site": site, "round": report.round, "version": report.version, "metrics": sorted(report.metrics)}
+    audit.append(connection, federation, now, "evaluation_reported", **told)
 
 
 def check_claim(contract: Contract, site: rounds.SiteState, claim: JoinClaim) -> None:

@@ -15,6 +15,7 @@ from aggregator import identity, rounds
 from aggregator.closing import Closer
 from aggregator.errors import CannotBind
 from aggregator.federation import Federation, ServiceLimits
+from aggregator.refusals import Refusals
 from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
 from aggregator.store.database import Watch
@@ -71,19 +72,22 @@ class RunningServer:
     address: str
     closer: asyncio.Task[None]
     watch: Watch
+    refusals: Refusals
 
     async def stop(self, grace_s: float) -> None:
         """Answer what waits, let calls under way end, then stop. A round left closing is finished at the next start."""
         self.federation.drain()
         await self.server.stop(grace_s)
         await asyncio.gather(self.closer, return_exceptions=True)
+        await self.refusals.close()
         await asyncio.to_thread(self.watch.close)
 
 
 async def start(store: Store, config: ServerConfig) -> RunningServer:
     """Start serving the store's federation. Raises CannotBind if the port is taken."""
     federation = Federation(store, store.read(federations.only_name), config.limits)
-    server = grpc.aio.server(interceptors=[rpc.ServerCalls(identity.describe)], options=OPTIONS)
+    refusals = Refusals(federation)
+    server = grpc.aio.server(interceptors=[rpc.ServerCalls(identity.describe, refusals.note)], options=OPTIONS)
     federation_pb2_grpc.add_FederationServiceServicer_to_server(FederationServicer(federation), server)
     coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(CoordinatorServicer(federation), server)
     credentials = config.tls.server_credentials() if config.tls else None
@@ -98,7 +102,7 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
     watch = federation.watch()
     await server.start()
     closer = asyncio.create_task(Closer(federation).run(), name="closer")
-    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer, watch)
+    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer, watch, refusals)
 
 
 def _reason(config: ServerConfig) -> MedDualLoRAError:

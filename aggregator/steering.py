@@ -1,6 +1,7 @@
 """What a coordinator does to a federation: pause, resume, evict, roll back."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import sqlalchemy as sa
 import structlog
@@ -8,7 +9,7 @@ import structlog
 from aggregator import rounds
 from aggregator.federation import Federation
 from aggregator.rounds import RoundState
-from aggregator.store import federations
+from aggregator.store import audit, federations
 from aggregator.store import rounds as round_rows
 from shared.errors import InputError
 
@@ -20,14 +21,22 @@ async def pause(federation: Federation, who: str, reason: str) -> None:
 
     A round whose manifest is fixed is finished, and the next one opens: nobody is asked to train in it yet.
     """
-    await federation.decide(federations.set_phase, federation.name, "paused", reason, federation.clock())
+    await federation.decide(_set_phase, federation.name, "paused", reason, who, federation.clock())
     log.warning("federation_paused", by=who, reason=reason)
 
 
 async def resume(federation: Federation, who: str) -> None:
     """Go on. The open round's deadline moves by the length of the pause."""
-    await federation.decide(federations.set_phase, federation.name, "running", "", federation.clock())
+    await federation.decide(_set_phase, federation.name, "running", "", who, federation.clock())
     log.warning("federation_resumed", by=who)
+
+
+def _set_phase(
+    connection: sa.Connection, federation: str, phase: Literal["paused", "running"], reason: str, who: str, now: float
+) -> None:
+    federations.set_phase(connection, federation, phase, reason, now)
+    event = {"paused": "federation_paused", "running": "federation_resumed"}[phase]
+    audit.append(connection, federation, now, event, by=who, reason=reason)
 
 
 async def evict(federation: Federation, who: str, site: str, reason: str, allow_quorum: int = 0) -> str:
@@ -35,17 +44,20 @@ async def evict(federation: Federation, who: str, site: str, reason: str, allow_
 
     Raises InputError as `rounds.check_eviction` does.
     """
-    warning = await federation.decide(_evict, federation.name, site, reason, allow_quorum)
+    warning = await federation.decide(_evict, federation.name, site, reason, who, allow_quorum, federation.clock())
     log.warning("site_evicted", site=site, by=who, reason=reason)
     if warning:
         log.warning("small_quorum", consequence=warning)
     return warning
 
 
-def _evict(connection: sa.Connection, federation: str, site: str, reason: str, allow_quorum: int) -> str:
+def _evict(
+    connection: sa.Connection, federation: str, site: str, reason: str, who: str, allow_quorum: int, now: float
+) -> str:
     """One transaction: two evictions at once must not leave too few."""
     warning = rounds.check_eviction(federations.state(connection, federation), site, allow_quorum)
     federations.evict(connection, federation, site, reason)
+    audit.append(connection, federation, now, "site_evicted", site=site, by=who, reason=reason)
     return warning
 
 
@@ -66,7 +78,9 @@ async def rollback(federation: Federation, who: str, version: int, reason: str, 
     """
     await federation.adapter(version)
     policy, now = federation.contract.policy, federation.clock()
-    done = await federation.decide(_rollback, federation.name, version, number, policy.rounds, policy.deadline_s, now)
+    done = await federation.decide(
+        _rollback, federation.name, version, number, policy.rounds, policy.deadline_s, who, reason, now
+    )
     log.warning(
         "federation_rolled_back",
         version=version,
@@ -85,6 +99,8 @@ def _rollback(
     number: int,
     rounds_count: int,
     deadline_s: float,
+    who: str,
+    reason: str,
     now: float,
 ) -> RolledBack:
     last = round_rows.last(connection, federation)
@@ -103,6 +119,8 @@ def _rollback(
     if abandoned is not None:
         round_rows.abandon(connection, federation, abandoned, now)
     round_rows.go_on(connection, federation, version, rounds_count, deadline_s, now)
+    told = {"version": version, "abandoned_round": abandoned, "by": who, "reason": reason}
+    audit.append(connection, federation, now, "federation_rolled_back", **told)
     return RolledBack(round_rows.last(connection, federation).number, abandoned)
 
 

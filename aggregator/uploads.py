@@ -17,7 +17,7 @@ from aggregator import payload, rounds
 from aggregator.federation import Federation, check_patients
 from aggregator.identity import Caller
 from aggregator.slots import Slots
-from aggregator.store import agents, federations, updates
+from aggregator.store import agents, audit, federations, updates
 from aggregator.store.updates import UpdateKey
 from shared import chunks
 from shared.contract import check_metrics
@@ -258,7 +258,7 @@ class Uploads:
             raise BadOffset(f"the stream ended at byte {end} of {size}; begin again to go on from there")
         durable = updates.pieces(federation.store, key) if end else ()
         pieces = itertools.chain(durable, [last] if last else ())
-        return await self._count(header, pieces, _accept_rest, key, agent_id, end, last, announced_at)
+        return await self._count(header, pieces, _accept_rest, key, header, agent_id, end, last, announced_at)
 
     def _check_bytes(self, header: rounds.UpdateHeader, pieces: Iterable[bytes]) -> None:
         """Raise InvalidUpdate unless digest and tensors are right."""
@@ -313,12 +313,14 @@ def _accept_whole(
     """Return since when the update counts, and the revision of the federation that was found."""
     agents.heard(connection, federation, header.site, header.agent_id, now, identity_s)
     at = updates.accept_whole(connection, federation, header, data, began, now)
+    _tell_accepted(connection, federation, header, at, now)
     return at, federations.revision(connection, federation)
 
 
 def _accept_rest(
     connection: sa.Connection,
     key: UpdateKey,
+    header: rounds.UpdateHeader,
     agent_id: str,
     end: int,
     last: bytes,
@@ -331,7 +333,27 @@ def _accept_rest(
     if last:
         updates.stage(connection, key, end, last)
     at = updates.accept(connection, key, now, announced_at)
+    _tell_accepted(connection, key.federation, header, at, now)
     return at, federations.revision(connection, key.federation)
+
+
+def _tell_accepted(
+    connection: sa.Connection, federation: str, header: rounds.UpdateHeader, at: float, now: float
+) -> None:
+    """Write the audit line of an update that counts since this transaction; one that did before has its line."""
+    if at == now:
+        audit.append(
+            connection,
+            federation,
+            now,
+            "update_accepted",
+            site=header.site,
+            round=header.round,
+            digest=header.digest,
+            bytes=header.size,
+            codec=header.codec,
+            patients=header.training_patients,
+        )
 
 
 def _with(state: rounds.FederationState, header: rounds.UpdateHeader, at: float) -> rounds.FederationState:

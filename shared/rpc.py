@@ -118,13 +118,15 @@ Handler = Any
 
 Whoami = Callable[[Any], str]
 """Returns the caller's site name from a servicer context; empty if it has none."""
+Refused = Callable[[CallRecord, MedDualLoRAError], None]
+"""Hears of a call that is answered with one of our errors; returns at once."""
 
 
 class ServerCalls(grpc.aio.ServerInterceptor):
     """Logs every call and turns errors into statuses. Nothing else calls `context.abort`."""
 
-    def __init__(self, whoami: Whoami) -> None:
-        self._whoami = whoami
+    def __init__(self, whoami: Whoami, refused: Refused = lambda record, error: None) -> None:
+        self._whoami, self._refused = whoami, refused
         self._salt = secrets.token_bytes(16)
 
     def _connection(self, context: Any) -> str:
@@ -156,10 +158,10 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 connection=self._connection(context),
             )
 
-        return _wrap(handler, begin)
+        return _wrap(handler, begin, self._refused)
 
 
-def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
+def _wrap(handler: Any, begin: Callable[[Any], CallRecord], refused: Refused) -> Any:
     if handler.request_streaming:
 
         async def stream_unary(requests: AsyncIterator[Message], context: Any) -> Message:
@@ -173,7 +175,7 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
                     record.count_up(request)
                     yield request
 
-            async with _Outcome(record, context), aclosing(source):
+            async with _Outcome(record, context, refused), aclosing(source):
                 response: Message = await handler.stream_unary(counted(), context)
                 record.count_down(response)
                 return response
@@ -187,7 +189,7 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
         async def unary_stream(request: Message, context: Any) -> AsyncIterator[Message]:
             record = begin(context)
             record.count_up(request)
-            async with _Outcome(record, context):
+            async with _Outcome(record, context, refused):
                 async for response in handler.unary_stream(request, context):
                     record.count_down(response)
                     yield response
@@ -199,7 +201,7 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
     async def unary_unary(request: Message, context: Any) -> Message:
         record = begin(context)
         record.count_up(request)
-        async with _Outcome(record, context):
+        async with _Outcome(record, context, refused):
             response: Message = await handler.unary_unary(request, context)
             record.count_down(response)
             return response
@@ -211,8 +213,8 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord]) -> Any:
 class _Outcome:
     """Finishes the record with the call's status, and gives the caller an error's status and text."""
 
-    def __init__(self, record: CallRecord, context: Any) -> None:
-        self._record, self._context = record, context
+    def __init__(self, record: CallRecord, context: Any, refused: Refused) -> None:
+        self._record, self._context, self._refused = record, context, refused
 
     async def __aenter__(self) -> None:
         return None
@@ -223,6 +225,7 @@ class _Outcome:
         elif isinstance(error, MedDualLoRAError) and type(error) in status.TABLE:
             code = status.code_of(error)
             self._record.finish(code.name, f"{type(error).__name__}: {error}")
+            self._refused(self._record, error)
             self._context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
             # Text that is no Unicode would break the reply itself, and the caller would wait until its deadline.
             details = str(error)[:MAX_DETAILS].encode("utf-8", "backslashreplace").decode()

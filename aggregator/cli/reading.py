@@ -1,6 +1,6 @@
-"""Commands that read a store: status, rounds, sites, export, verify. They work while it is being served."""
+"""Commands that read a store: status, rounds, sites, export, verify, audit. They work while it is being served."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 StorePath = Annotated[
     str, typer.Option("--store", help="The store: a path, sqlite:///path or postgresql://user@host/database.")
 ]
+DIGEST_LENGTH = 64
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (status, rounds, sites, export, verify):
+    for command in (status, rounds, sites, export, verify, audit):
         app.command()(command)
 
 
@@ -294,3 +295,49 @@ def verify(
             )
     if bad:
         raise typer.Exit(1)
+
+
+def audit(
+    store: StorePath,
+    out: Annotated[Path | None, typer.Option(help="Write the journal's lines to this file, as they are.")] = None,
+    head: Annotated[str, typer.Option(help="A digest noted earlier: it must have been the last line's once.")] = "",
+    json_: Json = False,
+) -> None:
+    """Check the audit journal and show it: who joined or was evicted, what was accepted or refused and why.
+
+    Every line holds the digest of the one before. Note the last one's digest elsewhere from time to time: with --head, lines cut
+    off at the end and a journal written anew are seen too. Exit code 1 and the finding if something is wrong.
+
+    Example: aggregator audit --store fed.db --out audit.jsonl --head 3f0c9a8e41d2
+    """
+    from aggregator import audit as journals
+    from shared.canonical import write_atomically
+    from shared.errors import InputError
+
+    with _opened(store) as (opened, name):
+        if out is not None:
+            write_atomically(out, b"".join(line + b"\n" for line in journals.lines(opened, name)))
+        try:
+            chain = journals.check(opened, name, head)
+        except InputError as error:
+            typer.echo(f"DIFFERS: {error}")
+            raise typer.Exit(1) from error
+    if json_:
+        entries = [{"n": one.n, "at": one.at, "event": one.event, **one.facts} for one in chain.entries]
+        print_json({"federation": name, "lines": len(entries), "head": chain.head.digest, "entries": entries})
+        return
+    print_table(
+        ("line", "time", "event", "facts"),
+        [(one.n, moment(one.at), one.event, _facts_text(one.facts)) for one in chain.entries],
+    )
+    typer.echo(f"{len(chain.entries)} lines hold together; head {chain.head.digest}")
+
+
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in facts.items() if value not in ("", None))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == DIGEST_LENGTH and value.isalnum():
+        return value[:12]
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

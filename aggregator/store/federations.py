@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from aggregator import rounds
 from aggregator.rounds import FederationState, SiteState
+from aggregator.store import audit, schema
 from aggregator.store import rounds as round_rows
-from aggregator.store import schema
 from shared import recipe as recipes
 from shared.adapter import Adapter, AdapterManifest
 from shared.canonical import canonical_json
@@ -77,6 +77,16 @@ def create(
             )
         )
     add_adapter(connection, contract.federation, adapter, now)
+    audit.append(
+        connection,
+        contract.federation,
+        now,
+        "federation_made",
+        contract=contract.sha256,
+        adapter=contract.adapter_digest,
+        recipe=contract.recipe.name,
+        sites=dict(sites),
+    )
     invited = rounds.invite(sites, contract.policy.invited, sampling_seed, 1)
     round_rows.open_round(connection, contract.federation, 1, 0, invited, now, None)
 

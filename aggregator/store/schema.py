@@ -178,6 +178,16 @@ evaluations = Table(
     Column("reported_at", Double, nullable=False),
 )
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("federation", NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("line", Text, nullable=False),
+    Column("digest", String, nullable=False),
+)
+"""A hash-chained journal (`shared.journal`): lines as they were written, and the digest of each."""
+
 for _table in (adapters, changes, chunks, moments):  # float32 weights do not compress: PostgreSQL is not to try
     _ddl = DDL("ALTER TABLE %(table)s ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
     event.listen(_table, "after_create", _ddl.execute_if(dialect="postgresql"))
