@@ -45,6 +45,19 @@ def check_plain(address: str) -> None:
         raise InputError(f"plain text is allowed on loopback only, got '{address}'; give TLS files, or use 127.0.0.1")
 
 
+def site_in(certificate: Path) -> str:
+    """Return the name of the site that a certificate (PEM) is for; empty if it is for none. Raises InputError."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise InputError(f"cannot read the certificate {certificate}: {error}") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return next((uri.removeprefix(SITE_PREFIX) for uri in uris if uri.startswith(SITE_PREFIX)), "")
+
+
 SITE_PREFIX = "urn:med-duallora:site:"
 COORDINATOR_PREFIX = "urn:med-duallora:coordinator:"
 """URIs in a certificate's subject alternative name: who the caller is."""

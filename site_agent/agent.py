@@ -20,11 +20,12 @@ from shared.canonical import canonical_json, write_atomically
 from shared.contract import ALLOWED_METRICS
 from shared.errors import AggregatorUnreachable, ConflictingUpdate, MedDualLoRAError, NotFound, StaleRound
 from shared.protocol import MAX_WAIT_S
-from site_agent import disk, egress, report, starting
+from site_agent import disk, egress, releases, report, starting
 from site_agent.client import FederationClient, Joined, Task, retry_delay_s
 from site_agent.config import SiteConfig
 from site_agent.egress import Update, UpdateFacts
 from site_agent.filling import Filling
+from site_agent.ledger import HELD, LEDGER, RELEASED, WITHHELD, Ledger
 from site_agent.local_rounds import LocalRound
 from site_agent.report import REPORT, Phases
 from site_agent.starting import Beginning
@@ -74,13 +75,16 @@ class Agent:
         self._checkpoints = Checkpoints(
             self._state.folder / TRAINING, config.checkpoint_s, self._state.infirmary, view.warned
         )
+        self._ledger = Ledger(self._state.folder / LEDGER)
         self._client = FederationClient(
             config.aggregator,
             config.tls,
             self._state.agent_id,
+            self._ledger,
             plain_site=config.plain_site,
             give_up_after_s=config.give_up_after_s,
             call_timeout_s=config.call_timeout_s,
+            durably=self._write,
         )
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
@@ -113,6 +117,7 @@ class Agent:
             self._stopping.set()  # a thread that still trains ends at its next step
             self._filling.stop()
             await self._client.close()
+            self._ledger.close()
             self._state.close()
         if main.cancelled():  # a task group takes a cancelled task for a finished one
             raise asyncio.CancelledError
@@ -208,6 +213,9 @@ class Agent:
         One that is not `fresh` may have arrived before: it costs one call to learn that, and no bytes.
         """
         began, number = time.monotonic(), update.facts.round
+        if not await self._may_leave(update):
+            await self._write(lambda: self._state.rounds.mark(number, "refused"))
+            return
         try:
             await self._client.upload(update, fresh=fresh)
         except (StaleRound, ConflictingUpdate, NotFound) as error:
@@ -218,6 +226,33 @@ class Agent:
         self._phases.add("uploading", began)
         log.info("update_accepted", round=number, bytes=len(update.payload), digest=update.digest)
         self._view.uploaded(number, len(update.payload))
+
+    async def _may_leave(self, update: Update) -> bool:
+        """Return whether an update may be sent: with manual egress when a person has said so, for as long as its round is open."""
+        if self._config.egress == "auto":
+            return True
+        told = {"round": update.facts.round, "digest": update.digest, "payload_bytes": len(update.payload)}
+        held, folder = False, self._state.folder
+        while (decision := releases.find(folder, update.digest)) is None:
+            asked = self._busy_with
+            if (
+                asked is None
+                or (asked.instruction, asked.round) != ("TRAIN", told["round"])
+                or self._abandoned.is_set()
+            ):
+                log.warning("update_not_released", **told)
+                return False
+            if not held:
+                held = True
+                await self._write(lambda: self._ledger.note(HELD, told))
+                log.info("update_held", **told)
+                self._view.held(update, folder)
+            await asyncio.sleep(releases.POLL_S)
+        event = RELEASED if decision.leaves else WITHHELD
+        if held:
+            await self._write(lambda: self._ledger.note(event, {**told, "by": decision.by, "decided_at": decision.at}))
+        log.info(f"update_{event}", **told)
+        return decision.leaves
 
     def _begin(self, trainer: SiteTrainer, number: int, received: Adapter) -> Beginning:
         return starting.beginning(self._state.rounds, trainer, number, received)

@@ -1,6 +1,8 @@
-"""The agent's side of the protocol: every call with a deadline, retries with jitter, and one log event per attempt.
+"""The agent's side of the protocol: every call with a deadline, retries with jitter, one log event and its lines of the egress
+ledger per attempt.
 
-Protobuf stops here: callers see frozen dataclasses. A retry repeats the same idempotency key, so a lost reply costs nothing.
+Protobuf stops here: callers see frozen dataclasses. A retry repeats the same idempotency key, so a lost reply costs nothing. What
+says something about the site's data is in the ledger, durably, before it is handed to the network.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ from shared.tls import TlsFiles
 from site_agent.connection import Connection, Moves, Stub, is_transient
 from site_agent.download import Download
 from site_agent.egress import Update
+from site_agent.ledger import Leaving, Ledger
 
 log = structlog.get_logger()
 
@@ -67,11 +70,20 @@ def retry_delay_s(attempt: int, elapsed_s: float, rng: random.Random) -> float:
     return rng.uniform(0.1, min(cap, 0.2 * 2.0 ** min(attempt, 12)))
 
 
+Durably = Callable[[Callable[[], int]], Awaitable[int]]
+
+
+async def at_once(write: Callable[[], int]) -> int:
+    """Write once; a disk that is full is the caller's error."""
+    return write()
+
+
 class FederationClient:
     """One site's calls. Each is repeated until it succeeds, is refused, or nothing was heard for `give_up_after_s`.
 
     A transfer that is cut has been heard of if more of it is durable than before: then pauses begin short again.
-    `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes.
+    `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes. `durably` writes a line of the
+    ledger, however long its disk is full: until it is written nothing is sent.
     """
 
     def __init__(
@@ -79,12 +91,15 @@ class FederationClient:
         address: str,
         tls: TlsFiles | None,
         agent_id: str,
+        ledger: Ledger,
         *,
         plain_site: str,
         give_up_after_s: float,
         call_timeout_s: float = CALL_TIMEOUT_S,
+        durably: Durably = at_once,
     ) -> None:
         self._address, self._agent_id = address, agent_id
+        self._ledger, self._durably = ledger, durably
         self._connection = Connection(address, tls, call_timeout_s)
         self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
         self._give_up_after_s, self._call_timeout_s = give_up_after_s, call_timeout_s
@@ -109,7 +124,8 @@ class FederationClient:
             codecs=CODECS,
             recipes=INSTALLED,
         )
-        reply: pb.JoinResponse = await self._unary("Join", request)
+        said = {"base_model_sha256": base_model_sha256, "training_patients": training_patients}
+        reply: pb.JoinResponse = await self._unary("Join", request, Leaving(facts=said))
         contract = _contract(reply)
         if contract.sha256 != reply.contract_sha256:
             raise InvalidAdapter(
@@ -214,14 +230,22 @@ class FederationClient:
                 stream = self._stream(update, start, offset, chunk_bytes, record, moves)
                 record.count_down(await moves.reply(stub.UploadDelta(stream, **options)))
 
-            await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), once)
+            leaving = Leaving(
+                round=update.facts.round,
+                digest=update.digest,
+                payload_bytes=len(update.payload) - offset,
+                tensors=tuple(spec.name for spec in update.layout.tensors),
+                facts=_announced(update) if start.HasField("announcement") else {},
+            )
+            await self._logged("UploadDelta", attempt, self._transfer_s(len(update.payload)), once, leaving)
 
         async def once(attempt: int) -> None:
             nonlocal chunk_bytes, durable
             if at_once and attempt == 0:
                 await send(attempt, 0, pb.UploadStart(announcement=self._begin_request(update)))
                 return
-            begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update))
+            leaving = Leaving(round=update.facts.round, digest=update.digest, facts=_announced(update))
+            begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update), leaving)
             if begun.HasField("receipt"):
                 return
             if begun.committed == durable:
@@ -246,6 +270,7 @@ class FederationClient:
                 cases=cases,
                 metrics=metrics,
             ),
+            Leaving(round=round_number, facts={"version": version, "cases": cases, "metrics": metrics}),
         )
 
     def _begin_request(self, update: Update) -> pb.BeginUploadRequest:
@@ -276,8 +301,15 @@ class FederationClient:
             yield request
         moves.on()
 
-    async def _unary(self, method: str, request: Any, holds_s: float = 0.0, give_up_after_s: float = math.inf) -> Any:
-        """Make a call that the aggregator may hold for so long before it answers."""
+    async def _unary(
+        self,
+        method: str,
+        request: Any,
+        leaving: Leaving | None = None,
+        holds_s: float = 0.0,
+        give_up_after_s: float = math.inf,
+    ) -> Any:
+        """Make a call that the aggregator may hold for so long before it answers. `leaving`: what it says of the site's data."""
 
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
             record.count_up(request)
@@ -287,7 +319,7 @@ class FederationClient:
 
         timeout_s = self._call_timeout_s + holds_s
         return await self._retrying(
-            method, lambda attempt: self._logged(method, attempt, timeout_s, once), give_up_after_s
+            method, lambda attempt: self._logged(method, attempt, timeout_s, once, leaving), give_up_after_s
         )
 
     async def _retrying(
@@ -322,25 +354,43 @@ class FederationClient:
         attempt: int,
         timeout_s: float,
         call: Callable[[Stub, dict[str, Any], CallRecord], Awaitable[T]],
+        leaving: Leaving | None = None,
     ) -> T:
-        """Make one attempt with an id of its own, and write its event however it ends."""
+        """Make one attempt with an id of its own, and write its event however it ends; of one that says something of the site's
+        data, what is `leaving` is in the ledger before."""
+        line = 0
+        if leaving is not None:
+            line = await self._durably(lambda: self._ledger.leaving(method, attempt, leaving))
         record = CallRecord("site", method, new_id(), attempt, self.site, self.federation)
         metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
+        code, said = "OK", ""
         try:
             async with self._connection.use() as dialled:
                 record.connection = dialled.name
-                result = await call(dialled.stub, {"timeout": timeout_s, "metadata": metadata}, record)
+                return await call(dialled.stub, {"timeout": timeout_s, "metadata": metadata}, record)
         except grpc.aio.AioRpcError as error:
-            record.finish(error.code().name, error.details() or "")
+            code, said = error.code().name, error.details() or ""
             raise
         except asyncio.CancelledError:
-            record.finish("CANCELLED")
+            code = "CANCELLED"
             raise
         except Exception as error:
-            record.finish("REFUSED_HERE", f"{type(error).__name__}: {error}")
+            code, said = "REFUSED_HERE", f"{type(error).__name__}: {error}"
             raise
-        record.finish("OK")
-        return result
+        finally:
+            record.finish(code, said)
+            self._enter(line, record, code)
+
+    def _enter(self, line: int, record: CallRecord, code: str) -> None:
+        """Complete a call's lines of the ledger. Where they cannot be written, its first line stands for what may have left."""
+        _, size, payload = record.up
+        try:
+            if line:
+                self._ledger.left(line, record.method, code, size, payload)
+            else:
+                self._ledger.control(record.method, size)
+        except OSError as error:
+            log.warning("ledger_not_completed", rpc=record.method, line=line, error=error.strerror)
 
     async def _wait(
         self, method: str, error: grpc.aio.AioRpcError, failures: int, elapsed_s: float, give_up_after_s: float
@@ -369,6 +419,12 @@ class FederationClient:
     def _patient_bytes(self) -> int:
         """Return what the slowest uplink carries in half the time a transfer may stand still."""
         return max(SMALLEST_CHUNK_BYTES, int(MIN_RATE_BYTES_PER_S * self._call_timeout_s / 2))
+
+
+def _announced(update: Update) -> dict[str, Any]:
+    """Return what an update's header says of the site's data."""
+    facts = update.facts
+    return {"codec": facts.codec, "training_patients": facts.training_patients, "metrics": dict(facts.metrics)}
 
 
 def _contract(reply: pb.JoinResponse) -> Contract:

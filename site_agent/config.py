@@ -13,6 +13,7 @@ from shared.tls import TlsFiles, check_plain
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Stored = Literal["float16", "bfloat16", "float32"]
+Egress = Literal["auto", "manual"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class SiteConfig:
     """Longest silence of the aggregator in a call before it is made again."""
     checkpoint_s: float = 5.0
     """Seconds of training between two checkpoints: what a kill can cost. 0 makes one after every step."""
+    egress: Egress = "auto"
+    """manual: no update leaves before a person says so: `site-agent release`."""
     log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -70,7 +73,12 @@ class SiteConfig:
                     'or plain_site = "NAME" for a loopback trial without TLS'
                 )
             check_plain(self.aggregator)
-        for name, choices in (("device", Device), ("precision", Precision), ("cache_dtype", Stored)):
+        for name, choices in (
+            ("device", Device),
+            ("precision", Precision),
+            ("cache_dtype", Stored),
+            ("egress", Egress),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got '{getattr(self, name)}'")
         if not 0 <= self.validation_fold <= 4:

@@ -24,6 +24,7 @@ from site_agent.damage import Damaged
 from site_agent.egress import Update, UpdateFacts
 from site_agent.lineage import Finished, Start
 
+ROUNDS = "rounds"
 LOCAL, DELTA, RESIDUAL, RECORD = "local.safetensors", "delta.bin", "residual.safetensors", "round.json"
 
 Fate = Literal["unsent", "accepted", "refused"]

@@ -8,6 +8,8 @@ training/               checkpoints of the round being trained (site_agent/train
 global.safetensors      the newest global adapter the site has
 initial.safetensors     version 0 of it
 history.jsonl           one line per evaluated version
+releases/               what a person said of updates that wait for one (site_agent/releases.py)
+egress.jsonl            the egress ledger (site_agent/ledger.py): what left the site, hash-chained
 damaged-*               what could not be read, wherever it lay: set aside, never deleted
 
 contract.json is the site's consent: damaged, it stops the agent with advice. Everything else falls back to the last good thing.
@@ -36,6 +38,7 @@ from shared.errors import InputError, InvalidAdapter
 from site_agent import lineage, round_files
 from site_agent.damage import Damaged, Infirmary
 from site_agent.local_rounds import LocalRounds
+from site_agent.round_files import ROUNDS
 
 log = structlog.get_logger()
 CONTRACT = "contract.json"
@@ -43,7 +46,6 @@ GLOBAL = "global.safetensors"
 INITIAL = "initial.safetensors"
 HISTORY = "history.jsonl"
 AGENT = "agent.json"
-ROUNDS = "rounds"
 TRAINING = "training"
 TAKEOVER_S = 120.0
 """How long a new id may wait for the aggregator to let go of the damaged one; it does a minute after that one's last call."""

@@ -1,6 +1,7 @@
 """What a person at a terminal sees of an agent; without a terminal the JSON log lines say the same."""
 
 import sys
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from shared.contract import Contract
 from shared.recipe import factor_of
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
+from site_agent.egress import Update
 
 
 class View(Protocol):
@@ -19,6 +21,7 @@ class View(Protocol):
     def task(self, task: Task) -> None: ...
     def cached(self, done: int, of: int) -> None: ...
     def step(self, step: int, steps: int) -> None: ...
+    def held(self, update: Update, state: Path) -> None: ...
     def uploaded(self, round_number: int, size: int) -> None: ...
     def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
     def comparing(self) -> None: ...
@@ -34,6 +37,7 @@ class Silent:
     def task(self, task: Task) -> None: ...
     def cached(self, done: int, of: int) -> None: ...
     def step(self, step: int, steps: int) -> None: ...
+    def held(self, update: Update, state: Path) -> None: ...
     def uploaded(self, round_number: int, size: int) -> None: ...
     def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
     def comparing(self) -> None: ...
@@ -93,6 +97,16 @@ class Terminal:
 
     def step(self, step: int, steps: int) -> None:
         self._bar.update(self._task, total=steps, completed=step)
+
+    def held(self, update: Update, state: Path) -> None:
+        facts = update.facts
+        self._console.print(
+            f"round {facts.round}: an update of {len(update.payload) / 1000:.1f} kB waits for you, digest {update.digest[:12]}\n"
+            f"  look       site-agent release --state {state} --show\n"
+            f"  let it go  site-agent release --state {state}        (or keep it: --withhold)",
+            markup=False,
+        )
+        self._bar.update(self._task, description=f"round {facts.round}: waiting for release", total=None)
 
     def uploaded(self, round_number: int, size: int) -> None:
         self._console.print(f"round {round_number}: {size / 1000:.1f} kB sent and accepted")

@@ -1,4 +1,4 @@
-"""Commands that read a store: status, rounds, sites, export, verify, audit. They work while it is being served."""
+"""Commands that read a store: status, rounds, sites, contract, export, verify, audit. They work while it is being served."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (status, rounds, sites, export, verify, audit):
+    for command in (status, rounds, sites, contract, export, verify, audit):
         app.command()(command)
 
 
@@ -228,6 +228,20 @@ def _round_facts(record: "RoundRecord") -> dict[str, Any]:
         "manifest": json.loads(record.manifest) if record.manifest else None,
         "diagnostics": record.diagnostics,
     }
+
+
+def contract(store: StorePath, out: Annotated[Path, typer.Option(help="File to write.")]) -> None:
+    """Write what sites agree to as a file, for a site that wants to know before it joins: site-agent dry-run --contract FILE.
+
+    Example: aggregator contract --store fed.db --out contract.json
+    """
+    from aggregator.store import federations
+    from shared.canonical import write_atomically
+
+    with _opened(store) as (opened, name):
+        agreed = opened.read(federations.contract, name)
+    write_atomically(out, agreed.to_bytes())
+    typer.echo(f"wrote contract {agreed.sha256[:16]} of federation {name} to {out}")
 
 
 def export(

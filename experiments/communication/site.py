@@ -26,6 +26,7 @@ from shared.tls import TlsFiles
 from site_agent import egress
 from site_agent.client import FederationClient, Joined, Task
 from site_agent.egress import UpdateFacts
+from site_agent.ledger import Ledger
 
 PATIENTS = 10
 FIGURES = {
@@ -96,7 +97,12 @@ class Site:
     def __init__(self, plan: SitePlan, say: Callable[..., None], turn: Callable[[], Awaitable[object]]) -> None:
         self._plan, self._say, self._turn = plan, say, turn
         self._client = FederationClient(
-            plan.address, plan.tls, f"agent-of-{plan.name}", plain_site=plan.name, give_up_after_s=60.0
+            plan.address,
+            plan.tls,
+            f"agent-of-{plan.name}",
+            Ledger(Path(plan.log).with_suffix(".egress.jsonl")),
+            plain_site=plan.name,
+            give_up_after_s=60.0,
         )
         self._held: Adapter | None = None
         self._owed: dict[str, np.ndarray] = {}

@@ -27,6 +27,7 @@ from site_agent.client import FederationClient
 from site_agent.egress import Update, UpdateFacts
 from tests.chaos import served
 from tests.support import adapters
+from tests.support.ledgers import throwaway
 from tests.support.serving import make_store, tls_of
 
 SHAPE = {"rank": 32, "width": 768, "blocks": 16}
@@ -154,6 +155,7 @@ async def joined(
         address,
         tls,
         f"agent-of-{site}",
+        throwaway(),
         plain_site="" if tls else site,
         give_up_after_s=60.0,
         call_timeout_s=call_timeout_s,

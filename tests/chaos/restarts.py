@@ -28,6 +28,7 @@ from site_agent.client import FederationClient
 from tests.chaos import materials
 from tests.integration import federation
 from tests.integration.federation import Materials
+from tests.support.ledgers import throwaway
 
 CLIENTS = tuple(f"site-{number}" for number in range(8))
 AGENT, *MORE_AGENTS = federation.SITES
@@ -150,7 +151,7 @@ class Poller:
         """Join, then poll as long as the block lasts."""
         plain_site = "" if self.tls else self.site
         client = FederationClient(
-            self.address, self.tls, f"agent-of-{self.site}", plain_site=plain_site, give_up_after_s=3600.0
+            self.address, self.tls, f"agent-of-{self.site}", throwaway(), plain_site=plain_site, give_up_after_s=3600.0
         )
         await client.join(
             federation="", base_model_sha256=self.base_model, training_patients=10, software_version="chaos"

@@ -20,6 +20,7 @@ from site_agent import client, egress
 from site_agent.client import FederationClient
 from site_agent.egress import UpdateFacts
 from tests.support import adapters, methods
+from tests.support.ledgers import throwaway
 from tests.support.serving import SITES, make_store, serve
 
 pytestmark = pytest.mark.integration
@@ -37,7 +38,7 @@ def trained(received: Adapter, recipe: Recipe, seed: int, number: int) -> dict[s
 
 async def take_part(address: str, site: str, skips: frozenset[int] = frozenset()) -> dict[int, Adapter]:
     """Be a site to the end; return the versions it was given. It sleeps through the rounds in `skips`."""
-    one = FederationClient(address, None, f"agent-of-{site}", plain_site=site, give_up_after_s=20.0)
+    one = FederationClient(address, None, f"agent-of-{site}", throwaway(), plain_site=site, give_up_after_s=20.0)
     seed, owed, held, versions = SITES.index(site), {}, None, {}
     try:
         joined = await one.join(

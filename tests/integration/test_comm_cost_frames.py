@@ -22,6 +22,7 @@ from shared.errors import NotFound
 from site_agent.client import FederationClient, Joined, Task
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters, serving
+from tests.support.ledgers import throwaway
 
 pytestmark = pytest.mark.integration
 
@@ -81,6 +82,7 @@ async def lab(folder: Path, secure: bool, call_timeout_s: float = 30.0) -> Async
                 relay.address,
                 theirs,
                 "0" * 32,
+                throwaway(),
                 plain_site="" if secure else SITE,
                 give_up_after_s=20.0,
                 call_timeout_s=call_timeout_s,

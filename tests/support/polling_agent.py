@@ -10,12 +10,13 @@ from pathlib import Path
 from shared import logs
 from shared.tls import TlsFiles
 from site_agent.client import FederationClient
+from tests.support.ledgers import throwaway
 
 
 async def ask(address: str, site: str, calls: int, base_model_sha256: str, tls: TlsFiles | None) -> None:
     """Join, then poll; every fifth time nothing differs from what the site has, and the aggregator holds the call a while."""
     client = FederationClient(
-        address, tls, agent_id=f"{site:->32}", plain_site="" if tls else site, give_up_after_s=30.0
+        address, tls, f"{site:->32}", throwaway(), plain_site="" if tls else site, give_up_after_s=30.0
     )
     await client.join(federation="", base_model_sha256=base_model_sha256, training_patients=10, software_version="1.0")
     for number in range(calls):

@@ -1,0 +1,120 @@
+"""What would leave this site in a round, without a network: train one, seal it, and write down every field and number."""
+
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from shared import codecs, tls
+from shared.adapter import Adapter
+from shared.canonical import canonical_json, write_atomically
+from shared.contract import ALLOWED_METRICS, Contract
+from shared.errors import InputError
+from shared.protocol import VERSION
+from site_agent import egress, starting
+from site_agent.client import Joined
+from site_agent.config import SiteConfig
+from site_agent.egress import Update, UpdateFacts
+from site_agent.training import local
+
+WORDS, PAYLOAD, NUMBERS = "leaves.json", "delta.bin", "numbers.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class WouldLeave:
+    """Every field that one round's calls would carry. `update`: the payload as it would be sent."""
+
+    join: dict[str, Any]
+    upload: dict[str, Any]
+    evaluation: dict[str, Any]
+    update: Update
+    numbers: dict[str, np.ndarray]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All but the numbers, by call."""
+        return {"Join": self.join, "BeginUpload, UploadDelta": self.upload, "ReportEvaluation": self.evaluation}
+
+    def write(self, folder: Path) -> None:
+        """Write the fields, the payload's bytes, and the numbers they stand for. Raises OSError."""
+        write_atomically(folder / WORDS, json.dumps(self.fields, indent=1).encode(), 0o600)
+        write_atomically(folder / PAYLOAD, self.update.payload, 0o600)
+        write_atomically(folder / NUMBERS, save(self.numbers), 0o600)
+
+
+def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: local.Hooks = local.Hooks()) -> WouldLeave:
+    """Train round 1 as the contract says, with the site's own cases, and return what would leave: the very bytes, if the agent that
+    joins has the same name and settings.
+
+    adapter: the coordinator's file of version 0; without one it is drawn from the seed in the contract. Nothing is written and
+    nothing is sent. Raises InputError for data, weights or an adapter that the contract cannot be kept with.
+    """
+    site = tls.site_in(config.tls.certificate) if config.tls else config.plain_site
+    first = starting.first_look(config)
+    trainer = starting.trainer(config, Joined(site, contract, first.training_patients, 0), first.cohort)
+    received = _version_0(starting.version_0(trainer, contract), contract, adapter)
+    local_before = trainer.initial_local()
+    trained = trainer.train(1, received, local_before, hooks)
+    facts = UpdateFacts(round=1, base_version=0, training_patients=trainer.training_patients, metrics=trained.metrics)
+    update, _ = egress.seal(
+        received,
+        trained.global_tensors,
+        trainer.recipe,
+        facts,
+        contract.policy.invited,
+        seed=canonical_json([trainer.seed, 1]),
+    )
+    figures = trainer.validate(received, trained.local_tensors)
+    reported = {"auc": figures["auc"], **figures["at_validation"]} if figures else {}
+    return WouldLeave(
+        join={
+            "federation": contract.federation,
+            "protocol_version": VERSION,
+            "agent_id": "a random number that the state folder holds",
+            "software_version": importlib.metadata.version("med-duallora"),
+            "base_model_sha256": first.base_model_sha256,
+            "training_patients": first.training_patients,
+            "codecs": list(codecs.CODECS),
+            "recipes": "the names of the recipes that are installed",
+        },
+        upload={
+            "round": 1,
+            "base_version": 0,
+            "digest": update.digest,
+            "bytes": len(update.payload),
+            "codec": update.facts.codec,
+            "training_patients": update.facts.training_patients,
+            "metrics": dict(update.facts.metrics),
+            "tensors": {spec.name: {"shape": list(spec.shape), "type": spec.dtype} for spec in update.layout.tensors},
+        },
+        evaluation={
+            "round": 1,
+            "version": 1,
+            "cases": figures.get("n", 0),
+            "metrics": {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)},
+        },
+        update=update,
+        numbers={
+            spec.name: (trained.global_tensors[spec.name] - received.tensors[spec.name]).astype(np.float32)
+            for spec in update.layout.tensors
+        },
+    )
+
+
+def _version_0(drawn: Adapter | None, contract: Contract, file: Path | None) -> Adapter:
+    if file is None:
+        if drawn is None:
+            raise InputError(
+                "version 0 cannot be drawn from this contract; give the coordinator's file: --adapter v0.safetensors"
+            )
+        return drawn
+    given = Adapter.read(file)
+    if given.digest != contract.adapter_digest:
+        raise InputError(
+            f"{file} has digest {given.digest[:12]}, the contract names {contract.adapter_digest[:12]}; ask the coordinator"
+        )
+    return given

@@ -1,0 +1,216 @@
+"""The egress ledger: what left this site, when and how much, in a hash-chained file that is written before anything leaves.
+
+Every call that says something about the site's data (Join, BeginUpload, UploadDelta, ReportEvaluation) has two lines: `leaving`,
+durable before its first byte is handed to the network, and `left`, with how it ended and the exact bytes. A kill between the two
+leaves the first alone: then at most what it names has left. Calls that say nothing of the data (waiting, downloads, probes) are
+counted and written as sums, at most an hour apart, before any other line, and at the end.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared import journal
+from shared.canonical import sync_folder
+from shared.errors import InputError
+from shared.journal import Chain, Head
+
+LEDGER = "egress.jsonl"
+CONTROL_EVERY_S = 3600.0
+LEAVING, LEFT, CONTROL, TORN = "leaving", "left", "control", "torn_line_removed"
+HELD, RELEASED, WITHHELD = "held", "released", "withheld"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """What a call is about to take out. `payload_bytes`: of tensors; `digest`: of the update they are, hex; `facts`: what else is
+    said about the site's data, by name."""
+
+    round: int = 0
+    digest: str = ""
+    payload_bytes: int = 0
+    tensors: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """A ledger that one agent appends to. Safe to use from several threads.
+
+    Raises InputError when opened if the chain is broken: an agent whose ledger was changed sends nothing. Half a line at the end is
+    what a kill leaves: what it was about had not left, and it is removed, which the next line says.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+        self._lock = threading.Lock()
+        self._control: dict[str, list[int]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            whole = path.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            self._head = _verified(path, whole[:end].splitlines()).head
+            if end < len(whole):
+                os.ftruncate(self._file, end)
+                self._append(TORN, {"bytes": len(whole) - end}, durable=True)
+        except BaseException:
+            os.close(self._file)
+            raise
+        sync_folder(path.parent)
+        self._control_since = clock()
+
+    @property
+    def head(self) -> Head:
+        """Where the chain stands."""
+        return self._head
+
+    def leaving(self, rpc: str, attempt: int, what: Leaving) -> int:
+        """Write that a call is about to be made, durably, and return the line's number. Raises OSError, with nothing written."""
+        facts = {"rpc": rpc, "attempt": attempt, "round": what.round, "payload_bytes": what.payload_bytes}
+        facts |= {"digest": what.digest, "tensors": list(what.tensors), "says": dict(what.facts)}
+        return self.note(LEAVING, facts)
+
+    def left(self, number: int, rpc: str, code: str, message_bytes: int, payload_bytes: int) -> None:
+        """Write how the call of a `leaving` line ended. Raises OSError; the call then counts as unfinished."""
+        facts = {"line": number, "rpc": rpc, "code": code, "bytes": message_bytes, "payload_bytes": payload_bytes}
+        with self._lock:
+            self._append(LEFT, facts, durable=False)
+
+    def control(self, rpc: str, message_bytes: int) -> None:
+        """Count a call that says nothing of the site's data. Raises OSError where the sums are due and cannot be written."""
+        with self._lock:
+            counts = self._control.setdefault(rpc, [0, 0])
+            counts[0] += 1
+            counts[1] += message_bytes
+            if self._clock() - self._control_since >= CONTROL_EVERY_S:
+                self._write_control()
+
+    def note(self, event: str, facts: Mapping[str, Any]) -> int:
+        """Write a line durably, after the sums so far, and return its number. Raises OSError, with nothing of it written."""
+        with self._lock:
+            self._write_control()
+            return self._append(event, facts, durable=True)
+
+    def close(self) -> None:
+        """Write the sums, and let go of the file."""
+        with self._lock:
+            try:
+                self._write_control()
+            finally:
+                os.close(self._file)
+
+    def _write_control(self) -> None:
+        if self._control:
+            sums = {rpc: {"calls": calls, "bytes": size} for rpc, (calls, size) in sorted(self._control.items())}
+            self._append(CONTROL, {"calls": sums}, durable=False)
+            self._control = {}
+        self._control_since = self._clock()
+
+    def _append(self, event: str, facts: Mapping[str, Any], *, durable: bool) -> int:
+        line = journal.line(self._head, self._clock(), event, facts)
+        end = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line + b"\n") != len(line) + 1:
+                raise OSError(28, os.strerror(28))
+            if durable:
+                os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
+        self._head = journal.after(self._head, line)
+        return self._head.count
+
+
+def read(path: Path, noted: str = "") -> Chain:
+    """Return a ledger that holds together, while an agent may be writing it.
+
+    `noted`: a digest that was the last line's once. Raises InputError if there is none, or as `shared.journal.verify`.
+    """
+    try:
+        whole = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the egress ledger {path}: {error.strerror}; name an agent's --state folder"
+        ) from error
+    return _verified(path, whole[: whole.rfind(b"\n") + 1].splitlines(), noted)
+
+
+def _verified(path: Path, lines: Iterable[bytes], noted: str = "") -> Chain:
+    try:
+        return journal.verify(lines, noted)
+    except InputError as error:
+        raise InputError(
+            f"egress ledger {path}: {error}. Keep the file as evidence and find out who changed it; once it is moved away, the "
+            "agent begins a new one"
+        ) from error
+
+
+@dataclass(slots=True)
+class Sums:
+    """Calls and bytes of one RPC: of whole messages, and of the tensors in them."""
+
+    calls: int = 0
+    bytes: int = 0
+    payload_bytes: int = 0
+
+    def add(self, calls: int, size: int, payload: int) -> None:
+        self.calls += calls
+        self.bytes += size
+        self.payload_bytes += payload
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a ledger adds up to, by RPC. `unfinished`: lines of calls that nobody saw the end of, and the most tensor bytes that
+    left with each."""
+
+    by_rpc: Mapping[str, Sums]
+    unfinished: Mapping[int, int]
+
+
+def totals(chain: Chain) -> Totals:
+    """Add up a ledger."""
+    by_rpc: dict[str, Sums] = {}
+    unfinished: dict[int, int] = {}
+    for one in chain.entries:
+        facts = one.facts
+        if one.event == LEAVING:
+            unfinished[one.n] = facts["payload_bytes"]
+        elif one.event == LEFT:
+            unfinished.pop(facts["line"], None)
+            by_rpc.setdefault(facts["rpc"], Sums()).add(1, facts["bytes"], facts["payload_bytes"])
+        elif one.event == CONTROL:
+            for rpc, sums in facts["calls"].items():
+                by_rpc.setdefault(rpc, Sums()).add(sums["calls"], sums["bytes"], 0)
+    return Totals(dict(sorted(by_rpc.items())), unfinished)
+
+
+def logged(log: Path) -> dict[str, Sums]:
+    """Return what the agent's log says of its calls, by RPC. Raises InputError if it cannot be read."""
+    found: dict[str, Sums] = {}
+    try:
+        with log.open(encoding="utf-8") as file:
+            events = [json.loads(line) for line in file if '"rpc_finished"' in line]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{log} is no log of an agent ({error}); give the file of --log") from error
+    for one in (one for one in events if one.get("side") == "site"):
+        found.setdefault(one["rpc"], Sums()).add(1, one["bytes_up"], one["payload_bytes_up"])
+    return found
+
+
+def differences(ledger: Totals, log: Mapping[str, Sums]) -> list[str]:
+    """Return where the two differ, in words, RPC by RPC. Calls nobody saw the end of are in neither."""
+    lines = []
+    for rpc in sorted(ledger.by_rpc.keys() | log.keys()):
+        mine, theirs = ledger.by_rpc.get(rpc, Sums()), log.get(rpc, Sums())
+        if mine != theirs:
+            lines.append(
+                f"{rpc}: the ledger has {mine.calls} calls, {mine.bytes} bytes, {mine.payload_bytes} of tensors; the log has "
+                f"{theirs.calls}, {theirs.bytes}, {theirs.payload_bytes}"
+            )
+    return lines

@@ -1,0 +1,75 @@
+"""Updates that wait for a person: with `egress = "manual"` none leaves before `site-agent release`, which writes its decision here.
+
+A decision is about the bytes with one digest. It lies in the state folder under that name, so that the agent, which holds the
+folder, and the person, who runs another command, need not talk to each other.
+"""
+
+import getpass
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shared.canonical import canonical_json, write_atomically
+from shared.errors import InputError
+from site_agent import round_files
+from site_agent.damage import Damaged
+from site_agent.round_files import Record
+
+RELEASES = "releases"
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a person said of an update. `by`: their account on this machine; `at` in seconds since 1970."""
+
+    digest: str
+    leaves: bool
+    by: str
+    at: float
+
+
+def decide(state: Path, digest: str, *, leaves: bool) -> Decision:
+    """Write what the person who runs this says of an update. Raises InputError if it was said before."""
+    if (held := find(state, digest)) is not None:
+        raise InputError(
+            f"update {digest[:12]} was {'released' if held.leaves else 'withheld'} by {held.by} already; that stands"
+        )
+    decision = Decision(digest=digest, leaves=leaves, by=getpass.getuser(), at=time.time())
+    write_atomically(_path(state, digest), canonical_json(asdict(decision)), 0o600)
+    return decision
+
+
+def find(state: Path, digest: str) -> Decision | None:
+    """Return what was said of an update; None if nothing was. Raises InputError for a file that nobody here wrote."""
+    path = _path(state, digest)
+    try:
+        decision = Decision(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} is no decision of `site-agent release` ({error}); remove it, and decide again"
+        ) from error
+    if decision.digest != digest or type(decision.leaves) is not bool:
+        raise InputError(f"{path} is about another update; remove it, and decide again")
+    return decision
+
+
+def waiting(state: Path) -> list[tuple[Record, str]]:
+    """Return the updates in a state folder that nobody has decided on and that were never sent, with their digests."""
+    found, rounds = [], state / round_files.ROUNDS
+    for number in round_files.numbers(rounds):
+        try:
+            record = round_files.read_record(round_files.folder_of(rounds, number))
+        except Damaged:
+            continue  # the agent sets it aside, and says so
+        digest = record.files[round_files.DELTA]
+        if record.fate == "unsent" and find(state, digest) is None:
+            found.append((record, digest))
+    return found
+
+
+def _path(state: Path, digest: str) -> Path:
+    return state / RELEASES / f"{digest}.json"
