@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from experiments.comparison.contenders import (
     CONTENDERS,
+    R8,
     SHARED_HEAD,
     TWO_HEADS,
+    TWO_PARTS,
     Contender,
     Options,
     doubles,
@@ -62,8 +64,9 @@ SWITCHES: Mapping[str, Switch] = {
         adapter={"frames": "stacked", "dense": FIRST_CONVOLUTION},
         one_frame=True,
     ),
-    "no-momentum": Switch(title="without server momentum", recipe={"server_optimiser": "sgd"}, bases=("ours",)),
     "no-prior": Switch(title="without the prior", recipe={"shrinkage_patients": 0.0}, bases=("ours",)),
+    "equal-rates": Switch(title="the local part at 5e-3", recipe={"lr_local": 5e-3}, bases=("ours",)),
+    "equal-ranks": Switch(title="ranks 8 + 8", recipe=TWO_PARTS, adapter=R8, bases=("ours",)),
     "first": Switch(title="first convolution trained too", adapter={"dense": FIRST_CONVOLUTION}),
 }  # fmt: skip
 

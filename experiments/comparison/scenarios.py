@@ -28,7 +28,7 @@ SCENARIOS: dict[str, tuple[str, PhantomConfig]] = {
 }
 """Name → what differs between sites, and the phantom: the demo's but for that. Fixed before the first comparison."""
 SHIFTED = "shifted"
-TUNING_SEED, FIRST_SEED, SEEDS_APART = 903, 1000, 1000
+TUNING_SEED, FIRST_SEED, SEEDS_APART = 903, 5000, 1000
 TUNING_TEST_CASES, TEST_CASES = 400, 100
 TUNING_SHUFFLE = 1000
 

@@ -56,8 +56,7 @@ def test_the_issue_s_methods_are_all_there_once():
     keys = [one.key for one in everyone()]
     assert len(keys) == len(set(keys))
     core = {one.key for one in CONTENDERS if one.group == "core"}
-    asked_for = {"local-only", "centralised", "head-only", "fedit-r8", "fedit-r16", "med-duallora", "ours"}
-    assert core == asked_for | {"fedit-r16-momentum"}  # what our recipe is without its local part
+    assert core == {"local-only", "centralised", "head-only", "fedit-r8", "fedit-r16", "med-duallora", "ours"}
     assert {one.method for one in CONTENDERS} == set(INSTALLED)
 
 
@@ -117,12 +116,16 @@ def test_every_method_is_tried_at_the_same_learning_rates():
         assert rates in (set(contenders.RATES), set(contenders.MIDDLE_RATES)), one.key
 
 
-def test_our_recipe_is_taken_apart_and_nothing_else_is():
-    taken = {one.key for one in extensions.EXTENDED if "+no-" in one.key}
-    assert taken == {"ours+no-momentum", "ours+no-prior"}
-    recipe = contenders.find("ours").made_recipe(COMMON)
-    without = contenders.find("ours+no-momentum", extensions.EXTENDED).made_recipe(COMMON)
-    assert (recipe.server_optimiser, without.server_optimiser) == ("momentum", "sgd")
+def test_our_recipe_is_taken_apart():
+    taken = {one.key for one in extensions.EXTENDED if one.key.startswith("ours")}
+    assert taken == {"ours+no-prior", "ours+equal-rates", "ours+equal-ranks"}
+    tuned = contenders.find("ours")
+    for setting in tuned.settings:
+        ours = tuned.with_setting(setting)
+        parts = [extensions.extend(ours, key).made_recipe(COMMON) for key in sorted(taken)]
+        assert [one.lr_local for one in parts] == [2e-3, 5e-3, 2e-3]
+        assert [one.rank_local for one in parts] == [8, 4, 4]
+        assert [one.shrinkage_patients > 0 for one in parts] == [True, True, False]
 
 
 def test_two_passes_cannot_share_an_odd_number_of_epochs():

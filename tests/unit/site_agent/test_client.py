@@ -36,6 +36,7 @@ from site_agent.client import FederationClient, Task
 from site_agent.connection import Dialled
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
+from tests.support.ledgers import throwaway
 
 ADAPTER = adapters.adapter()
 CONTRACT = Contract(
@@ -108,6 +109,7 @@ class ScriptedClient(FederationClient):
             "fed.test:1",
             None,
             "agent-1",
+            throwaway(),
             plain_site="ge",
             give_up_after_s=give_up_after_s,
             call_timeout_s=call_timeout_s,
