@@ -115,6 +115,23 @@ def _announce(whole: "Plan", settings: list["Task"], wanted: list["Task"], jobs:
 
 
 @app.command()
+def pilots(
+    out: Annotated[Path, typer.Option(help="Folder of the pilots.")] = Path("runs/pilots"),
+    variant: Annotated[list[str] | None, typer.Option(help="One of them, repeat; default all.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, a thread each.")] = 2,
+) -> None:
+    """Run the variants of our recipe on the pilot cohorts, and print what they reach: half an hour on two cores.
+
+    Example: python -m experiments.comparison pilots --variant fedit16 --variant d12r4-l2e3-s1
+    """
+    from experiments.comparison import pilots as variants
+    from experiments.comparison.plan import Plan
+    from experiments.training.phantom import WEIGHTS
+
+    variants.run(Plan(out=out, weights=WEIGHTS), jobs, variant or ())
+
+
+@app.command()
 def report(out: Out = DEFAULT_OUT) -> None:
     """Write tables, plots and report.html from the cells that are finished.
 

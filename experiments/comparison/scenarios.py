@@ -30,6 +30,7 @@ SCENARIOS: dict[str, tuple[str, PhantomConfig]] = {
 SHIFTED = "shifted"
 TUNING_SEED, FIRST_SEED, SEEDS_APART = 903, 5000, 1000
 TUNING_TEST_CASES, TEST_CASES = 400, 100
+PILOT_SEEDS = (900, 901)
 TUNING_SHUFFLE = 1000
 
 
@@ -64,6 +65,10 @@ class Phantom:
     def tuning_sites(self) -> Sites:
         """Return the cohort that settings are chosen on, which no run of the comparison sees; many are held out."""
         return self._made(SHIFTED, TUNING_SEED, round(self.test_cases * TUNING_TEST_CASES / TEST_CASES))
+
+    def pilot_sites(self, scenario: str, seed: int) -> Sites:
+        """Return a cohort to look for a recipe on, which neither tuning nor a run sees; as many are held out as for tuning."""
+        return self._made(scenario, seed, round(self.test_cases * TUNING_TEST_CASES / TEST_CASES))
 
     def _made(self, scenario: str, seed: int, test_cases: int) -> Sites:
         place = self.folder / f"{scenario}-seed{seed}"
