@@ -5,7 +5,6 @@ name (RFC 5280, section 4.2.1.6); nothing else says who a caller is.
 """
 
 import ipaddress
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,24 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shared.canonical import write_atomically
+from shared.certificates import PREFIXES, Role
 from shared.errors import InputError
-from shared.tls import COORDINATOR_PREFIX, SITE_PREFIX
+from shared.names import check_name
 
 CA_DAYS = 3650
 DAYS = 397
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates are valid from a little before they were made, for machines whose clocks are behind."""
-
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-def check_name(name: str) -> str:
-    """Return a site's or coordinator's name. Raises InputError unless it can be a file name and part of a URI."""
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"name '{name[:70]}' is not usable: 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
-        )
-    return name
 
 
 @dataclass(frozen=True)
@@ -77,16 +66,32 @@ class Authority:
         if (folder / f"{file}.pem").exists():
             raise InputError(f"{folder / file}.pem exists already; remove it first, or choose another --out")
         key = ec.generate_private_key(ec.SECP256R1())
+        return _write_pair(folder, file, key, self._sign(key.public_key(), file, names, now, DAYS, server=server))
+
+    def sign_site(self, key: ec.EllipticCurvePublicKey, site: str, now: datetime, days: int) -> x509.Certificate:
+        """Return a certificate for a site whose key is elsewhere."""
+        uri = x509.UniformResourceIdentifier(PREFIXES["site"] + site)
+        return self._sign(key, site, [uri], now, days, server=False)
+
+    def _sign(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        subject: str,
+        names: Sequence[x509.GeneralName],
+        now: datetime,
+        days: int,
+        *,
+        server: bool,
+    ) -> x509.Certificate:
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-        certificate = (
-            _builder(_subject(file), self.certificate.subject, key.public_key(), now, DAYS)
+        return (
+            _builder(_subject(subject), self.certificate.subject, key, now, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self.key, hashes.SHA256())
         )
-        return _write_pair(folder, file, key, certificate)
 
 
 def make(
@@ -94,6 +99,7 @@ def make(
     hosts: Sequence[str],
     sites: Sequence[str],
     coordinators: Sequence[str] = (),
+    observers: Sequence[str] = (),
     now: datetime | None = None,
 ) -> list[Path]:
     """Write certificates into `folder` and return the files made.
@@ -101,7 +107,8 @@ def make(
     A CA already there is used again, so that sites can be added later; without `hosts` no server certificate is made.
     """
     now = now or datetime.now(UTC)
-    people = [*sites, *coordinators]
+    wanted: dict[Role, Sequence[str]] = {"site": sites, "coordinator": coordinators, "observer": observers}
+    people = [name for names in wanted.values() for name in names]
     for name in people:
         if check_name(name) in ("ca", "aggregator") or people.count(name) > 1:
             raise InputError(f"name '{name}' is taken: every certificate needs a name of its own")
@@ -113,9 +120,9 @@ def make(
         written = [folder / "ca.pem", folder / "ca.key"]
     if hosts:
         written += authority.issue(folder, "aggregator", [_host(h) for h in hosts], now, server=True)
-    for prefix, names in ((SITE_PREFIX, sites), (COORDINATOR_PREFIX, coordinators)):
+    for role, names in wanted.items():
         for name in names:
-            uri = x509.UniformResourceIdentifier(prefix + name)
+            uri = x509.UniformResourceIdentifier(PREFIXES[role] + name)
             written += authority.issue(folder, name, [uri], now, server=False)
     return written
 

@@ -280,7 +280,7 @@ class Federation:
     ) -> rounds.Answer:
         """Return what the site is to do: at once if that is news to it, else when it becomes so, or after `wait_s`."""
         self.check_name(federation)
-        await self._check_known(caller)
+        await self.known(caller)
         await self.heartbeats.note(caller, agent_id, report)
         loop = asyncio.get_running_loop()
         end = loop.time() + (min(wait_s, protocol.MAX_WAIT_S) if wait_s > 0 else 0.0)
@@ -324,7 +324,18 @@ class Federation:
         if federation not in ("", self.name):
             raise NotFound(f"federation '{federation[:64]}' is not served here; this aggregator serves '{self.name}'")
 
-    async def _check_known(self, caller: Caller) -> rounds.SiteState:
+    async def check_certificate(self, serial: str) -> None:
+        """Raise NotEnrolled if a certificate is revoked."""
+        if serial and serial in (await self.state()).revoked:
+            raise NotEnrolled(
+                f"the certificate with serial number {serial} was revoked; ask for another: site-agent join --site NAME"
+            )
+
+    async def known(self, caller: Caller) -> rounds.SiteState:
+        """Return the calling site's state, also if it is evicted. Raises NotEnrolled if it is none of this federation's, or its
+        certificate is revoked.
+        """
+        await self.check_certificate(caller.serial)
         site = (await self.state()).sites.get(caller.site)
         if site is None:
             raise NotEnrolled(
@@ -334,7 +345,7 @@ class Federation:
 
     async def member(self, caller: Caller) -> rounds.SiteState:
         """Return the calling site's state. Raises NotEnrolled if it is none of this federation's, or evicted."""
-        site = await self._check_known(caller)
+        site = await self.known(caller)
         if site.phase == "evicted":
             raise NotEnrolled(
                 f"site '{caller.site}' was evicted from '{self.name}': {site.reason or 'no reason given'}"
@@ -372,6 +383,7 @@ def _join(
         "authenticated": caller.authenticated,
         "software_version": claim.software_version,
         "protocol_version": claim.protocol_version,
+        "expires_at": caller.expires_at,
     }
     agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)
     federations.join(connection, federation, caller.site, claim.training_patients, now + deadline_s)

@@ -72,6 +72,8 @@ class SiteState:
     progress: float = 0.0
     last_round: int = 0
     version: int = 0
+    expires_at: float = 0.0
+    """When the certificate ends that its agent joined with last, seconds since 1970; 0 if it showed none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,8 @@ class FederationState:
     sites: Mapping[str, SiteState] = field(default_factory=dict)
     sampling_seed: int = 0
     """What every round's draw of sites is made from, where not every site is invited to every round."""
+    revoked: frozenset[str] = frozenset()
+    """Serial numbers of certificates that are not good any more, hex."""
     round: RoundState
     """The open or closing round; the last one when the federation is finished."""
 

@@ -20,13 +20,15 @@ from aggregator.servicers import CoordinatorServicer, FederationServicer
 from aggregator.store import federations
 from aggregator.store.database import Watch
 from aggregator.store.engine import Store
-from shared import rpc
+from shared import certificates, rpc
+from shared.certificates import Expiry
 from shared.errors import InputError, MedDualLoRAError
 from shared.tls import TlsFiles, check_plain
 
 log = structlog.get_logger()
 
 MAX_MESSAGE = 4 << 20
+EXPIRY_EVERY_S = 3600.0
 UPLOAD_WINDOW = 4 << 10
 
 OPTIONS = (
@@ -73,12 +75,14 @@ class RunningServer:
     closer: asyncio.Task[None]
     watch: Watch
     refusals: Refusals
+    expiry: asyncio.Task[None]
 
     async def stop(self, grace_s: float) -> None:
         """Answer what waits, let calls under way end, then stop. A round left closing is finished at the next start."""
         self.federation.drain()
         await self.server.stop(grace_s)
-        await asyncio.gather(self.closer, return_exceptions=True)
+        self.expiry.cancel()
+        await asyncio.gather(self.closer, self.expiry, return_exceptions=True)
         await self.refusals.close()
         await asyncio.to_thread(self.watch.close)
 
@@ -102,7 +106,28 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
     watch = federation.watch()
     await server.start()
     closer = asyncio.create_task(Closer(federation).run(), name="closer")
-    return RunningServer(server, federation, f"{config.listen.rpartition(':')[0]}:{port}", closer, watch, refusals)
+    expiry = asyncio.create_task(_tell_expiry(federation, config.tls), name="expiry")
+    address = f"{config.listen.rpartition(':')[0]}:{port}"
+    return RunningServer(server, federation, address, closer, watch, refusals, expiry)
+
+
+async def _tell_expiry(federation: Federation, tls: TlsFiles | None) -> None:
+    """Warn of certificates that end soon: this server's own, and those that sites showed last."""
+    expiry = Expiry()
+    while True:
+        ends: dict[str, float] = {}
+        try:
+            if tls is not None:
+                ends["aggregator"] = certificates.holder_in(tls.certificate).expires_at
+            ends |= {
+                name: site.expires_at for name, site in (await federation.state()).sites.items() if site.expires_at
+            }
+        except MedDualLoRAError as error:
+            log.warning("certificates_not_read", error=str(error))
+        for who, expires_at in ends.items():
+            if words := expiry.news(who, expires_at, federation.clock()):
+                log.warning("certificate_expires", holder=who, expires_at=expires_at, words=words)
+        await asyncio.sleep(EXPIRY_EVERY_S)
 
 
 def _reason(config: ServerConfig) -> MedDualLoRAError:

@@ -80,7 +80,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         return pb.ReportEvaluationResponse()
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
-        identity.site_of(context)
+        await self._federation.known(identity.site_of(context))
         if len(request.payload) > MAX_PROBE_BYTES:
             raise UpdateTooLarge(f"a probe of {len(request.payload)} bytes, allowed are {MAX_PROBE_BYTES}")
         return pb.ProbeResponse(payload=request.payload if request.echo else b"", server_time=time.time())
@@ -93,37 +93,39 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         self._federation = federation
 
     async def GetStatus(self, request: cpb.GetStatusRequest, context: Any) -> cpb.GetStatusResponse:
-        self._check(request.federation, context)
+        await self._check(request.federation, identity.reader_of(context))
         return wire.status(await self._federation.read(federations.state, self._federation.name))
 
     async def ListRounds(self, request: cpb.ListRoundsRequest, context: Any) -> cpb.ListRoundsResponse:
-        self._check(request.federation, context)
+        await self._check(request.federation, identity.reader_of(context))
         records = await self._federation.read(round_rows.records, self._federation.name)
         return cpb.ListRoundsResponse(rounds=[wire.round_record(record) for record in records])
 
     async def Pause(self, request: cpb.PauseRequest, context: Any) -> cpb.PauseResponse:
-        await steering.pause(
-            self._federation, self._check(request.federation, context), wire.plain(request.reason, 500)
-        )
+        who = await self._steers(request.federation, context)
+        await steering.pause(self._federation, who, wire.plain(request.reason, 500))
         return cpb.PauseResponse()
 
     async def Resume(self, request: cpb.ResumeRequest, context: Any) -> cpb.ResumeResponse:
-        await steering.resume(self._federation, self._check(request.federation, context))
+        await steering.resume(self._federation, await self._steers(request.federation, context))
         return cpb.ResumeResponse()
 
     async def Evict(self, request: cpb.EvictRequest, context: Any) -> cpb.EvictResponse:
-        who = self._check(request.federation, context)
+        who = await self._steers(request.federation, context)
         reason = wire.plain(request.reason, 500)
         warning = await steering.evict(self._federation, who, request.site, reason, request.allow_quorum)
         return cpb.EvictResponse(warning=warning)
 
     async def Rollback(self, request: cpb.RollbackRequest, context: Any) -> cpb.RollbackResponse:
-        who = self._check(request.federation, context)
+        who = await self._steers(request.federation, context)
         reason = wire.plain(request.reason, 500)
         done = await steering.rollback(self._federation, who, request.version, reason, request.round)
         return cpb.RollbackResponse(round=done.round, abandoned_round=done.abandoned or 0)
 
-    def _check(self, federation: str, context: Any) -> str:
-        who = identity.check_coordinator(context)
+    async def _steers(self, federation: str, context: Any) -> str:
+        return await self._check(federation, identity.coordinator_of(context))
+
+    async def _check(self, federation: str, person: identity.Person) -> str:
+        await self._federation.check_certificate(person.serial)
         self._federation.check_name(federation)
-        return who
+        return person.name

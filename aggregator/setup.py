@@ -8,13 +8,13 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from aggregator import rounds
-from aggregator.certificates import check_name
 from aggregator.federation import MAX_PATIENTS
 from aggregator.store import engine, federations
 from shared import recipe as recipes
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
+from shared.names import check_name
 from shared.recipe import RESIDUAL, factor_of, is_residual
 
 MAX_ROUNDS = 100_000

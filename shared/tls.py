@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import structlog
 
 from shared.errors import InputError
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +21,52 @@ class TlsFiles:
     key: Path
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Return credentials that demand a certificate of this CA from every client."""
+        """Return credentials that demand a certificate of this CA from every client.
+
+        Files that are replaced take effect with the next connection; while they cannot be used together (one of them is not
+        replaced yet) those before stay in force. Raises InputError if they cannot be read now.
+        """
+        held, stamp = self._server_configuration(), self.stamp()
+
+        def newest() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal held, stamp
+            try:
+                if (now := self.stamp()) == stamp:
+                    return None  # as before
+                self.check_pair()
+                held, stamp = self._server_configuration(), now
+            except InputError as error:
+                log.warning("certificate_not_replaced", error=str(error))
+                return None
+            log.info("certificate_replaced")
+            return held
+
+        # gRPC takes None for "as before", which its types do not say
+        return grpc.dynamic_ssl_server_credentials(held, newest, require_client_authentication=True)  # type: ignore[arg-type]
+
+    def _server_configuration(self) -> grpc.ServerCertificateConfiguration:
         pair = (self._read("key"), self._read("certificate"))
-        return grpc.ssl_server_credentials([pair], self._read("ca"), require_client_auth=True)
+        return grpc.ssl_server_certificate_configuration([pair], self._read("ca"))
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when one of the files is replaced. Raises InputError if one is not there."""
+        try:
+            return tuple(path.stat().st_mtime_ns for path in (self.ca, self.certificate, self.key))
+        except OSError as error:
+            raise InputError(f"cannot read TLS file {error.filename}: {error.strerror}") from error
+
+    def check_pair(self) -> None:
+        """Raise InputError unless the key is the certificate's."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+
+        try:
+            key = serialization.load_pem_private_key(self._read("key"), None)
+            certificate = x509.load_pem_x509_certificate(self._read("certificate"))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"TLS files cannot be used: {error}") from error
+        if key.public_key() != certificate.public_key():
+            raise InputError(f"key {self.key} is not that of certificate {self.certificate}")
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Return credentials that check the aggregator against this CA and show the site's certificate."""
@@ -43,21 +89,3 @@ def check_plain(address: str) -> None:
         loopback = False
     if not loopback:
         raise InputError(f"plain text is allowed on loopback only, got '{address}'; give TLS files, or use 127.0.0.1")
-
-
-def site_in(certificate: Path) -> str:
-    """Return the name of the site that a certificate (PEM) is for; empty if it is for none. Raises InputError."""
-    from cryptography import x509
-
-    try:
-        found = x509.load_pem_x509_certificate(certificate.read_bytes())
-        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as error:
-        raise InputError(f"cannot read the certificate {certificate}: {error}") from error
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    return next((uri.removeprefix(SITE_PREFIX) for uri in uris if uri.startswith(SITE_PREFIX)), "")
-
-
-SITE_PREFIX = "urn:med-duallora:site:"
-COORDINATOR_PREFIX = "urn:med-duallora:coordinator:"
-"""URIs in a certificate's subject alternative name: who the caller is."""

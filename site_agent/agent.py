@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 
+from shared import certificates
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
+from shared.certificates import Expiry
 from shared.contract import ALLOWED_METRICS
-from shared.errors import AggregatorUnreachable, ConflictingUpdate, MedDualLoRAError, NotFound, StaleRound
+from shared.errors import AggregatorUnreachable, ConflictingUpdate, InputError, MedDualLoRAError, NotFound, StaleRound
 from shared.protocol import MAX_WAIT_S
 from site_agent import disk, egress, releases, report, starting
 from site_agent.client import FederationClient, Joined, Task, retry_delay_s
@@ -93,6 +95,7 @@ class Agent:
         self._filling = Filling(view)
         self._progress = 0.0
         self._busy_with: Task | None = None
+        self._expiry = Expiry()
         self._repeats = Repeats()
         self._rng = random.Random(self._state.agent_id)
 
@@ -364,6 +367,7 @@ class Agent:
         In an outage the next heartbeat says more than this one repeated; whether to give up is for the loop's own calls.
         """
         while True:
+            self._warn_of_expiry()
             await asyncio.sleep(HEARTBEAT_S)
             if (task := self._busy_with) is None:
                 continue  # the loop itself is asking
@@ -381,6 +385,17 @@ class Agent:
             # an answer may take its time, and the round after is not over because the one it is about is
             if answer.instruction in ("ABANDON", "EVICTED", "FINISHED") and self._busy_with is task:
                 self._abandoned.set()
+
+    def _warn_of_expiry(self) -> None:
+        if self._config.tls is None:
+            return
+        try:
+            held = certificates.holder_in(self._config.tls.certificate)
+        except InputError:
+            return  # it is being replaced
+        if words := self._expiry.news(held.site, held.expires_at, time.time()):
+            log.warning("certificate_expires", site=held.site, expires_at=held.expires_at)
+            self._view.warned(f"this site's certificate {words}; renew it: site-agent join --site {held.site}")
 
     async def _evaluate(
         self, trainer: SiteTrainer, adapter: Adapter, local_now: dict[str, np.ndarray], round_number: int

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
+import structlog
 from med_duallora.v1 import federation_pb2_grpc as rpc
 
 from shared import status
-from shared.errors import Draining
+from shared.errors import Draining, InputError
 from shared.protocol import CHUNK_BYTES
 from shared.rpc import new_id
 from shared.tls import TlsFiles
 
+log = structlog.get_logger()
 T = TypeVar("T")
 
 Stub = Any
@@ -57,12 +59,15 @@ class Connection:
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
         ]
+        self._stamp: tuple[int, ...] = ()
         self._current: Dialled | None = None
         self._open: list[Dialled] = []
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Dialled]:
         """Yield a channel for one call; if it fails in a way that puts the connection in doubt, the next call dials anew."""
+        if self._current is not None and self._replaced():
+            self._current = None
         if self._current is None:
             self._current = self._dial()
             self._open.append(self._current)
@@ -93,8 +98,22 @@ class Connection:
         if self._tls is None:
             channel = grpc.aio.insecure_channel(self._address, options=self._options)
         else:
+            self._stamp = self._tls.stamp()
             channel = grpc.aio.secure_channel(self._address, self._tls.channel_credentials(), options=self._options)
         return Dialled(channel, rpc.FederationServiceStub(channel))
+
+    def _replaced(self) -> bool:
+        """Return whether the certificate's files were replaced since the last dialling, by others that can be used together."""
+        if self._tls is None:
+            return False
+        try:
+            if self._tls.stamp() == self._stamp:
+                return False
+            self._tls.check_pair()
+        except InputError:
+            return False  # half of them are replaced: what is in use stays
+        log.info("certificate_replaced")
+        return True
 
 
 class Moves:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from shared import codecs, tls
+from shared import certificates, codecs
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
 from shared.contract import ALLOWED_METRICS, Contract
@@ -53,7 +53,7 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     adapter: the coordinator's file of version 0; without one it is drawn from the seed in the contract. Nothing is written and
     nothing is sent. Raises InputError for data, weights or an adapter that the contract cannot be kept with.
     """
-    site = tls.site_in(config.tls.certificate) if config.tls else config.plain_site
+    site = certificates.holder_in(config.tls.certificate).site if config.tls else config.plain_site
     first = starting.first_look(config)
     trainer = starting.trainer(config, Joined(site, contract, first.training_patients, 0), first.cohort)
     received = _version_0(starting.version_0(trainer, contract), contract, adapter)

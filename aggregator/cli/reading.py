@@ -139,12 +139,23 @@ def _site_facts(state: "FederationState", site: "SiteState") -> dict[str, Any]:
         "progress": round(site.progress, 3),
         "invited": site.name in state.round.invited,
         "accepted": site.name in state.round.accepted,
+        "certificate_expires_at": site.expires_at or None,
+        "certificate": _certificate(site),
     }
+
+
+def _certificate(site: "SiteState") -> str:
+    """What is to be said of a site's certificate; nothing if it is good for long."""
+    import time
+
+    from shared.certificates import expiry_words
+
+    return f"certificate {words}" if site.expires_at and (words := expiry_words(site.expires_at, time.time())) else ""
 
 
 def _print_sites(state: "FederationState") -> None:
     print_table(
-        ["site", "phase", "patients", "last seen", "last round", "update"],
+        ["site", "phase", "patients", "last seen", "last round", "update", ""],
         [
             [
                 site.name + ("" if site.authenticated else " (unauthenticated)"),
@@ -153,6 +164,7 @@ def _print_sites(state: "FederationState") -> None:
                 moment(site.last_seen),
                 site.last_round or None,
                 _update(state, site),
+                _certificate(site),
             ]
             for site in state.sites.values()
         ],

@@ -1,4 +1,4 @@
-"""`aggregator init` and `aggregator certificates`."""
+"""`aggregator init`, `certificates`, `approve` and `revoke`: who takes part."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(name="init")(init)
     app.command(name="certificates")(certificates)
+    app.command(name="approve")(approve)
+    app.command(name="revoke")(revoke)
 
 
 def init(
@@ -97,11 +99,13 @@ def certificates(
     out: Annotated[Path, typer.Option(help="Folder for the files; a CA already in it is used again.")],
     host: Annotated[list[str] | None, typer.Option(help="Name or address sites dial. Repeat.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="A site. Repeat.")] = None,
-    coordinator: Annotated[list[str] | None, typer.Option(help="A coordinator. Repeat.")] = None,
+    coordinator: Annotated[list[str] | None, typer.Option(help="A coordinator, who steers. Repeat.")] = None,
+    observer: Annotated[list[str] | None, typer.Option(help="An observer, who reads. Repeat.")] = None,
 ) -> None:
-    """Make a CA and the certificates it signs: ca, aggregator, and one per site and coordinator (.pem and .key).
+    """Make a CA and the certificates it signs: ca, aggregator, and one per site and person (.pem and .key).
 
-    Whoever holds ca.key can make more: keep it where the coordinator's other secrets are.
+    A site that asks for its own (site-agent join) needs none from here: its key never leaves it. Whoever holds ca.key can make
+    more: keep it where the coordinator's other secrets are.
 
     Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
     """
@@ -109,7 +113,80 @@ def certificates(
     from shared.errors import InputError
 
     try:
-        written = authority.make(out, host or [], site or [], coordinator or [])
+        written = authority.make(out, host or [], site or [], coordinator or [], observer or [])
     except OSError as error:
         raise InputError(f"cannot write certificates to {out}: {error.strerror}; choose another --out") from error
     typer.echo(f"wrote {', '.join(path.name for path in written)} in {out}")
+
+
+def approve(
+    request: Annotated[Path, typer.Argument(help="What the site sent: NAME.csr.")],
+    store: Annotated[str, typer.Option(help="The federation's store.")],
+    certs: Annotated[Path, typer.Option(help="Folder of the CA: ca.pem, ca.key.")] = Path("certs"),
+    key: Annotated[str, typer.Option("--fingerprint", help="What the site reads out; refused if it differs.")] = "",
+    patients: Annotated[int | None, typer.Option(min=1, help="Training patients, if not fixed yet.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=825, help="Days the certificate is good for.")] = 397,
+    out: Annotated[Path | None, typer.Option(help="File for the site. Default: NAME.approved.pem.")] = None,
+) -> None:
+    """Sign a site's request. The answer holds no secret: send it back to the site.
+
+    Example: aggregator approve siemens.csr --store fed.db --certs certs --fingerprint "3f0c 9a8e ..."
+    """
+    from datetime import UTC, datetime
+
+    from aggregator import certificates as authority
+    from aggregator import enrolment
+    from aggregator.store import engine
+    from shared.canonical import write_atomically
+    from shared.errors import InputError
+
+    asked = enrolment.read_request(request)
+    if key and key.replace(" ", "").lower() != asked.fingerprint.replace(" ", ""):
+        raise InputError(
+            f"the request's key has fingerprint {asked.fingerprint}, not {key}: it is not the one the site made"
+        )
+    opened = engine.open_store(store)
+    try:
+        approval = enrolment.approve(opened, authority.Authority.read(certs), asked, datetime.now(UTC), days, patients)
+    finally:
+        opened.close()
+    file = out or Path(f"{asked.site}.approved.pem")
+    write_atomically(file, approval.pem)
+    until = datetime.fromtimestamp(approval.holder.expires_at, UTC)
+    typer.echo(
+        f"site {asked.site}, key {asked.fingerprint}: serial number {approval.holder.serial}, until {until:%Y-%m-%d}"
+    )
+    typer.echo(f"wrote {file}; at the site: site-agent join --finish {file.name}")
+
+
+def revoke(
+    store: Annotated[str, typer.Option(help="The federation's store.")],
+    certificate: Annotated[Path | None, typer.Option(help="The certificate (.pem).")] = None,
+    serial: Annotated[str, typer.Option(help="Or its serial number, hex, as `approve` and `audit` show it.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; it stands in the audit journal.")] = "",
+) -> None:
+    """Make a certificate good for nothing from now on, at every replica, without a restart. It cannot be taken back.
+
+    Example: aggregator revoke --store fed.db --certificate siemens.pem --reason "key lost"
+    """
+    import time
+
+    from aggregator import enrolment
+    from aggregator.store import engine
+    from shared import certificates as held
+    from shared.errors import InputError
+
+    if bool(serial) == (certificate is not None):
+        raise InputError("give --certificate FILE or --serial NUMBER")
+    number, who = serial.lower().removeprefix("0x").lstrip("0"), ""
+    if certificate is not None:
+        found = held.holder_in(certificate)
+        number, who = found.serial, ", ".join(f"{role} {name}" for role, names in found.names.items() for name in names)
+    if not number or not set(number) <= set("0123456789abcdef"):
+        raise InputError(f"a serial number is hexadecimal digits, got '{serial[:60]}'")
+    opened = engine.open_store(store)
+    try:
+        new = enrolment.revoke(opened, number, who, reason, time.time())
+    finally:
+        opened.close()
+    typer.echo(f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if new else 'was revoked already'}")

@@ -63,6 +63,7 @@ def heard(
         "protocol_version": "",
         "progress": 0.0,
         "version": 0,
+        "expires_at": 0.0,
         "federation": federation,
         "site": site,
         "agent_id": agent_id,

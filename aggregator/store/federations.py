@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from aggregator import rounds
 from aggregator.rounds import FederationState, SiteState
-from aggregator.store import audit, schema
+from aggregator.store import audit, revocations, schema
 from aggregator.store import rounds as round_rows
 from shared import recipe as recipes
 from shared.adapter import Adapter, AdapterManifest
@@ -30,6 +30,7 @@ _AGENTS = (
         schema.agents.c.authenticated,
         schema.agents.c.progress,
         schema.agents.c.version,
+        schema.agents.c.expires_at,
     )
     .where(schema.agents.c.federation == sa.bindparam("federation"))
     .order_by(schema.agents.c.last_seen, schema.agents.c.agent_id)
@@ -128,6 +129,7 @@ def state(connection: sa.Connection, federation: str) -> FederationState:
         digest=adapter_digest(connection, federation, row["version"]),
         last_version=last_version(connection, federation),
         sampling_seed=row["sampling_seed"],
+        revoked=revocations.serials(connection, federation),
         sites=_sites(connection, federation),
         round=round_rows.last(connection, federation),
     )
@@ -172,6 +174,7 @@ def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
             authenticated=row.authenticated,
             progress=row.progress,
             version=row.version,
+            expires_at=row.expires_at,
         )
     last = round_rows.last_accepted(connection, federation)
     for site, number in ((site, number) for site, number in last.items() if site in found):
@@ -203,10 +206,15 @@ def join(connection: sa.Connection, federation: str, site: str, patients: int, d
     table = schema.sites
     mine = (table.c.federation == federation, table.c.name == site)
     connection.execute(table.update().where(*mine, table.c.phase == "enrolled").values(phase="joined"))
-    connection.execute(
-        table.update().where(*mine, table.c.training_patients.is_(None)).values(training_patients=patients)
-    )
+    fix_patients(connection, federation, site, patients)
     round_rows.start_clock(connection, federation, deadline_at)
+
+
+def fix_patients(connection: sa.Connection, federation: str, site: str, patients: int) -> None:
+    """Fix how many patients a site trains on, if nobody has."""
+    table = schema.sites
+    mine = (table.c.federation == federation, table.c.name == site, table.c.training_patients.is_(None))
+    connection.execute(table.update().where(*mine).values(training_patients=patients))
 
 
 def evict(connection: sa.Connection, federation: str, site: str, reason: str) -> None:

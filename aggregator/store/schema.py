@@ -73,8 +73,12 @@ agents = Table(
     Column("last_seen", Double, nullable=False),
     Column("progress", Double, nullable=False),
     Column("version", CLAIMED, nullable=False),
+    Column("expires_at", Double, nullable=False, server_default="0"),
 )
-"""Every agent that ever used a site's certificate; the one heard from last is the site's agent."""
+"""Every agent that ever used a site's certificate; the one heard from last is the site's agent.
+
+`expires_at`: the end of the certificate it joined with last, 0 without one.
+"""
 
 adapters = Table(
     "adapters",
@@ -187,6 +191,17 @@ audit = Table(
     Column("digest", String, nullable=False),
 )
 """A hash-chained journal (`shared.journal`): lines as they were written, and the digest of each."""
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("federation", NAME, primary_key=True),
+    Column("serial", NAME, primary_key=True),
+    Column("holder", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+"""Certificates that are not good any more, whoever shows them."""
 
 for _table in (adapters, changes, chunks, moments):  # float32 weights do not compress: PostgreSQL is not to try
     _ddl = DDL("ALTER TABLE %(table)s ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]

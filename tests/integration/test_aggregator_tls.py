@@ -14,8 +14,9 @@ from med_duallora.v1.coordinator_pb2_grpc import CoordinatorServiceStub
 from aggregator import certificates
 from aggregator.errors import CannotBind
 from aggregator.server import RunningServer, ServerConfig
+from shared.certificates import PREFIXES
 from shared.errors import InputError
-from shared.tls import SITE_PREFIX, TlsFiles
+from shared.tls import TlsFiles
 from tests.support.raw_site import RawSite, refusal
 from tests.support.serving import SITES, make_store, serve, tls_of
 
@@ -117,7 +118,7 @@ async def test_a_certificate_that_names_two_sites_is_refused(
     running: RunningServer, certs: Path, tmp_path: Path
 ) -> None:
     authority = certificates.Authority.read(certs)
-    uris = [x509.UniformResourceIdentifier(SITE_PREFIX + name) for name in ("ge", "siemens")]
+    uris = [x509.UniformResourceIdentifier(PREFIXES["site"] + name) for name in ("ge", "siemens")]
     (tmp_path / "ca.pem").write_bytes((certs / "ca.pem").read_bytes())
     authority.issue(tmp_path, "both", uris, datetime.now(UTC), server=False)
     async with RawSite(running.address, "ge", tls_of(tmp_path, "both")) as site:

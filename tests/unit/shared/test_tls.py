@@ -19,6 +19,7 @@ from med_duallora.v1.federation_pb2_grpc import (
 )
 
 from shared import tls
+from shared.certificates import PREFIXES
 from shared.errors import InputError
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -87,7 +88,7 @@ async def ask(server_files: tls.TlsFiles, credentials: grpc.ChannelCredentials |
 
 OURS, OTHERS = Authority("ours"), Authority("others")
 SERVER_NAME = x509.DNSName("localhost")
-SITE_URI = x509.UniformResourceIdentifier(f"{tls.SITE_PREFIX}ge")
+SITE_URI = x509.UniformResourceIdentifier(PREFIXES["site"] + "ge")
 
 
 async def test_both_ends_show_certificates_and_the_site_is_known_by_its_uri(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Joining a federation by request: the site makes its key and keeps it, the coordinator signs a name for it.
+
+    site-agent join --site siemens      siemens.next.key (stays), siemens.csr (to the coordinator)
+    aggregator approve siemens.csr      siemens.approved.pem (back to the site)
+    site-agent join --finish FILE       siemens.pem, siemens.key, ca.pem
+
+Renewing is the same: the certificate in use stays until the new one is there.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from shared.canonical import write_atomically
+from shared.certificates import PREFIXES, Holder, fingerprint, holder
+from shared.errors import InputError
+from shared.names import check_name
+
+CA = "ca.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A request that was written, and its key's fingerprint, to be compared with what the coordinator sees."""
+
+    csr: Path
+    key: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The files of a certificate that was signed."""
+
+    holder: Holder
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def request(folder: Path, site: str) -> Requested:
+    """Make a key and a request for a site's name. A request that was not answered yet is replaced. Raises InputError."""
+    key, paths = ec.generate_private_key(ec.SECP256R1()), _Paths(folder, check_name(site))
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
+    uri = x509.UniformResourceIdentifier(PREFIXES["site"] + site)
+    signed = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        write_atomically(paths.next_key, secret, 0o600)
+        write_atomically(paths.csr, signed.public_bytes(serialization.Encoding.PEM))
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
+    return Requested(paths.csr, paths.next_key, fingerprint(key.public_key()))
+
+
+def finish(folder: Path, answer: Path, now: datetime | None = None) -> Enrolled:
+    """Take the coordinator's answer: the site's certificate and its CA's in one file.
+
+    Raises InputError unless the certificate is for the key that was made here, names one site, is signed by that CA and valid now,
+    and the CA is the one that is here already, if one is.
+    """
+    try:
+        certificate, authority = x509.load_pem_x509_certificates(answer.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {answer}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{answer} is not what aggregator approve writes: two certificates in PEM form") from error
+    pem, issuer = (one.public_bytes(serialization.Encoding.PEM) for one in (certificate, authority))
+    found = holder(pem)
+    paths = _Paths(folder, check_name(found.site or "no-name"))
+    _check(answer, certificate, authority, found, paths, now or datetime.now(UTC))
+    if (folder / CA).exists() and (folder / CA).read_bytes() != issuer:
+        raise InputError(
+            f"{answer} is signed by another CA than {folder / CA}; if the coordinator has a new one, compare its fingerprint "
+            f"({fingerprint(authority.public_key())}) with them, remove {CA}, and give this command again"
+        )
+    write_atomically(folder / CA, issuer)
+    paths.next_key.replace(paths.key)
+    write_atomically(paths.certificate, pem)
+    paths.csr.unlink(missing_ok=True)
+    return Enrolled(found, folder / CA, paths.certificate, paths.key)
+
+
+def _check(
+    answer: Path,
+    certificate: x509.Certificate,
+    authority: x509.Certificate,
+    found: Holder,
+    paths: "_Paths",
+    now: datetime,
+) -> None:
+    if not found.site:
+        raise InputError(f"{answer} names {len(found.names['site'])} sites, expected one")
+    try:
+        key = serialization.load_pem_private_key(paths.next_key.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the key of the request is not at {paths.next_key}: finish where it was made, or begin again with site-agent join "
+            f"--site {found.site}"
+        ) from error
+    if key.public_key() != certificate.public_key():
+        raise InputError(f"{answer} is for another key than {paths.next_key}: it answers another request")
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise InputError(f"{answer}: the certificate is not signed by the CA beside it") from error
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise InputError(
+            f"{answer} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to {certificate.not_valid_after_utc:%Y-%m-%d}, "
+            f"and today is {now:%Y-%m-%d}; check this machine's clock"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    folder: Path
+    site: str
+
+    @property
+    def key(self) -> Path:
+        return self.folder / f"{self.site}.key"
+
+    @property
+    def next_key(self) -> Path:
+        return self.folder / f"{self.site}.next.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / f"{self.site}.pem"
+
+    @property
+    def csr(self) -> Path:
+        return self.folder / f"{self.site}.csr"
