@@ -20,15 +20,25 @@ from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
 from shared.certificates import Expiry
 from shared.contract import ALLOWED_METRICS
-from shared.errors import AggregatorUnreachable, ConflictingUpdate, InputError, MedDualLoRAError, NotFound, StaleRound
+from shared.errors import (
+    AggregatorUnreachable,
+    ConflictingUpdate,
+    InputError,
+    InvalidAdapter,
+    MedDualLoRAError,
+    NotFound,
+    StaleRound,
+)
 from shared.protocol import MAX_WAIT_S
-from site_agent import disk, egress, releases, report, starting
+from site_agent import disk, egress, report, starting
 from site_agent.client import FederationClient, Joined, Task, retry_delay_s
 from site_agent.config import SiteConfig
+from site_agent.consent import ConsentWithheld
 from site_agent.egress import Update, UpdateFacts
 from site_agent.filling import Filling
-from site_agent.ledger import HELD, LEDGER, RELEASED, WITHHELD, Ledger
+from site_agent.ledger import LEDGER, Ledger
 from site_agent.local_rounds import LocalRound
+from site_agent.permission import Permission
 from site_agent.report import REPORT, Phases
 from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
@@ -88,6 +98,7 @@ class Agent:
             call_timeout_s=config.call_timeout_s,
             durably=self._write,
         )
+        self._permission = Permission(config, self._state, self._ledger, view, self._write)
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
         self._abandoned = threading.Event()
@@ -148,11 +159,19 @@ class Agent:
             if task.instruction == "TRAIN":
                 version = task.version
                 await self._hesitate(task)
-                await self._do_round(joined, trainer, task)
-                following = "WAIT"
+                try:
+                    await self._do_round(joined, trainer, task)
+                    following = "WAIT"
+                except ConsentWithheld as error:
+                    await self._permission.withhold(error)
+                    following = "UNSPECIFIED"
             elif task.instruction == "FINISHED":
                 if reported != task.digest:
-                    await self._finish(joined, trainer, task)
+                    try:
+                        await self._finish(joined, trainer, task)
+                    except ConsentWithheld as error:
+                        await self._permission.withhold(error)
+                        continue
                     reported = task.digest
                 if once:
                     return
@@ -165,8 +184,9 @@ class Agent:
         config = self._config
         began = time.monotonic()
         first = await asyncio.to_thread(starting.first_look, config)
-        joined = await starting.join(self._client, self._state, config, first, self._view)
-        await self._write(lambda: self._state.bind(joined.contract))
+        joined = await self._permission.agree(
+            lambda: starting.join(self._client, self._state, config, first, self._view)
+        )
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
@@ -216,7 +236,7 @@ class Agent:
         One that is not `fresh` may have arrived before: it costs one call to learn that, and no bytes.
         """
         began, number = time.monotonic(), update.facts.round
-        if not await self._may_leave(update):
+        if not await self._permission.may_leave(update, lambda: self._is_asked(number)):
             await self._write(lambda: self._state.rounds.mark(number, "refused"))
             return
         try:
@@ -230,32 +250,10 @@ class Agent:
         log.info("update_accepted", round=number, bytes=len(update.payload), digest=update.digest)
         self._view.uploaded(number, len(update.payload))
 
-    async def _may_leave(self, update: Update) -> bool:
-        """Return whether an update may be sent: with manual egress when a person has said so, for as long as its round is open."""
-        if self._config.egress == "auto":
-            return True
-        told = {"round": update.facts.round, "digest": update.digest, "payload_bytes": len(update.payload)}
-        held, folder = False, self._state.folder
-        while (decision := releases.find(folder, update.digest)) is None:
-            asked = self._busy_with
-            if (
-                asked is None
-                or (asked.instruction, asked.round) != ("TRAIN", told["round"])
-                or self._abandoned.is_set()
-            ):
-                log.warning("update_not_released", **told)
-                return False
-            if not held:
-                held = True
-                await self._write(lambda: self._ledger.note(HELD, told))
-                log.info("update_held", **told)
-                self._view.held(update, folder)
-            await asyncio.sleep(releases.POLL_S)
-        event = RELEASED if decision.leaves else WITHHELD
-        if held:
-            await self._write(lambda: self._ledger.note(event, {**told, "by": decision.by, "decided_at": decision.at}))
-        log.info(f"update_{event}", **told)
-        return decision.leaves
+    def _is_asked(self, number: int) -> bool:
+        """Whether the aggregator still asks for a round, as far as the last heartbeat knows."""
+        task = self._busy_with
+        return task is not None and (task.instruction, task.round) == ("TRAIN", number) and not self._abandoned.is_set()
 
     def _begin(self, trainer: SiteTrainer, number: int, received: Adapter) -> Beginning:
         return starting.beginning(self._state.rounds, trainer, number, received)
@@ -295,7 +293,10 @@ class Agent:
                 log.info("version_0_drawn", digest=held.digest, duration_s=round(time.monotonic() - began, 3))
                 if held.digest == task.digest:
                     return held
-        return await self._client.fetch(joined.contract, task, held)
+        try:
+            return await self._client.fetch(joined.contract, task, held)
+        except InvalidAdapter as error:
+            raise ConsentWithheld(f"version {task.version} is not what the contract says: {error}") from error
 
     async def _train(
         self,
@@ -311,20 +312,25 @@ class Agent:
         self._abandoned.clear()
         beginning = self._begin(trainer, task.round, received)
         hooks = local.Hooks(on_step=self._on_step, should_stop=self._should_stop)
-        try:
-            trained = await self._to_its_end(
-                lambda: trainer.train(task.round, received, local_before, hooks, self._checkpoints)
-            )
-        except local.Stopped:
-            if self._abandoned.is_set():
-                self._checkpoints.clear()
-            log.info("round_abandoned", round=task.round)
-            return False
+        while True:
+            await self._permission.window(lambda: self._is_asked(task.round))
+            try:
+                trained = await self._to_its_end(
+                    lambda: trainer.train(task.round, received, local_before, hooks, self._checkpoints)
+                )
+                break
+            except local.Stopped:
+                if not self._abandoned.is_set() and not self._stopping.is_set():
+                    continue  # the training window closed: it goes on from the checkpoint in the next one
+                if self._abandoned.is_set():
+                    self._checkpoints.clear()
+                log.info("round_abandoned", round=task.round)
+                return False
         facts = UpdateFacts(
             round=task.round,
             base_version=received.version,
             training_patients=trainer.training_patients,
-            metrics=trained.metrics,
+            metrics=self._config.agreed.may_leave(trained.metrics),
         )
         update, owed = egress.seal(
             received,
@@ -359,7 +365,7 @@ class Agent:
         self._view.step(step, steps)
 
     def _should_stop(self) -> bool:
-        return self._stopping.is_set() or self._abandoned.is_set()
+        return self._stopping.is_set() or self._abandoned.is_set() or not self._permission.may_train
 
     async def _heartbeat(self) -> None:
         """Tell the aggregator every 20 s that the agent is alive, whatever it is busy with; hear if its round is over.
@@ -412,6 +418,7 @@ class Agent:
         await self._write(lambda: self._state.append_history(entry))
         reported = {"auc": figures["auc"], **figures["at_validation"]}
         reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
+        reported = self._config.agreed.may_leave(reported)
         await self._client.report_evaluation(round_number, adapter.version, figures["n"], reported)
         log.info("version_evaluated", version=adapter.version, round=round_number, cases=figures["n"], **reported)
         self._view.evaluated(adapter.version, figures)
@@ -422,6 +429,7 @@ class Agent:
         final = await self._fetch(joined, trainer, task)
         local_now = self._begin(trainer, task.round + 1, final).local
         await self._evaluate(trainer, final, local_now, task.round)
+        await self._permission.window(lambda: True)
         began = time.monotonic()
         self._view.comparing()
         initial = await self._initial(joined, trainer)

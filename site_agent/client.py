@@ -27,6 +27,7 @@ from shared.recipe import CODECS, INSTALLED, make
 from shared.rpc import CallRecord, new_id
 from shared.tls import TlsFiles
 from site_agent.connection import Connection, Moves, Stub, is_transient
+from site_agent.consent import ConsentWithheld
 from site_agent.download import Download
 from site_agent.egress import Update
 from site_agent.ledger import Leaving, Ledger
@@ -113,7 +114,9 @@ class FederationClient:
     async def join(
         self, *, federation: str, base_model_sha256: str, training_patients: int, software_version: str
     ) -> Joined:
-        """Agree on version and contract. Raises what the aggregator refused with, or InputError for a foreign recipe."""
+        """Agree on version and contract. Raises what the aggregator refused with, or ConsentWithheld for a contract that is none,
+        or that this release cannot keep.
+        """
         request = pb.JoinRequest(
             federation=federation,
             protocol_version=VERSION,
@@ -126,9 +129,12 @@ class FederationClient:
         )
         said = {"base_model_sha256": base_model_sha256, "training_patients": training_patients}
         reply: pb.JoinResponse = await self._unary("Join", request, Leaving(facts=said))
-        contract = _contract(reply)
+        try:
+            contract = _contract(reply)
+        except InputError as error:
+            raise ConsentWithheld(f"the aggregator's contract cannot be agreed to: {error}") from error
         if contract.sha256 != reply.contract_sha256:
-            raise InvalidAdapter(
+            raise ConsentWithheld(
                 f"the aggregator's contract hash {reply.contract_sha256[:12]} is not that of what it sent "
                 f"({contract.sha256[:12]}): different releases; upgrade the older side"
             )

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from shared.errors import InputError
 from shared.tls import TlsFiles, check_plain
+from site_agent.consent import NO_PINS, Pins
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -60,6 +61,8 @@ class SiteConfig:
     """Seconds of training between two checkpoints: what a kill can cost. 0 makes one after every step."""
     egress: Egress = "auto"
     """manual: no update leaves before a person says so: `site-agent release`."""
+    agreed: Pins = NO_PINS
+    """What of a contract this site pins, and its own budgets: table [agreed]."""
     log: Path | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +131,8 @@ def _read(path: Path) -> dict[str, Any]:
     for key, value in raw.items():
         if key == "tls":
             values["tls"] = _tls(path, value)
+        elif key == "agreed":
+            values["agreed"] = Pins.parse(_typed(path, key, value, dict))
         elif key not in types:
             raise InputError(f"{path}: unknown key '{key}' (known: {', '.join(sorted(types))})")
         elif key in _PATHS:

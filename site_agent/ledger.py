@@ -54,7 +54,8 @@ class Ledger:
         try:
             whole = path.read_bytes()
             end = whole.rfind(b"\n") + 1
-            self._head = _verified(path, whole[:end].splitlines()).head
+            chain = _verified(path, whole[:end].splitlines())
+            self._head, self._payload = chain.head, _payload_of_rounds(chain)
             if end < len(whole):
                 os.ftruncate(self._file, end)
                 self._append(TORN, {"bytes": len(whole) - end}, durable=True)
@@ -73,7 +74,13 @@ class Ledger:
         """Write that a call is about to be made, durably, and return the line's number. Raises OSError, with nothing written."""
         facts = {"rpc": rpc, "attempt": attempt, "round": what.round, "payload_bytes": what.payload_bytes}
         facts |= {"digest": what.digest, "tensors": list(what.tensors), "says": dict(what.facts)}
-        return self.note(LEAVING, facts)
+        number = self.note(LEAVING, facts)
+        self._payload[what.round] = self._payload.get(what.round, 0) + what.payload_bytes
+        return number
+
+    def payload_bytes(self, round_number: int) -> tuple[int, int]:
+        """Return the most bytes of tensors that have left for a round, and in all: of every call that was begun."""
+        return self._payload.get(round_number, 0), sum(self._payload.values())
 
     def left(self, number: int, rpc: str, code: str, message_bytes: int, payload_bytes: int) -> None:
         """Write how the call of a `leaving` line ended. Raises OSError; the call then counts as unfinished."""
@@ -124,6 +131,13 @@ class Ledger:
             raise
         self._head = journal.after(self._head, line)
         return self._head.count
+
+
+def _payload_of_rounds(chain: Chain) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for one in (one for one in chain.entries if one.event == LEAVING):
+        found[one.facts["round"]] = found.get(one.facts["round"], 0) + one.facts["payload_bytes"]
+    return found
 
 
 def read(path: Path, noted: str = "") -> Chain:

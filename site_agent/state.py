@@ -3,6 +3,7 @@
 agent.json              random id of this agent
 lock                    held while an agent runs
 contract.json           what the site has agreed to
+offered.json            another contract that the aggregator offers; accepted.json: that a person has agreed to it
 rounds/0003/            one finished local round (site_agent/round_files.py): local adapter, outbox, residual
 training/               checkpoints of the round being trained (site_agent/training/checkpoint.py)
 global.safetensors      the newest global adapter the site has
@@ -32,16 +33,18 @@ from typing import Any
 import structlog
 
 from shared.adapter import Adapter
-from shared.canonical import canonical_json, write_atomically
+from shared.canonical import canonical_json, sync_folder, write_atomically
 from shared.contract import Contract
 from shared.errors import InputError, InvalidAdapter
-from site_agent import lineage, round_files
+from site_agent import consent, lineage, round_files
+from site_agent.consent import ConsentWithheld
 from site_agent.damage import Damaged, Infirmary
 from site_agent.local_rounds import LocalRounds
 from site_agent.round_files import ROUNDS
 
 log = structlog.get_logger()
-CONTRACT = "contract.json"
+CONTRACT, OFFERED, ACCEPTED = "contract.json", "offered.json", "accepted.json"
+MOST_NAMED = 5
 GLOBAL = "global.safetensors"
 INITIAL = "initial.safetensors"
 HISTORY = "history.jsonl"
@@ -90,15 +93,34 @@ class State:
         return max(0.0, min(TAKEOVER_S, self._made_at + TAKEOVER_S - time.time()))
 
     def bind(self, contract: Contract) -> None:
-        """Tie the folder to one contract. Raises InputError if it belongs to another: local adapters do not mix."""
+        """Tie the folder to one contract: local adapters of two do not mix.
+
+        Another one than before is taken when a person has accepted it (`site-agent accept`); what belongs to the one before is then
+        moved aside. Raises ConsentWithheld naming what differs until then.
+        """
         path = self.folder / CONTRACT
+        if path.exists() and (held := read_contract(self.folder)) != contract:
+            write_atomically(self.folder / OFFERED, contract.to_bytes(), PRIVATE)
+            if not _is_accepted(self.folder, contract):
+                differing = "; ".join(consent.differences(held, contract)[:MOST_NAMED])
+                raise ConsentWithheld(
+                    f"the contract has changed. {differing}. If this hospital agrees: site-agent accept --state {self.folder}"
+                )
+            self._put_aside(held)
+            log.warning("contract_accepted", before=held.sha256, contract=contract.sha256)
         if not path.exists():
             write_atomically(path, contract.to_bytes(), PRIVATE)
-        elif (held := read_contract(self.folder)) != contract:
-            raise InputError(
-                f"state folder {self.folder} belongs to contract {held.sha256[:12]} of federation '{held.federation}', the "
-                f"aggregator offers {contract.sha256[:12]} of '{contract.federation}'; use another --state folder for it"
-            )
+        for name in (OFFERED, ACCEPTED):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _put_aside(self, held: Contract) -> None:
+        """Move what belongs to a contract into a folder of its own; the contract last: a kill in between goes on from there."""
+        aside = self.folder / f"contract-{held.sha256[:12]}"
+        aside.mkdir(mode=0o700, exist_ok=True)
+        for name in (ROUNDS, TRAINING, GLOBAL, INITIAL, HISTORY, CONTRACT):
+            if (self.folder / name).exists():
+                (self.folder / name).rename(aside / name)
+        sync_folder(self.folder)
 
     def store_global(self, adapter: Adapter) -> None:
         """Keep the newest global adapter."""
@@ -207,6 +229,29 @@ def _warn_of_onlookers(folder: Path, warn: Callable[[str], None]) -> None:
             f"state folder {folder} is open to other users of this machine (mode {mode:04o}), and it is private: if it is the "
             f"agent's alone, close it with `chmod -R go= {folder}`, else use another --state folder"
         )
+
+
+def accept(folder: Path, by: str) -> list[str]:
+    """Agree to the contract that is offered to a state folder's agent; return what differs from the one before.
+
+    Raises InputError if nothing else is offered than what was agreed to.
+    """
+    try:
+        offered = Contract.from_bytes((folder / OFFERED).read_bytes())
+    except OSError as error:
+        raise InputError(f"no changed contract is offered to the agent of {folder}; it says when one is") from error
+    differing = consent.differences(read_contract(folder), offered)
+    write_atomically(
+        folder / ACCEPTED, canonical_json({"contract": offered.sha256, "by": by, "at": time.time()}), PRIVATE
+    )
+    return differing
+
+
+def _is_accepted(folder: Path, contract: Contract) -> bool:
+    try:
+        return bool(json.loads((folder / ACCEPTED).read_bytes())["contract"] == contract.sha256)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_contract(folder: Path) -> Contract:

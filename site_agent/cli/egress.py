@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(ledger_app, name="ledger")
     app.command("release")(release)
     app.command("dry-run")(dry_run)
+    app.command("accept")(accept)
 
 
 @ledger_app.command()
@@ -138,6 +139,20 @@ def release(
         if not show_only:
             decision = releases.decide(state, digest, leaves=not withhold)
             print(f"{'withheld' if withhold else 'released'} by {decision.by}")
+
+
+def accept(state: Folder) -> None:
+    """Agree to the changed contract that the aggregator offers. What belongs to the one before is moved aside, not deleted.
+
+    Example: site-agent accept --state state/
+    """
+    import getpass
+
+    from site_agent import state as states
+
+    for line in states.accept(state, getpass.getuser()):
+        print(line)
+    print("accepted; the agent takes part within a minute, with a new local adapter")
 
 
 def dry_run(

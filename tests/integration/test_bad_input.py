@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 
 from shared import protocol
 from shared.adapter import Adapter
@@ -90,11 +91,19 @@ async def another_rank(materials: Materials, folder: Path) -> Path:
     return folder / "other/state-siemens"
 
 
-async def test_a_state_folder_of_an_adapter_of_another_rank_is_refused(materials, store, tmp_path):
+async def test_a_state_folder_of_an_adapter_of_another_rank_waits_for_a_person(materials, store, tmp_path):
     state = await another_rank(materials, tmp_path)
     async with serve(store, identity_s=0.1) as running:
-        config = federation.site_config(materials, tmp_path, running.address, "siemens", state=state)
-        assert_refused(await run_agent(config), EXIT_INPUT, "belongs to contract ", "use another --state folder for it")
+        agent = Agent(federation.site_config(materials, tmp_path, running.address, "siemens", state=state), Silent())
+        with structlog.testing.capture_logs() as events:
+            going = asyncio.create_task(agent.run(once=True))
+            await federation.until(lambda: any(one["event"] == "consent_withheld" for one in events))
+            agent.stop()
+            with pytest.raises(asyncio.CancelledError):
+                await going
+        said = next(one["reason"] for one in events if one["event"] == "consent_withheld")
+        assert "adapter rank: agreed 8, offered 4" in said
+        assert f"site-agent accept --state {state}" in said
         assert read_contract(state).manifest.metadata.rank == 8
         await assert_goes_on(materials, tmp_path, store, running.address)
 

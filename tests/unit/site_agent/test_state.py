@@ -17,6 +17,7 @@ from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent import egress, round_files, state
+from site_agent.consent import ConsentWithheld
 from site_agent.damage import PREFIX
 from site_agent.egress import Update, UpdateFacts
 from site_agent.lineage import Start
@@ -252,7 +253,7 @@ def test_two_folders_are_two_agents(held, tmp_path):
 def test_a_folder_is_tied_to_one_contract(held, change):
     held.bind(CONTRACT)
     held.bind(CONTRACT)
-    with pytest.raises(InputError, match=r"belongs to contract .* use another --state folder"):
+    with pytest.raises(ConsentWithheld, match=r"the contract has changed\. .*: agreed .*, offered .*site-agent accept"):
         held.bind(replace(CONTRACT, **change))
     assert state.read_contract(held.folder) == CONTRACT
 

@@ -1,0 +1,99 @@
+"""Whether this hospital lets something happen now: taking part, training at this hour, an update leaving.
+
+Nothing here ends the agent. What is not allowed is said, and looked at again until it is, or until nobody asks for it any more.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from shared.errors import MedDualLoRAError
+from site_agent import releases
+from site_agent.client import Joined
+from site_agent.config import SiteConfig
+from site_agent.consent import ConsentWithheld
+from site_agent.egress import Update
+from site_agent.ledger import HELD, RELEASED, WITHHELD, Ledger
+from site_agent.state import State
+from site_agent.view import View
+
+log = structlog.get_logger()
+T = TypeVar("T")
+CONSENT_EVERY_S, WINDOW_EVERY_S = 60.0, 5.0
+"""How often it is looked whether the site may take part again, and whether its training window has opened."""
+
+Write = Callable[[Callable[[], object]], Awaitable[object]]
+
+
+class Permission:
+    """One agent's. `write` writes to the state folder, however long its disk is full."""
+
+    def __init__(self, config: SiteConfig, state: State, ledger: Ledger, view: View, write: Write) -> None:
+        self._config, self._state, self._ledger, self._view, self._write = config, state, ledger, view, write
+
+    async def agree(self, join: Callable[[], Awaitable[Joined]]) -> Joined:
+        """Join, and bind the state folder to the contract. Stays and asks again as long as the site does not consent to it."""
+        while True:
+            try:
+                return await self._agreed(await join())
+            except ConsentWithheld as error:
+                await self.withhold(error)
+
+    async def _agreed(self, joined: Joined) -> Joined:
+        self._config.agreed.check(joined.contract)
+        await self._write(lambda: self._state.bind(joined.contract))
+        return joined
+
+    async def withhold(self, error: MedDualLoRAError) -> None:
+        """Say that this site does not take part as things are, and wait before looking again."""
+        log.warning("consent_withheld", reason=str(error), retry_in_s=CONSENT_EVERY_S)
+        self._view.warned(f"this site does not take part: {error}. It looks again every {CONSENT_EVERY_S:.0f} s")
+        await asyncio.sleep(CONSENT_EVERY_S)
+
+    @property
+    def may_train(self) -> bool:
+        """Whether this is a time of day at which the site trains, by this machine's clock."""
+        now = time.localtime()
+        return self._config.agreed.may_train(60 * now.tm_hour + now.tm_min)
+
+    async def window(self, asked: Callable[[], bool]) -> None:
+        """Return when the site may train, or when nobody asks for it any more."""
+        told = False
+        while not self.may_train:
+            if not told:
+                told = True
+                log.info("training_window_awaited")
+                self._view.warned("outside this site's training windows: training begins, or goes on, in the next one")
+            await asyncio.sleep(WINDOW_EVERY_S)
+            if not asked():
+                return
+
+    async def may_leave(self, update: Update, asked: Callable[[], bool]) -> bool:
+        """Return whether an update may be sent: within the budgets, and with manual egress when a person has said so.
+
+        Until they have it waits, as long as its round is `asked` for. Raises ConsentWithheld if a budget would be passed.
+        """
+        number = update.facts.round
+        self._config.agreed.check_bytes(len(update.payload), *self._ledger.payload_bytes(number))
+        if self._config.egress == "auto":
+            return True
+        told = {"round": number, "digest": update.digest, "payload_bytes": len(update.payload)}
+        held = False
+        while (decision := releases.find(self._state.folder, update.digest)) is None:
+            if not asked():
+                log.warning("update_not_released", **told)
+                return False
+            if not held:
+                held = True
+                await self._write(lambda: self._ledger.note(HELD, told))
+                log.info("update_held", **told)
+                self._view.held(update, self._state.folder)
+            await asyncio.sleep(releases.POLL_S)
+        event, facts = RELEASED if decision.leaves else WITHHELD, {"by": decision.by, "decided_at": decision.at}
+        if held:
+            await self._write(lambda: self._ledger.note(event, {**told, **facts}))
+        log.info("update_released" if decision.leaves else "update_withheld", **told)
+        return decision.leaves

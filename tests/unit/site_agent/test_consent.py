@@ -1,0 +1,187 @@
+"""Pins and limits of a site, and what of two contracts differs, by name."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from shared.adapter import AdapterManifest
+from shared.contract import Contract, RoundPolicy
+from shared.errors import InputError
+from shared.layout import Layout
+from shared.recipe import Recipe
+from site_agent import consent
+from site_agent.consent import ConsentWithheld, Pins, Window
+from tests.support import adapters
+
+ADAPTER = adapters.adapter()
+CONTRACT = Contract(
+    federation="heart",
+    adapter_digest=ADAPTER.digest,
+    manifest=ADAPTER.manifest,
+    recipe=Recipe(),
+    policy=RoundPolicy(rounds=8, invited=4, quorum=3),
+)
+METADATA = ADAPTER.manifest.metadata
+
+
+def pinned(**table: Any) -> Pins:
+    return Pins.parse(table)
+
+
+EVERYTHING = pinned(
+    federation="heart",
+    base_model=METADATA.base_model_sha256[:16],
+    adapter=ADAPTER.digest,
+    recipe="med-duallora",
+    at_most={"local_epochs": 2, "lr_global": 2e-3, "rank_local": 8},
+    rounds=8,
+    sites_at_least=3,
+)
+
+
+def test_a_contract_inside_all_pins_is_agreed_to() -> None:
+    EVERYTHING.check(CONTRACT)
+    Pins().check(replace(CONTRACT, federation="anything"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"federation": "lung"}, "federation: this site's site.toml says 'heart', the aggregator offers 'lung'"),
+        ({"recipe": Recipe(name="ffa-lora")}, "recipe: .* says 'med-duallora', the aggregator offers 'ffa-lora'"),
+        ({"adapter_digest": "0" * 64}, "adapter: .* the aggregator offers 000000000000"),
+        ({"recipe": Recipe(local_epochs=3)}, "recipe parameter local_epochs: .* at most 2, the aggregator offers 3"),
+        ({"recipe": Recipe(lr_global=1.0)}, "recipe parameter lr_global: .* at most 0.002, the aggregator offers 1.0"),
+        ({"policy": RoundPolicy(rounds=9, invited=4, quorum=3)}, "rounds: .* at most 8, the aggregator offers 9"),
+        ({"policy": RoundPolicy(rounds=8, invited=4, quorum=2)}, "sites_at_least: .* says 3, .* a quorum of 2"),
+    ],
+)
+def test_what_is_out_of_bounds_is_named_with_both_values(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConsentWithheld, match=said):
+        EVERYTHING.check(replace(CONTRACT, **change))
+
+
+def test_another_base_model_is_named() -> None:
+    other = replace(ADAPTER.manifest, metadata=replace(METADATA, base_model_sha256="cd" * 32))
+    with pytest.raises(ConsentWithheld, match=r"base_model: .* says abababababab, the aggregator offers cdcdcdcdcdcd"):
+        EVERYTHING.check(replace(CONTRACT, manifest=other))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"federaton": "heart"}, "has no key 'federaton'"),
+        ({"federation": 7}, "federation must be a str, got 7"),
+        ({"rounds": 0}, "rounds must be a whole number above 0, got 0"),
+        ({"rounds": True}, "rounds must be a whole number above 0, got True"),
+        ({"base_model": "abc"}, "base_model must be at least 12 hexadecimal digits"),
+        ({"adapter": "Z" * 64}, "adapter must be at least 12 hexadecimal digits"),
+        ({"metrics": ["auc", "dice"]}, "metrics: 'dice' is none"),
+        ({"at_most": {"epochs": 3}}, "epochs = 3: give the largest number of a recipe parameter"),
+        ({"at_most": {"local_epochs": "3"}}, "local_epochs = '3'"),
+        ({"windows": ["22-6"]}, "a training window is HH:MM-HH:MM"),
+        ({"windows": ["24:00-06:00"]}, "a training window is HH:MM-HH:MM"),
+        ({"windows": ["06:00-06:00"]}, "has no length"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused_by_key(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Pins.parse(table)
+
+
+def test_figures_that_are_not_named_stay() -> None:
+    figures = {"auc": 0.8, "specificity": 0.6, "train_loss": 0.4}
+    assert Pins().may_leave(figures) == figures
+    assert pinned(metrics=["auc"]).may_leave(figures) == {"auc": 0.8}
+    assert pinned(metrics=[]).may_leave(figures) == {}
+
+
+def test_budgets_count_what_has_left() -> None:
+    pins = pinned(bytes_a_round=1000, bytes_in_all=2500)
+    pins.check_bytes(1000, 0, 1500)
+    with pytest.raises(
+        ConsentWithheld, match=r"bytes_a_round: .* says 1000, 100 have left and the update has 1000; it stays"
+    ):
+        pins.check_bytes(1000, 100, 100)
+    with pytest.raises(ConsentWithheld, match=r"bytes_in_all: .* says 2500, 1501 have left"):
+        pins.check_bytes(1000, 0, 1501)
+    Pins().check_bytes(10**9, 10**9, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("08:00-18:30", (8 * 60, 18 * 60 + 29), (8 * 60 - 1, 18 * 60 + 30)),
+        ("22:00-06:00", (22 * 60, 23 * 60 + 59, 0, 5 * 60 + 59), (6 * 60, 21 * 60 + 59)),
+    ],
+)
+def test_windows_may_go_past_midnight(text: str, inside: tuple[int, ...], outside: tuple[int, ...]) -> None:
+    pins = pinned(windows=[text])
+    assert all(pins.may_train(minute) for minute in inside)
+    assert not any(pins.may_train(minute) for minute in outside)
+    assert all(Pins().may_train(minute) for minute in range(24 * 60))
+    assert Window.parse(text) == pins.windows[0]
+
+
+# what differs
+
+
+def different(name: str, value: Any) -> Any:
+    """Return another value of the same kind that a contract may have."""
+    choices = {
+        "mode": "alternating", "weighting": "uniform", "augmentation": "none", "server_optimiser": "adam", "codec": "bf16",
+        "broadcast_codec": "f32+zstd", "name": "fdlora", "rank_local": 4, "lr_floor": 0.5, "topk_share": 0.5,
+        "beta1": 0.5, "beta2": 0.5, "server_beta1": 0.5, "server_beta2": 0.5,
+    }  # fmt: skip
+    if name in choices:
+        return choices[name]
+    return (not value) if isinstance(value, bool) else value + 1
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Recipe)])
+def test_every_recipe_parameter_that_changed_is_named(name: str) -> None:
+    changed = replace(
+        CONTRACT, recipe=replace(CONTRACT.recipe, **{name: different(name, getattr(CONTRACT.recipe, name))})
+    )
+    named = [line.partition(":")[0] for line in consent.differences(CONTRACT, changed)]
+    assert named == ["recipe" if name == "name" else f"recipe parameter {name}"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "named"),
+    [
+        (RoundPolicy(rounds=9, invited=4, quorum=3), "rounds: agreed 8, offered 9"),
+        (RoundPolicy(rounds=8, invited=5, quorum=3), "invited: agreed 4, offered 5"),
+        (RoundPolicy(rounds=8, invited=4, quorum=2), "quorum: agreed 3, offered 2"),
+        (RoundPolicy(rounds=8, invited=4, quorum=3, deadline_s=60), "deadline_s: agreed 3600.0, offered 60.0"),
+        (RoundPolicy(rounds=8, invited=4, quorum=3, grace_s=60), "grace_s: agreed 300.0, offered 60.0"),
+    ],
+)
+def test_every_number_of_the_round_policy_that_changed_is_named(policy: RoundPolicy, named: str) -> None:
+    assert consent.differences(CONTRACT, replace(CONTRACT, policy=policy)) == [named]
+
+
+def test_federation_adapter_and_tensors_that_changed_are_named() -> None:
+    assert consent.differences(CONTRACT, replace(CONTRACT, federation="lung")) == [
+        "federation: agreed 'heart', offered 'lung'"
+    ]
+    assert consent.differences(CONTRACT, CONTRACT) == []
+    less = Layout(ADAPTER.manifest.layout.tensors[1:])
+    (line,) = consent.differences(CONTRACT, replace(CONTRACT, manifest=AdapterManifest(less, METADATA)))
+    assert line.startswith("tensor base_model.model.encoder.blocks.0.attn.kv.lora_A.weight: agreed [[")
+    assert line.endswith("offered 'nothing'")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 3), ("alpha", 5.0), ("target_modules", ("q",)), ("blocks", (1,)), ("head_policy", "global"),
+        ("frames", "siamese"), ("task", "other"), ("class_names", ("a", "b")), ("seed", 99), ("base_parameters", 1),
+        ("base_blocks", 2), ("dense", ("x",)), ("base_model_sha256", "cd" * 32),
+    ],
+)  # fmt: skip
+def test_every_fact_of_the_adapter_that_changed_is_named(name: str, value: Any) -> None:
+    manifest = replace(ADAPTER.manifest, metadata=replace(METADATA, **{name: value}))
+    lines = consent.differences(CONTRACT, replace(CONTRACT, manifest=manifest))
+    assert [line.partition(":")[0] for line in lines] == [f"adapter {name}"]
