@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 
 import structlog
 
+from shared import log_fields
+
 
 def configure(path: Path | None = None, *, terminal: TextIO = sys.stderr, **bound: Any) -> None:
     """Send events to `path` as JSON lines (appended, line by line) and to `terminal`.
@@ -32,6 +34,7 @@ def configure(path: Path | None = None, *, terminal: TextIO = sys.stderr, **boun
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            log_fields.only_allowed,
             _Write(sinks),
         ],
         logger_factory=structlog.ReturnLoggerFactory(),

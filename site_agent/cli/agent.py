@@ -165,7 +165,7 @@ def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> Non
     import structlog
 
     from shared import logs
-    from shared.errors import MedDualLoRAError
+    from shared.errors import InputError, MedDualLoRAError
     from site_agent import view
     from site_agent.agent import Agent
 
@@ -185,7 +185,9 @@ def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> Non
     except asyncio.CancelledError:
         log.info("agent_stopped", exit_code=STOPPED)
     except MedDualLoRAError as error:
-        log.error("agent_refused", error=str(error), reason=type(error).__name__)
+        # what is wrong with an input may name a patient's file: that is for the screen alone
+        said = {} if isinstance(error, InputError) else {"error": str(error)}
+        log.error("agent_refused", reason=type(error).__name__, **said)
         raise
     finally:
         shown.close()

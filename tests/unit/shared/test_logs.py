@@ -50,8 +50,8 @@ def test_a_file_gets_one_json_object_a_line_with_the_bound_fields(tmp_path: Path
 def test_a_restart_appends(tmp_path: Path) -> None:
     for number in (1, 2):
         logs.configure(tmp_path / "log", terminal=io.StringIO())
-        structlog.get_logger().info("started", number=number)
-    assert [json.loads(line)["number"] for line in (tmp_path / "log").read_text().splitlines()] == [1, 2]
+        structlog.get_logger().info("started", round=number)
+    assert [json.loads(line)["round"] for line in (tmp_path / "log").read_text().splitlines()] == [1, 2]
 
 
 def test_a_pipe_gets_json_where_there_is_no_file() -> None:

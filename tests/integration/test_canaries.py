@@ -1,0 +1,83 @@
+"""Patients' names in file names, folders, tables and NIfTI headers reach no log, no wire, no store and no report."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from experiments.relay import Relay
+from shared.log_fields import WITHHELD
+from site_agent.data import cases as table
+from site_agent.ledger import LEDGER
+from site_agent.report import REPORT
+from tests.integration import federation
+from tests.integration.federation import Materials
+from tests.support.serving import serve
+
+pytestmark = pytest.mark.integration
+CANARY = "CANARY7731"
+
+
+def marked(materials: Materials, folder: Path) -> Path:
+    """Return a cohort whose folder, patients, files and NIfTI headers all hold the canary."""
+    cohort = folder / CANARY / "siemens"
+    shutil.copytree(materials.cohorts / "siemens", cohort)
+    renamed = []
+    for case in table.read(cohort):
+        named = replace(
+            case, case_id=f"{CANARY}-{case.case_id}", folder=case.folder.with_name(f"{CANARY}-{case.case_id}")
+        )
+        case.folder.rename(named.folder)
+        for path in (named.ed_path, named.es_path):
+            image = nib.load(path)
+            image.header["descrip"] = CANARY.encode()  # type: ignore[index]
+            image.header["aux_file"] = CANARY.encode()  # type: ignore[index]
+            nib.save(nib.Nifti1Image(image.get_fdata().astype("uint8"), image.affine, image.header), path)
+        renamed.append(named)
+    table.write(cohort / table.CASES, renamed)
+    return cohort
+
+
+def where_it_is(*places: Path) -> list[str]:
+    """Return the files in which the canary is found, by name or content."""
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    return [path.name for path in files if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+async def test_a_patients_name_stays_in_the_cohort(materials: Materials, tmp_path: Path) -> None:
+    where = federation.create_store(tmp_path / "store", materials.adapter, ("siemens",), rounds=2)
+    cohort = marked(materials, tmp_path)
+    async with serve(where) as running, Relay([running.address], keep=True) as relay:
+        config = federation.site_config(
+            materials, tmp_path, relay.address, "siemens", cohort=cohort, log=tmp_path / "agent.jsonl"
+        )
+        agent = await federation.run_beside("site-agent", *federation.agent_arguments(config))
+        assert agent.returncode == 0, agent.stderr
+        assert not any(CANARY.encode() in capture for capture in relay.captures)
+    assert len(where_it_is(cohort)) > 0
+    assert where_it_is(tmp_path / "agent.jsonl", tmp_path / "store", config.state / LEDGER, config.state / REPORT) == []
+    assert CANARY not in agent.stdout + agent.stderr
+    events = [json.loads(line) for line in (tmp_path / "agent.jsonl").read_text().splitlines()]
+    assert not [one for one in events if WITHHELD in one.values()]
+    costs = federation.run_program("aggregator", "comm-cost", tmp_path / "agent.jsonl", "--plain", "--json")
+    assert CANARY not in costs.stdout
+
+
+async def test_what_is_wrong_with_a_patients_file_is_said_on_the_screen_alone(
+    materials: Materials, tmp_path: Path
+) -> None:
+    where = federation.create_store(tmp_path / "store", materials.adapter, ("siemens",), rounds=1)
+    cohort = marked(materials, tmp_path)
+    table.read(cohort)[0].ed_path.write_bytes(b"no image")
+    async with serve(where) as running, Relay([running.address], keep=True) as relay:
+        config = federation.site_config(
+            materials, tmp_path, relay.address, "siemens", cohort=cohort, log=tmp_path / "agent.jsonl"
+        )
+        agent = await federation.run_beside("site-agent", *federation.agent_arguments(config))
+        assert agent.returncode == 3
+        assert not any(CANARY.encode() in capture for capture in relay.captures)
+    assert CANARY in agent.stderr
+    assert where_it_is(tmp_path / "agent.jsonl", tmp_path / "store", config.state / LEDGER) == []
