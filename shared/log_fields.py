@@ -1,8 +1,8 @@
 """What a log may say: the names of its fields. A field that is not here is withheld, value and all.
 
 A log travels: to a colleague, into a ticket, to the developers. So a new field is a decision: could its value name a patient, a
-file of theirs, or say something of a single case? A test (tests/unit/shared/test_log_fields.py) holds that every field in the source
-is listed.
+file of theirs, or say something of a single case? A test holds that every field in the source is listed
+(tests/unit/shared/test_log_fields.py).
 """
 
 from collections.abc import MutableMapping

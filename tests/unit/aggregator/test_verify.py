@@ -469,7 +469,7 @@ def test_no_course_of_a_federation_is_taken_for_a_difference(tmp_path: Path, see
                     closed_rounds.announce(store, site, adapters.delta(layout, step))
             case 2:
                 version = int(rng.integers(store.read(federations.last_version, "demo") + 1))
-                store.write(steering._rollback, "demo", version, 0, 6, 100.0, 1005.0)
+                store.write(steering._rollback, "demo", version, 0, 6, 100.0, "anna", "", 1005.0)
             case 3:
                 store.write(updates.purge, "demo", 2, 1006.0)
             case 4 if len(rounds.counted(state)) >= 3 and state.phase == "running":

@@ -23,7 +23,6 @@ from shared.contract import Contract, RoundPolicy
 from shared.errors import (
     AggregatorUnreachable,
     IncompatibleProtocol,
-    InputError,
     InvalidAdapter,
     InvalidUpdate,
     StaleRound,
@@ -34,6 +33,7 @@ from shared.status import INTERNAL_TEXT
 from site_agent import client
 from site_agent.client import FederationClient, Task
 from site_agent.connection import Dialled
+from site_agent.consent import ConsentWithheld
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
 from tests.support.ledgers import throwaway
@@ -259,7 +259,7 @@ async def test_joining_tells_the_contract_and_says_what_lies_here():
 
 async def test_a_contract_that_hashes_differently_here_is_not_entered():
     used = ScriptedClient(join_response(contract_sha256="00" * 32))
-    with pytest.raises(InvalidAdapter, match="contract hash 000000000000 is not that of what it sent"):
+    with pytest.raises(ConsentWithheld, match="contract hash 000000000000 is not that of what it sent"):
         await join(used)
 
 
@@ -275,7 +275,7 @@ async def test_a_contract_that_hashes_differently_here_is_not_entered():
     ],
 )
 async def test_a_recipe_or_manifest_that_is_not_understood_here_is_refused(changes, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ConsentWithheld, match=message):
         await join(ScriptedClient(join_response(**changes)))
 
 
