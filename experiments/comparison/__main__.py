@@ -71,6 +71,8 @@ def run(
     groups = _groups(only)
     if cell is not None:
         one = tasks.parsed(whole, cell)
+        if not one.tuning:
+            tuning.choose(out)
         engine.make_backbone(whole, [one])
         print(engine.run_one(whole, one))
         return
@@ -92,9 +94,10 @@ def run(
         raise typer.Exit(STOPPED) from None
     for line in failed:
         print(f"comparison: {line}", file=sys.stderr)
+    if tasks.finished(whole, of_comparison=True):
+        report(out)
     if failed:
         raise typer.Exit(1)
-    report(out)
 
 
 def _announce(whole: "Plan", settings: list["Task"], wanted: list["Task"], jobs: int) -> None:
@@ -128,7 +131,8 @@ def pilots(
     from experiments.comparison.plan import Plan
     from experiments.training.phantom import WEIGHTS
 
-    variants.run(Plan(out=out, weights=WEIGHTS), jobs, variant or ())
+    if not variants.run(Plan(out=out, weights=WEIGHTS), jobs, variant or ()):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -4,7 +4,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import closing
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
 
 from experiments.comparison import tuning
 from experiments.comparison.extensions import PLUS, SWITCHES
@@ -28,10 +31,13 @@ def needs_one_frame(plan: Plan, wanted: Sequence[Task]) -> int:
 
 
 def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
-    """Pre-train the one-frame network, if one of the missing cells is about it and it is not there. One process at a time does."""
+    """Pre-train the one-frame network, if one of the missing cells is about it and it is not there. One process at a time does.
+
+    Where it cannot be made, the cells about it fail by themselves, and say so.
+    """
     if not needs_one_frame(plan, wanted):
         return
-    with locked(plan.one_frame):
+    with locked(plan.one_frame) as lock:
         if not (count := needs_one_frame(plan, wanted)):
             return
         print(
@@ -41,22 +47,38 @@ def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
         )
         pairs = max(64, round(ONE_FRAME_PAIRS * plan.scale))
         words = ("--out", str(plan.one_frame), "--epochs", str(ONE_FRAME_EPOCHS), "--pairs", str(pairs), "--one-frame")
-        subprocess.run([sys.executable, "-m", "experiments.demo_backbone", *words], check=True)
-        (plan.one_frame / "finished").touch()
+        # a child that outlives this process keeps the lock
+        made = subprocess.run([sys.executable, "-m", "experiments.demo_backbone", *words], check=False, pass_fds=[lock])
+        if made.returncode == 0:
+            (plan.one_frame / "finished").touch()
 
 
 def run(plan: Plan, wanted: Sequence[Task], jobs: int) -> list[str]:
     """Run what is missing of `wanted`; return what went wrong, a line a cell. The others are not held up by it."""
     missing = [task for task in wanted if not task.done]
     failed, began = [], time.monotonic()
-    outcomes = Workers(partial(run_one, plan), missing, jobs).outcomes()
-    for number, (task, line, error) in enumerate(outcomes, 1):
-        if error is not None:
-            failed.append(f"{task.planned}: {error}")
-        left = (time.monotonic() - began) / number * (len(missing) - number)
-        said = line if error is None else f"FAILED: {error}"
-        print(f"[{number}/{len(missing)}, {left / 60:.0f} min left] {task.planned}  {said}", flush=True)
+    with closing(Workers(partial(run_one, plan), missing, jobs).outcomes()) as outcomes:
+        for number, (task, line, error) in enumerate(outcomes, 1):
+            if error is not None:
+                failed.append(f"{task.planned}: {error}")
+            left = (time.monotonic() - began) / number * (len(missing) - number)
+            said = line if error is None else f"FAILED: {error}"
+            print(f"[{number}/{len(missing)}, {left / 60:.0f} min left] {task.planned}  {said}", flush=True)
     return failed
+
+
+@cache
+def commit() -> str:
+    """Return the commit of this checkout, as it was when the process first asked; empty if this is none."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout else "")
 
 
 def run_one(plan: Plan, task: Task) -> str:
@@ -77,14 +99,15 @@ def run_one(plan: Plan, task: Task) -> str:
         contender = tuning.tuned(plan.out, planned.method)
         scenario = SHIFTED if planned.scenario == UNSEEN else planned.scenario
         sites = source.sites(scenario, planned.run)
+    code = commit()
     network = load_base(plan.weights, plan.weights_size, plan.frames).model  # type: ignore[arg-type]
     bench = plan.bench(len(network.blocks), network.embed_dim)
     if planned.scenario == UNSEEN:
         for cell, predictions in unseen.run(bench, contender, sites, planned.run):
-            records.write(task.folder, cell, predictions)
+            records.write(task.folder, replace(cell, code=code), predictions)
     else:
         cell, predictions = cells.run(bench, contender, sites, planned.scenario, planned.run)
-        records.write(task.folder, cell, predictions)
+        records.write(task.folder, replace(cell, code=code), predictions)
     figures = {name: metrics.over_runs(predictions, metrics.FIGURES[name]) for name in tuning.FIGURES_USED}
     found = ", ".join(f"{value:.3f}" for value in figures.values())
     return f"AUC, balanced accuracy {found}; {cell.seconds:.0f} s"

@@ -113,6 +113,11 @@ def _extended() -> tuple[Contender, ...]:
 EXTENDED = _extended()
 
 
+def is_tried(one: Contender, frames: str, *, synthetic: bool) -> bool:
+    """Whether an extension is one where all others have these frames: on real ones CineMA's network is siamese already."""
+    return synthetic or one.group != "extension" or one.adapter.get("frames") != frames
+
+
 def everyone() -> tuple[Contender, ...]:
     """All contenders in the order of tables: the core, the other methods, those with doubled passes, and the extensions."""
     return (*CONTENDERS, *doubles(), *EXTENDED)

@@ -6,6 +6,7 @@ like every other method, and compared on fresh cohorts.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -72,17 +73,23 @@ Pilot = tuple[str, str, int]
 """Scenario, variant, seed."""
 
 
-def run(plan: Plan, jobs: int, names: Sequence[str] = ()) -> None:
-    """Run the pilots that are missing, and print the table. Raises InputError for a variant there is not."""
+def run(plan: Plan, jobs: int, names: Sequence[str] = ()) -> bool:
+    """Run the pilots that are missing, print the table, and return whether all went well. Raises InputError for a variant there is
+    not.
+    """
     known = {one.key: one for one in VARIANTS}
     for name in names:
         if name not in known:
             raise InputError(f"no variant is called '{name}'; there are: {', '.join(known)}")
     wanted = [(place, key, seed) for seed in PILOT_SEEDS for place in SCENARIOS for key in names or known]
     missing = [one for one in wanted if not _record(plan.out, one).exists()]
-    for number, (pilot, line, error) in enumerate(Workers(partial(_run, plan), missing, jobs).outcomes(), 1):
-        print(f"[{number}/{len(missing)}] {'/'.join(map(str, pilot))}  {error or line}", flush=True)
+    well = True
+    with closing(Workers(partial(_run, plan), missing, jobs).outcomes()) as outcomes:
+        for number, (pilot, line, error) in enumerate(outcomes, 1):
+            well &= error is None
+            print(f"[{number}/{len(missing)}] {'/'.join(map(str, pilot))}  {error or line}", flush=True)
     print("\n".join(table(plan.out, names or list(known))))
+    return well
 
 
 def _record(out: Path, pilot: Pilot) -> Path:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison import extensions
 from experiments.comparison.cells import Bench
 from experiments.comparison.contenders import Contender, Group
 from experiments.comparison.extensions import everyone
@@ -161,19 +162,14 @@ class Planned:
 
 
 def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:
-    """Yield the cells of these groups. On phantoms the core meets all scenarios, everybody else the shifted one.
-
-    CineMA's network on real frames is siamese already, so that switch is not tried on it.
-    """
+    """Yield the cells of these groups. On phantoms the core meets all scenarios, everybody else the shifted one."""
     for scenario in SCENARIOS if plan.synthetic else (REAL,):
         for run in range(max(plan.runs, plan.other_runs)):
             for one in everyone():
                 core = one.group == "core"
                 met = core or scenario in (SHIFTED, REAL)
-                nothing_new = (
-                    one.group == "extension" and one.adapter.get("frames") == plan.frames and not plan.synthetic
-                )
-                if one.group in groups and met and not nothing_new and run < (plan.runs if core else plan.other_runs):
+                tried = extensions.is_tried(one, plan.frames, synthetic=plan.synthetic)
+                if one.group in groups and met and tried and run < (plan.runs if core else plan.other_runs):
                     yield Planned(scenario, run, one.key)
     if "extension" in groups:
         yield from (Planned(UNSEEN, run, base) for run in range(plan.other_runs) for base in BASES)

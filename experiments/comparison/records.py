@@ -64,6 +64,9 @@ class Cell:
     rounds: tuple[RoundRecord, ...]
     blocks: tuple[int, ...] = ()
     """Transformer blocks that were adapted; of several federations those of the first."""
+    code: str = ""
+    """The commit that the cell was computed by, with "+" if files differed from it; empty outside of a checkout, and of cells of
+    releases that did not note it."""
 
 
 def write(folder: Path, cell: Cell, predictions: Iterable[Prediction]) -> None:
@@ -119,4 +122,6 @@ def read_predictions(path: Path) -> Sequence[Prediction]:
                 for row in csv.DictReader(file)
             ]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} holds no predictions ({error}); remove it, and run the same command again") from error
+        raise InputError(
+            f"{path} holds no predictions ({error}); remove it with its .json, and run the same command again"
+        ) from error

@@ -152,9 +152,9 @@ def _check_distinct(loaded: Mapping[str, Cohort]) -> None:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """One process at a time makes what is to lie at a place; the others wait for it."""
+def locked(place: Path) -> Iterator[int]:
+    """One process at a time makes what is to lie at a place; the others wait for it. Yields the lock's file number."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f"{place.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -42,7 +42,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        return self.record.exists()
+        return self.record.exists() and self.record.with_suffix(".csv").exists()
 
 
 def of_tuning(plan: Plan) -> list[Task]:
@@ -105,6 +105,7 @@ def _cost(scenario: str, method: str) -> float:
     return max(COSTS.get(name, 1.0) for name in (scenario, basis_of(base).partition(tuning.MARK)[0], *switches))
 
 
-def finished(plan: Plan) -> bool:
-    """Return whether any cell is: before that the estimate is a guess from another machine."""
-    return any((plan.out / CELLS).glob("*/*.json")) or any((plan.out / tuning.FOLDER).glob("*.json"))
+def finished(plan: Plan, *, of_comparison: bool = False) -> bool:
+    """Return whether any cell is, or any of the comparison itself; before that the estimate is a guess from another machine."""
+    any_setting = any((plan.out / tuning.FOLDER).glob("*.json"))
+    return any((plan.out / CELLS).glob("*/*.json")) or (any_setting and not of_comparison)

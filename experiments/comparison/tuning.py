@@ -77,15 +77,18 @@ def _best(rows: list[dict[str, float]]) -> int:
 
 
 def edge(one: Contender, number: int) -> str:
-    """Return whether a setting's learning rate is the highest or the lowest that was tried; nothing if there were fewer than three.
+    """Say of which numbers of a setting the highest or the lowest was chosen of those that were tried: a better one may lie beyond.
 
-    A better one may lie beyond.
+    Numbers of which two were tried are always at an end.
     """
+    said: dict[str, str] = {}
     for name, value in one.settings[number].recipe.items():
         tried = sorted({setting.recipe[name] for setting in one.settings})
-        if len(tried) > 2 and value in (tried[0], tried[-1]):
-            return "the highest tried" if value == tried[-1] else "the lowest tried"
-    return ""
+        if len(tried) > 1 and value in (tried[0], tried[-1]):
+            said[name] = f"{'highest' if value == tried[-1] else 'lowest'} of {len(tried)}"
+    if said.get("lr_local") == said.get("lr_global"):  # one rate for both
+        said.pop("lr_local", None)
+    return ", ".join(f"{name} {where}" for name, where in said.items())
 
 
 def tuned(out: Path, key: str) -> Contender:

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection
 from queue import Empty, SimpleQueue
@@ -27,7 +27,7 @@ class Workers(Generic[T]):
         for task in tasks:
             self._waiting.put(task)
 
-    def outcomes(self) -> Iterator[tuple[T, str, str | None]]:
+    def outcomes(self) -> Generator[tuple[T, str, str | None]]:
         """Yield each task as it ends, with its line and what went wrong. Left early, it stops what is being done."""
         for _ in range(self._jobs):
             threading.Thread(target=self._drive, daemon=True).start()

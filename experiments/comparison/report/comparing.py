@@ -108,7 +108,7 @@ def _pair(kind: Kind, draws: Draws, first: Result, second: Result) -> Pair:
         same=sorted(mine, key=_case) == sorted(theirs, key=_case),
         blocks=_picked(first, runs),
         differences={name: draws.difference(first, second, name) for name in DRAWN},
-        wilcoxon=primary.signed_ranks(first, second, MEAN),
+        wilcoxon=None if primary.is_planned(first, second) else primary.signed_ranks(first, second, MEAN),
         areas=areas(first, second),
         sensitivity=statistics.mcnemar(mine, theirs, 1, "validation") if 1 in labels else None,
         specificity=statistics.mcnemar(mine, theirs, 0, "validation") if 0 in labels else None,

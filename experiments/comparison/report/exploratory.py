@@ -68,8 +68,12 @@ def _pair_row(one: Pair) -> Mapping[str, Value]:
         "auc": one.areas.difference if one.areas else None,
         "sensitivity_counts": _counts(one.sensitivity),
         "specificity_counts": _counts(one.specificity),
-        "remark": "the same predictions" if one.same else one.blocks or None,
+        "remark": "the same predictions" if one.same else one.blocks or _primary_remark(one),
     }
+
+
+def _primary_remark(one: Pair) -> str | None:
+    return "Wilcoxon: in the primary family" if one.wilcoxon is None and one.runs > 1 else None
 
 
 def _counts(found: McNemar | None) -> str | None:

@@ -10,7 +10,7 @@ from experiments.comparison import calibration, metrics
 from experiments.comparison.records import RoundRecord
 from experiments.comparison.report import plots, primary, resampling, tables
 from experiments.comparison.report.finished import Comparison, Result
-from experiments.comparison.report.main_tables import bytes_up
+from experiments.comparison.report.main_tables import bytes_both_ways
 from experiments.comparison.report.plots import OTHER, OURS, QUIET, REFERENCE, SERIES, STYLES, Plot
 from experiments.comparison.report.resampling import MEAN, WORST, Draws
 from experiments.comparison.statistics import Interval
@@ -74,16 +74,16 @@ def _whisker(axes: "Axes", place: int, found: Interval, shade: str) -> None:
 
 
 def bytes_against_accuracy(comparison: Comparison, draws: Draws, held: Sequence[Result]) -> Iterator[Plot]:
-    """What a site sends in a round against the mean over sites; what sends nothing is a line across."""
-    sending = [one for one in held if bytes_up([one]) > 0]
+    """What a site sends and gets in a round against the mean over sites; what sends nothing is a line across."""
+    sending = [one for one in held if bytes_both_ways([one]) > 0]
     if not sending:
         return
     figure = plots.new_figure(9.2, max(3.6, 0.9 + 0.2 * len(held)))
     axes, found = figure.subplots(), {one.method: draws.interval(one, MEAN) for one in held}
-    right = 2 * max(bytes_up([one]) for one in sending)
+    right = 2 * max(bytes_both_ways([one]) for one in sending)
     points = []
     for one in held:
-        value, sent = found[one.method], bytes_up([one])
+        value, sent = found[one.method], bytes_both_ways([one])
         if one in sending:
             axes.plot([sent, sent], [value.low, value.high], color=colour(one), lw=1, alpha=0.5)
             axes.plot([sent], [value.value], "o", color=colour(one), ms=6)
@@ -94,13 +94,14 @@ def bytes_against_accuracy(comparison: Comparison, draws: Draws, held: Sequence[
     axes.set_xlim(right=right)
     axes.xaxis.set_major_formatter(lambda sent, _: tables.size(sent).replace(".00", ""))
     plots.label_beside(axes, [one for one in points if not math.isnan(one[1])])
-    axes.set_xlabel("bytes up, a site and round (log scale)")
+    axes.set_xlabel("bytes up and down, a site and round (log scale)")
     axes.set_ylabel("balanced accuracy, mean over sites")
     yield Plot(
         name="bytes",
         title=f"Bytes against balanced accuracy: {comparison.home}",
-        about="Payload of one update against the mean over sites at the validation thresholds, with 95 % intervals over resampled "
-        "patients. Dashed: what sends no update. Methods differ in their number of runs; paired differences are in the tables.",
+        about="Payload of an update and of what comes down for it, against the mean over sites at the validation thresholds, with "
+        "95 % intervals over resampled patients. Dashed: what sends nothing. Methods differ in their number of runs; paired "
+        "differences are in the tables.",
         figure=figure,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.comparison import contenders, metrics, records
 from experiments.comparison.contenders import Contender, Group
-from experiments.comparison.extensions import everyone
+from experiments.comparison.extensions import everyone, is_tried
 from experiments.comparison.metrics import FIGURES, Cases, Figure
 from experiments.comparison.records import Cell, Prediction
 from experiments.comparison.scenarios import SHIFTED
@@ -216,7 +216,9 @@ def missing(comparison: Comparison) -> list[str]:
 
 def _missing(comparison: Comparison, scenario: str) -> Iterator[str]:
     held, home = comparison.within(scenario, extended=True), scenario == comparison.home
-    core, others = ([one for one in everyone() if (one.group == "core") == wanted] for wanted in (True, False))
+    frames = str(comparison.setting.get("frames", ""))
+    tried = [one for one in everyone() if is_tried(one, frames, synthetic=comparison.synthetic)]
+    core, others = ([one for one in tried if (one.group == "core") == wanted] for wanted in (True, False))
     yield from _lacking(scenario, core, held, comparison.planned_runs("core"), "core methods")
     if home:
         runs = comparison.planned_runs("other")

@@ -151,6 +151,16 @@ def _cost_row(held: Sequence[Result]) -> Mapping[str, Value]:
     return row
 
 
+def bytes_both_ways(held: Sequence[Result]) -> float:
+    """Return the mean payload of an update and of what comes down in a round for each site, over all cells."""
+    each = [
+        (cell.bytes_up + cell.bytes_down) / (len(one.sites) * max(1, len(cell.rounds)))
+        for one in held
+        for cell in one.cells.values()
+    ]
+    return float(np.mean(each))
+
+
 def bytes_up(held: Sequence[Result]) -> float:
     """Return the mean payload of an update, over all cells."""
     each = [cell.bytes_up / (len(one.sites) * max(1, len(cell.rounds))) for one in held for cell in one.cells.values()]
@@ -171,16 +181,18 @@ def primary_table(comparison: Comparison, found: primary.Primary) -> Table:
             Column("theirs", "reference"),
             Column("over_runs", "over runs", "signed", "difference [95 %]"),
             Column("patients", "of patients", "signed", "difference [95 %]"),
+            Column("used", "used", "count", "Wilcoxon over runs"),
             Column("p", "p", "p", "Wilcoxon over runs"),
             Column("least_p", "least possible", "p", "Wilcoxon over runs"),
             Column("holm", f"Holm over {len(found.tests)}", "p", "Wilcoxon over runs"),
             Column("verdict", "verdict", "text"),
         ),
         rows=[_primary_row(one) for one in found.tests],
-        note="Balanced accuracy, mean over sites and worst site, at the thresholds chosen on validation cases. Least possible: the "
-        "p of as many runs that all differ in one direction. Intervals: Student's over runs, each a cohort, a training and a test "
-        f"set of its own; and paired bootstrap of patients, B = {resampling.DRAWS:,}, of these very models. Tests that are not run "
-        "yet count in Holm's adjustment with p = 1." + dependence(comparison),
+        note="Balanced accuracy, mean over sites and worst site, at the thresholds chosen on validation cases. Used: runs "
+        "whose difference is not 0. Least possible: the p of as many that all differ in one direction. Intervals: Student's over "
+        "runs, each a cohort, a training and a test set of its own; and paired bootstrap of patients, "
+        f"B = {resampling.DRAWS:,}, of these very models. Tests that are not run yet count in Holm's adjustment with p = 1."
+        + dependence(comparison),
         dependent=not comparison.synthetic,
     )
 
@@ -206,6 +218,7 @@ def _primary_row(one: primary.Outcome) -> Mapping[str, Value]:
         "theirs": one.theirs,
         "over_runs": one.over_runs,
         "patients": one.patients,
+        "used": tested.n if tested else None,
         "p": tested.p if tested else None,
         "least_p": tested.least_p if tested else None,
         "holm": one.holm,

@@ -84,8 +84,9 @@ def tuning_table(comparison: Comparison) -> Table:
             for key, held in comparison.tuned.items()
             for number, setting in enumerate(held["settings"])
         ],
-        note="One cell a setting, on a cohort that no run sees. Edge: the rate is the highest or the lowest that was tried, and a "
-        "better one may lie beyond. Before that our recipe alone had pilots, on other cohorts; docs/comparison.md says how many."
+        note="One cell a setting, on a cohort that no run sees. Edge: of numbers of which the highest or the lowest was chosen "
+        "(of two that is always so) a better one may lie beyond. Before that our recipe was looked for in pilots, on other "
+        "cohorts; docs/comparison.md says how."
         if comparison.synthetic
         else "One cell a setting, on the held-out fold of a further shuffle: its patients are held out in other folds too.",
     )

@@ -66,7 +66,7 @@ def _head(of: Contents) -> str:
     told = html.bullets(primary.words(of.primary))
     return (
         f"<header>\n{label}<h1>Comparison of federated fine-tuning methods</h1>\n"
-        f"<p>{escape(_compared(comparison))} Same trainer, cases, initialisation and evaluation for all. {runs}</p>\n"
+        f"<p>{escape(_compared(comparison))} Same trainer, cases, seeds and evaluation for all. {runs}</p>\n"
         f'<div class="result"><h2>Primary result</h2>{told}</div>\n{_missing(comparison)}\n'
         f'{html.tiles(list(_tiles(comparison)))}\n<p class="quiet">Scenarios: {escape(places)}.</p>\n</header>'
     )
@@ -205,11 +205,13 @@ def _reading(of: Contents) -> str:
 
 def _setting(of: Contents) -> str:
     config = of.comparison.config
+    cells = [cell for one in of.comparison.results.values() for cell in one.cells.values()]
     facts = {
         "setting": ", ".join(
             f"{name} {value}" for name, value in of.comparison.setting.items() if value not in (None, "")
         ),
         "contenders": f"SHA-256 {config['contenders_sha256']}",
+        "computed by": ", ".join(sorted({cell.code or "a release that did not note it" for cell in cells})),
         "versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
         "seeds": "; ".join(
             [*(f"{name} {seed}" for name, seed in config["seeds"].items()), f"plus run; bootstrap {SEED}"]

@@ -95,6 +95,7 @@ class Primary:
 
     @property
     def complete(self) -> bool:
+        """Whether all tests have the runs that were planned."""
         return min(one.runs for one in self.tests) >= self.runs and all(one.runs >= self.runs for one in self.no_loss)
 
 
@@ -134,6 +135,11 @@ def _test(comparison: Comparison, draws: Draws, planned: PlannedTest) -> Outcome
         patients=draws.difference(ours, theirs, planned.figure),
         wilcoxon=signed_ranks(ours, theirs, planned.figure),
     )
+
+
+def is_planned(first: Result, second: Result) -> bool:
+    """Whether the mean of these two is compared in the primary family."""
+    return first.method == OURS and second.method in REFERENCES and first.scenario != EQUAL
 
 
 def signed_ranks(first: Result, second: Result, figure: str) -> Wilcoxon | None:
@@ -183,6 +189,10 @@ def words(primary: Primary) -> list[str]:
         lines.append(
             f"Preliminary: {short} of the {total} primary tests have fewer than the {primary.runs} runs that were planned."
         )
+    if any(0 < one.runs < primary.runs for one in primary.no_loss):
+        lines.append(f"Preliminary: the homogeneous scenario has fewer than the {primary.runs} runs that were planned.")
+    if longer := sum(one.runs > primary.runs for one in primary.tests):
+        lines.append(f"{longer} of the {total} primary tests have more than the {primary.runs} runs that were planned.")
     if count["no test"]:
         lines.append(
             f"{count['no test']} of the {total} primary tests have one run, and a test over runs needs several: no p values there, "
@@ -201,10 +211,12 @@ def words(primary: Primary) -> list[str]:
     for verdict in ("ours better", "ours worse"):
         if found := [_name(one.planned) for one in primary.tests if one.verdict == verdict]:
             lines.append(f"{verdict.capitalize()}: {'; '.join(found)}.")
-    least = min((one.wilcoxon.least_p for one in primary.tests if one.wilcoxon), default=0.0)
-    if least * total >= ALPHA:
+    if unable := [
+        one.wilcoxon.least_p for one in primary.tests if one.wilcoxon and one.wilcoxon.least_p * total >= ALPHA
+    ]:
         lines.append(
-            f"So few runs cannot decide: no p below {least:.2g} is attainable, and Holm multiplies the smallest by {total}."
+            f"{len(unable)} of the tests cannot decide by themselves: so few runs differ that no p below {min(unable):.2g} is "
+            f"attainable, and Holm multiplies the smallest by {total}."
         )
     return [*lines, *(_no_loss_words(one) for one in primary.no_loss)]
 
@@ -218,6 +230,6 @@ def _no_loss_words(one: NoLoss) -> str:
         few = "has one run, which gives no interval" if one.runs else "is not run yet"
         return f"Where sites differ in size alone, our recipe against {one.reference} {few}."
     return (
-        f"Where sites differ in size alone, our recipe {'loses nothing' if one.held else 'may lose'} against {one.reference}: "
-        f"{one.mean.value:+.3f}, lower bound over runs {one.mean.low:+.3f} ({'above' if one.held else 'not above'} {LOSS})."
+        f"Where sites differ in size alone, our recipe {'loses less than' if one.held else 'may lose more than'} {-LOSS} against "
+        f"{one.reference}: {one.mean.value:+.3f}, over runs {one.mean.low:+.3f} to {one.mean.high:+.3f}."
     )

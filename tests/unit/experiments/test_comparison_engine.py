@@ -224,8 +224,8 @@ def test_settings_are_chosen_from_their_cells(trial, tmp_path, monkeypatch):
 
 def test_the_edge_of_what_was_tried_is_said():
     one = contenders.find("fedit-r16")
-    assert [tuning.edge(one, k) for k in range(4)] == ["the lowest tried", "", "", "the highest tried"]
-    assert tuning.edge(contenders.find("fedprox"), 0) == ""  # two values at two rates
+    assert [tuning.edge(one, k) for k in range(4)] == ["lr_global lowest of 4", "", "", "lr_global highest of 4"]
+    assert tuning.edge(contenders.find("fedprox"), 0) == "proximal lowest of 2, lr_global lowest of 2"
 
 
 def test_estimates_follow_what_cells_took_here(finished, tmp_path):

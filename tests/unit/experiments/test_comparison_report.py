@@ -125,10 +125,10 @@ def test_page_says_at_once_that_it_is_synthetic_and_what_was_found(page: Page, w
     head = page.said[: page.said.index("Primary family")]
     assert "SYNTHETIC DATA" in head
     assert "no patient was scanned" in head
-    assert "11 methods and 3 variants with one switch each in 2 scenarios" in head
+    assert "10 methods and 3 variants with one switch each in 2 scenarios" in head
     said = summary(whole)["primary"]["words"]
     assert "Preliminary: 8 of the 12 primary tests are not run yet." in said
-    assert any("lower bound over runs" in line for line in said)
+    assert any("Where sites differ in size alone" in line for line in said)
     assert all(line in head for line in said)
     assert "80 held-out cases a run" in head
     assert "480 held-out cases of all runs" in head
@@ -302,7 +302,8 @@ def test_cost_table_divides_what_all_sites_sent_by_sites_and_rounds(whole: Path)
 
 def test_tuning_table_shows_what_was_tried_and_which_was_chosen(whole: Path) -> None:
     rows = [row for row in table(whole, "tuning") if row["key"] == "ours"]
-    assert [row["chosen"] for row in rows] == ["", "yes", "", ""]  # the second of four rates
+    said = "yes; edge: shrinkage_patients lowest of 2, lr_global highest of 2"
+    assert [row["chosen"] for row in rows] == ["", said, "", ""]
     assert len({row["what"] for row in rows}) == 4
     chosen = next(row["what"] for row in rows if row["chosen"])
     assert next(row for row in table(whole, "methods") if row["key"] == "ours")["setting"] == chosen

@@ -153,7 +153,7 @@ def test_nothing_is_lost_if_the_lower_bound_of_the_mean_is_above_the_margin() ->
     assert [one.held for one in lost.no_loss] == [False, False]
     assert lost.no_loss[0].mean is not None
     assert lost.no_loss[0].mean.value == pytest.approx(-4 / 80)
-    assert any("may lose against fedit-r16: -0.050" in line for line in primary.words(lost))
+    assert any("may lose more than 0.02 against fedit-r16: -0.050" in line for line in primary.words(lost))
 
 
 def test_the_lower_bound_over_runs_decides_whether_something_may_be_lost() -> None:
@@ -286,7 +286,7 @@ def test_exploratory_p_values_are_one_family() -> None:
     pairs = comparing.compute(of, draws)
     assert [(one.first, one.second) for one in pairs] == [("ours", "fedit-r16"), ("ffa", "fedit-r16")]
     flat = [p for one in pairs for p in one.p_values.values()]
-    assert len(flat) == 8
+    assert len(flat) == 7  # the Wilcoxon of ours against FedIT is the primary family's
     assert [p for one in pairs for p in one.holm.values()] == pytest.approx(statistics.holm(flat))
 
 
