@@ -22,12 +22,15 @@ def check(store: Store, federation: str, noted: str = "") -> Chain:
     Raises InputError naming the line at which the chain breaks; the accepted update that has no line, or the line that has no
     update; or a `noted` head that is nobody's (see `shared.journal.verify`).
     """
-    chain = journal.verify(lines(store, federation), noted)
+    written, accepted = store.read(
+        lambda connection: (list(audit.lines(connection, federation)), _accepted(connection, federation))
+    )
+    chain = journal.verify(written, noted)
     told = {
         (one.facts["round"], one.facts["site"], one.facts["digest"]) for one in chain.entries if one.event == ACCEPTED
     }
     since = chain.entries[0].at if chain.entries else float("inf")
-    for (number, site, digest), at in store.read(_accepted, federation).items():
+    for (number, site, digest), at in accepted.items():
         if (number, site, digest) not in told and at >= since:  # a store of an older release has a past without lines
             raise InputError(
                 f"round {number}'s update {digest[:12]} of site '{site}' counts and has no line in the audit journal: one of the "

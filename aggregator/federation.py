@@ -286,6 +286,7 @@ class Federation:
         end = loop.time() + (min(wait_s, protocol.MAX_WAIT_S) if wait_s > 0 else 0.0)
         while True:
             news = self._news
+            await self.check_certificate(caller.serial, caller.expires_at)
             answer = rounds.instruct(await self.state(), caller.site, report, self.clock())
             left = end - loop.time()
             if left <= 0 or self._draining or rounds.is_news(answer, report):
@@ -324,8 +325,10 @@ class Federation:
         if federation not in ("", self.name):
             raise NotFound(f"federation '{federation[:64]}' is not served here; this aggregator serves '{self.name}'")
 
-    async def check_certificate(self, serial: str) -> None:
-        """Raise NotEnrolled if a certificate is revoked."""
+    async def check_certificate(self, serial: str, expires_at: float) -> None:
+        """Raise NotEnrolled if a certificate is revoked, or has ended since its connection was made."""
+        if 0 < expires_at < self.clock():
+            raise NotEnrolled("the certificate has ended; ask for another: site-agent join --site NAME")
         if serial and serial in (await self.state()).revoked:
             raise NotEnrolled(
                 f"the certificate with serial number {serial} was revoked; ask for another: site-agent join --site NAME"
@@ -335,7 +338,7 @@ class Federation:
         """Return the calling site's state, also if it is evicted. Raises NotEnrolled if it is none of this federation's, or its
         certificate is revoked.
         """
-        await self.check_certificate(caller.serial)
+        await self.check_certificate(caller.serial, caller.expires_at)
         site = (await self.state()).sites.get(caller.site)
         if site is None:
             raise NotEnrolled(
@@ -385,8 +388,11 @@ def _join(
         "protocol_version": claim.protocol_version,
         "expires_at": caller.expires_at,
     }
+    new = agents.last(connection, federation, caller.site) != claim.agent_id
     agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)
     federations.join(connection, federation, caller.site, claim.training_patients, now + deadline_s)
+    if not new:
+        return  # the same agent once more: it was started again, or is of two minds
     audit.append(
         connection,
         federation,
@@ -404,9 +410,10 @@ def _report_evaluation(
     connection: sa.Connection, federation: str, site: str, report: Evaluation, now: float, identity_s: float
 ) -> None:
     agents.heard(connection, federation, site, report.agent_id, now, identity_s)
-    federations.report_evaluation(
+    if not federations.report_evaluation(
         connection, federation, site, report.round, report.version, report.cases, report.metrics, now
-    )
+    ):
+        return  # it replaces one that has its line
     told = {"site": site, "round": report.round, "version": report.version, "metrics": sorted(report.metrics)}
     audit.append(connection, federation, now, "evaluation_reported", **told)
 

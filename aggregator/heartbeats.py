@@ -36,11 +36,17 @@ class _Heard:
     progress: float
     version: int
     authenticated: bool
+    expires_at: float
 
     @property
     def values(self) -> dict[str, str | float | bool]:
         """Columns of the agent's row."""
-        return {"progress": self.progress, "version": self.version, "authenticated": self.authenticated}
+        return {
+            "progress": self.progress,
+            "version": self.version,
+            "authenticated": self.authenticated,
+            "expires_at": self.expires_at,
+        }
 
 
 class Heartbeats:
@@ -60,7 +66,7 @@ class Heartbeats:
         One that the store was told of a moment ago is not checked again: nobody else can have got its certificate since.
         """
         site, now = caller.site, self._clock()
-        said = _Heard(agent_id, now, report.progress, report.version, caller.authenticated)
+        said = _Heard(agent_id, now, report.progress, report.version, caller.authenticated, caller.expires_at)
         last = self._heard.get(site)
         if last is None or last.agent_id != agent_id or now - last.at >= WRITE_S:
             await self._write(agents.heard, self._federation, site, agent_id, now, self._identity_s, said.values)

@@ -32,6 +32,7 @@ class Person:
 
     name: str
     serial: str = ""
+    expires_at: float = 0.0
 
 
 def site_of(context: Any) -> Caller:
@@ -63,14 +64,14 @@ def coordinator_of(context: Any) -> Person:
             "this call is for coordinators; the certificate shown is not one of theirs. "
             "Make one with: aggregator certificates --coordinator NAME"
         )
-    return Person(held.names["coordinator"][0], held.serial)
+    return Person(held.names["coordinator"][0], held.serial, held.expires_at)
 
 
 def reader_of(context: Any) -> Person:
     """Return the coordinator or observer that calls. Raises NotEnrolled for any other certificate, as `coordinator_of`."""
     held = _certificate(context)
     if held is not None and held.names["observer"] and not held.names["coordinator"]:
-        return Person(held.names["observer"][0], held.serial)
+        return Person(held.names["observer"][0], held.serial, held.expires_at)
     return coordinator_of(context)
 
 

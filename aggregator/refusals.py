@@ -9,6 +9,7 @@ import structlog
 from aggregator.federation import Federation
 from aggregator.store import audit
 from shared.errors import MedDualLoRAError
+from shared.names import plain
 from shared.rpc import CallRecord
 
 log = structlog.get_logger()
@@ -47,7 +48,7 @@ class Refusals:
             kind = OTHERS
         now = time.monotonic()
         told = self._told.setdefault(kind, _Told(now - BETWEEN_S))
-        told.since, told.error, told.round = told.since + 1, str(error)[:MOST_TEXT], record.round
+        told.since, told.error, told.round = told.since + 1, plain(str(error), MOST_TEXT), record.round
         if now - told.at >= BETWEEN_S:
             told.at = now
             self._begin(kind, told)

@@ -15,6 +15,7 @@ from aggregator.store import federations
 from aggregator.store import rounds as round_rows
 from aggregator.uploads import Uploads
 from shared.errors import UpdateTooLarge
+from shared.names import plain
 from shared.protocol import MAX_PROBE_BYTES
 
 # The second argument of every method is grpc.aio.ServicerContext, whose type parameters say nothing here.
@@ -103,7 +104,7 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Pause(self, request: cpb.PauseRequest, context: Any) -> cpb.PauseResponse:
         who = await self._steers(request.federation, context)
-        await steering.pause(self._federation, who, wire.plain(request.reason, 500))
+        await steering.pause(self._federation, who, plain(request.reason, 500))
         return cpb.PauseResponse()
 
     async def Resume(self, request: cpb.ResumeRequest, context: Any) -> cpb.ResumeResponse:
@@ -112,13 +113,13 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def Evict(self, request: cpb.EvictRequest, context: Any) -> cpb.EvictResponse:
         who = await self._steers(request.federation, context)
-        reason = wire.plain(request.reason, 500)
+        reason = plain(request.reason, 500)
         warning = await steering.evict(self._federation, who, request.site, reason, request.allow_quorum)
         return cpb.EvictResponse(warning=warning)
 
     async def Rollback(self, request: cpb.RollbackRequest, context: Any) -> cpb.RollbackResponse:
         who = await self._steers(request.federation, context)
-        reason = wire.plain(request.reason, 500)
+        reason = plain(request.reason, 500)
         done = await steering.rollback(self._federation, who, request.version, reason, request.round)
         return cpb.RollbackResponse(round=done.round, abandoned_round=done.abandoned or 0)
 
@@ -126,6 +127,6 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
         return await self._check(federation, identity.coordinator_of(context))
 
     async def _check(self, federation: str, person: identity.Person) -> str:
-        await self._federation.check_certificate(person.serial)
+        await self._federation.check_certificate(person.serial, person.expires_at)
         self._federation.check_name(federation)
         return person.name

@@ -15,6 +15,7 @@ from shared import chunks, protocol
 from shared.contract import Contract, RoundPolicy
 from shared.errors import BadOffset, InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
+from shared.names import plain
 
 MAX_LAYOUT_JSON = 1 << 20
 MAX_METRICS = 32
@@ -31,11 +32,6 @@ _INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
     "EVICTED": pb.INSTRUCTION_EVICTED,
 }
 _FOLLOWING = {number: name for name, number in _INSTRUCTIONS.items()}
-
-
-def plain(text: str, most: int) -> str:
-    """Return what of a text can be printed, `most` characters: control characters belong in no database and no terminal."""
-    return "".join(c for c in text[:most] if c.isprintable())
 
 
 def join_claim(request: pb.JoinRequest) -> JoinClaim:

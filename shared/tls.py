@@ -80,6 +80,10 @@ class TlsFiles:
             raise InputError(f"cannot read TLS {name} file {path}: {error.strerror}") from error
 
 
+NO_PROXY = ("grpc.enable_http_proxy", 0)
+"""For plain channels: they are for loopback, and a proxy that the environment names is elsewhere."""
+
+
 def check_plain(address: str) -> None:
     """Raise InputError unless `host:port` is a loopback address: without TLS nothing may leave the machine."""
     host = address.rpartition(":")[0].strip("[]")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,12 +23,14 @@ from shared.certificates import Expiry
 from shared.contract import ALLOWED_METRICS
 from shared.errors import (
     AggregatorUnreachable,
+    BadOffset,
     ConflictingUpdate,
     InputError,
     InvalidAdapter,
     MedDualLoRAError,
     NotFound,
     StaleRound,
+    UpdateTooLarge,
 )
 from shared.protocol import MAX_WAIT_S
 from site_agent import disk, egress, report, starting
@@ -97,6 +100,7 @@ class Agent:
             give_up_after_s=config.give_up_after_s,
             call_timeout_s=config.call_timeout_s,
             durably=self._write,
+            may_send=lambda number, size: self._permission.may_send(number, size),
         )
         self._permission = Permission(config, self._state, self._ledger, view, self._write)
         self._stopping = threading.Event()
@@ -228,7 +232,11 @@ class Agent:
     async def _settle(self, before_round: int) -> None:
         """Ask for the receipts of updates that were on their way when the agent was killed, and note them."""
         for earlier in self._state.rounds.unsettled(before_round):
-            await self._send(earlier.update)
+            try:
+                await self._send(earlier.update)
+            except ConsentWithheld as error:  # its round is over: it stays, and stops nothing
+                log.warning("update_too_late", round=earlier.number, error=str(error))
+                await self._write(partial(self._state.rounds.mark, earlier.number, "refused"))
 
     async def _send(self, update: Update, fresh: bool = False) -> None:
         """Bring an update to its receipt, or learn that it will never count.
@@ -286,6 +294,10 @@ class Agent:
         Version 0 need not travel to a site that draws the same for its own base model; nor does, of a later one, what is still
         as it was drawn.
         """
+        if task.version == 0 and task.digest != joined.contract.adapter_digest:
+            raise ConsentWithheld(
+                f"version 0 has digest {task.digest[:12]}, the contract names {joined.contract.adapter_digest[:12]}"
+            )
         if held is None:
             began = time.monotonic()
             held = await asyncio.to_thread(starting.version_0, trainer, joined.contract)
@@ -295,7 +307,7 @@ class Agent:
                     return held
         try:
             return await self._client.fetch(joined.contract, task, held)
-        except InvalidAdapter as error:
+        except (InvalidAdapter, BadOffset, UpdateTooLarge) as error:
             raise ConsentWithheld(f"version {task.version} is not what the contract says: {error}") from error
 
     async def _train(

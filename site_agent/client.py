@@ -84,7 +84,8 @@ class FederationClient:
 
     A transfer that is cut has been heard of if more of it is durable than before: then pauses begin short again.
     `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes. `durably` writes a line of the
-    ledger, however long its disk is full: until it is written nothing is sent.
+    ledger, however long its disk is full: until it is written nothing is sent. `may_send` is asked before so many bytes of tensors
+    leave for a round, in every attempt anew, and raises if they may not.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class FederationClient:
         give_up_after_s: float,
         call_timeout_s: float = CALL_TIMEOUT_S,
         durably: Durably = at_once,
+        may_send: Callable[[int, int], None] = lambda round_number, size: None,
     ) -> None:
         self._address, self._agent_id = address, agent_id
-        self._ledger, self._durably = ledger, durably
+        self._ledger, self._durably, self._may_send = ledger, durably, may_send
         self._connection = Connection(address, tls, call_timeout_s)
         self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
         self._give_up_after_s, self._call_timeout_s = give_up_after_s, call_timeout_s
@@ -231,6 +233,8 @@ class FederationClient:
         chunk_bytes, durable = CHUNK_BYTES, 0 if at_once else -1
 
         async def send(attempt: int, offset: int, start: pb.UploadStart) -> None:
+            self._may_send(update.facts.round, len(update.payload) - offset)
+
             async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
                 moves = Moves(self._call_timeout_s)
                 stream = self._stream(update, start, offset, chunk_bytes, record, moves)
@@ -254,6 +258,10 @@ class FederationClient:
             begun: pb.BeginUploadResponse = await self._unary("BeginUpload", self._begin_request(update), leaving)
             if begun.HasField("receipt"):
                 return
+            if begun.committed > len(update.payload):
+                raise ConsentWithheld(
+                    f"the aggregator says that it holds {begun.committed} bytes of an update that has {len(update.payload)}"
+                )
             if begun.committed == durable:
                 chunk_bytes = min(chunk_bytes, self._patient_bytes())
             durable = begun.committed

@@ -20,7 +20,7 @@ from shared import status
 from shared.errors import Draining, InputError
 from shared.protocol import CHUNK_BYTES
 from shared.rpc import new_id
-from shared.tls import TlsFiles
+from shared.tls import NO_PROXY, TlsFiles
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Connection:
         self._address, self._tls = address, tls
         keepalive_ms = int(1000 * max(call_timeout_s / 2, SHORTEST_KEEPALIVE_S))
         self._options = [
+            ("grpc.enable_retries", 0),  # what is sent again is in the ledger again
             ("grpc.use_local_subchannel_pool", 1),  # or a new channel would be given the connection of the old one
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -96,7 +97,8 @@ class Connection:
 
     def _dial(self) -> Dialled:
         if self._tls is None:
-            channel = grpc.aio.insecure_channel(self._address, options=self._options)
+            # plain text stays on this machine: a proxy that the environment names would take it out
+            channel = grpc.aio.insecure_channel(self._address, options=[*self._options, NO_PROXY])
         else:
             self._stamp = self._tls.stamp()
             channel = grpc.aio.secure_channel(self._address, self._tls.channel_credentials(), options=self._options)

@@ -12,7 +12,9 @@ from typing import Any
 from shared.canonical import canonical_json
 from shared.contract import ALLOWED_METRICS, Contract
 from shared.errors import InputError, MedDualLoRAError
+from shared.names import plain
 from shared.recipe import Recipe
+from site_agent.ledger import Spent
 
 SHORTEST_DIGEST = 12
 
@@ -56,6 +58,8 @@ class Pins:
     """SHA-256 of the base model, hex; the first 12 digits or more."""
     adapter: str = ""
     """SHA-256 of version 0 of the adapter, hex; the first 12 digits or more."""
+    manifest: str = ""
+    """SHA-256 of what the adapter consists of: tensors, ranks, blocks, head; the first 12 digits or more."""
     recipe: str = ""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Largest values of recipe parameters, by name, such as local_epochs."""
@@ -74,7 +78,7 @@ class Pins:
     def parse(cls, table: Mapping[str, Any]) -> "Pins":
         """Read the table. Raises InputError naming the key."""
         types: dict[str, type[Any]] = {
-            "federation": str, "base_model": str, "adapter": str, "recipe": str, "at_most": dict, "rounds": int,
+            "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "at_most": dict, "rounds": int,
             "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int, "windows": list,
         }  # fmt: skip
         for key, value in table.items():
@@ -84,7 +88,7 @@ class Pins:
                 expected = "whole number above 0" if types[key] is int else types[key].__name__
                 raise InputError(f"[agreed] {key} must be a {expected}, got {value!r}")
         values = dict(table)
-        for key in ("base_model", "adapter"):
+        for key in ("base_model", "adapter", "manifest"):
             if (text := str(values.get(key, ""))) and not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_DIGEST},64}}", text):
                 raise InputError(
                     f"[agreed] {key} must be at least {SHORTEST_DIGEST} hexadecimal digits, got '{text[:80]}'"
@@ -97,7 +101,7 @@ class Pins:
                     raise InputError(f"[agreed] metrics: '{name}' is none (known: {', '.join(ALLOWED_METRICS)})")
         known = {one.name for one in fields(Recipe)}
         for name, most in table.get("at_most", {}).items():
-            if name not in known or type(most) not in (int, float):
+            if name not in known or type(most) not in (int, float) or type(getattr(Recipe(), name)) not in (int, float):
                 raise InputError(f"[agreed.at_most] {name} = {most!r}: give the largest number of a recipe parameter")
         return cls(**values)
 
@@ -117,11 +121,12 @@ class Pins:
         for name, pinned, offered in (
             ("base_model", self.base_model, base),
             ("adapter", self.adapter, contract.adapter_digest),
+            ("manifest", self.manifest, contract.manifest.digest),
         ):
             yield name, pinned[:SHORTEST_DIGEST], offered[:SHORTEST_DIGEST], offered.startswith(pinned)
         for name, most in self.at_most.items():
             offered = getattr(contract.recipe, name)
-            yield f"recipe parameter {name}", f"at most {most:g}", offered, float(offered) <= most
+            yield f"recipe parameter {name}", f"at most {most:g}", offered, offered <= most
         policy = contract.policy
         yield "rounds", f"at most {self.rounds}", policy.rounds, not self.rounds or policy.rounds <= self.rounds
         yield (
@@ -131,16 +136,21 @@ class Pins:
             policy.quorum >= self.sites_at_least,
         )
 
-    def check_bytes(self, size: int, left_for_round: int, left_in_all: int) -> None:
-        """Raise ConsentWithheld if so many more bytes of tensors pass a budget."""
+    def check_spent(self, size: int, round_number: int, spent: Spent) -> None:
+        """Raise ConsentWithheld if so many more bytes of tensors for a round pass a budget."""
         for name, budget, left in (
-            ("bytes_a_round", self.bytes_a_round, left_for_round),
-            ("bytes_in_all", self.bytes_in_all, left_in_all),
+            ("bytes_a_round", self.bytes_a_round, spent.for_round),
+            ("bytes_in_all", self.bytes_in_all, spent.in_all),
         ):
             if budget and left + size > budget:
                 raise ConsentWithheld(
-                    f"{name}: this site's site.toml says {budget}, {left} have left and the update has {size}; it stays here"
+                    f"{name}: this site's site.toml says {budget}, {left} have left and {size} more are asked for; they stay here"
                 )
+        if self.rounds and len(spent.rounds - {round_number}) >= self.rounds:
+            raise ConsentWithheld(
+                f"rounds: this site's site.toml says at most {self.rounds}, updates of {len(spent.rounds)} have left, and round "
+                f"{round_number} is another"
+            )
 
     def may_leave(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the figures that may leave."""
@@ -181,4 +191,5 @@ def _flat(contract: Contract) -> Iterator[tuple[str, Any]]:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else canonical_json(value).decode()
-    return f"'{text[:SHORTEST_DIGEST]}…'" if len(text) > 40 else f"'{text}'" if isinstance(value, str) else text
+    shown = plain(text, 41)
+    return f"'{shown[:SHORTEST_DIGEST]}…'" if len(text) > 40 else f"'{shown}'" if isinstance(value, str) else shown

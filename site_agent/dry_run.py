@@ -53,13 +53,19 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     adapter: the coordinator's file of version 0; without one it is drawn from the seed in the contract. Nothing is written and
     nothing is sent. Raises InputError for data, weights or an adapter that the contract cannot be kept with.
     """
+    config.agreed.check(contract)
     site = certificates.holder_in(config.tls.certificate).site if config.tls else config.plain_site
     first = starting.first_look(config)
     trainer = starting.trainer(config, Joined(site, contract, first.training_patients, 0), first.cohort)
     received = _version_0(starting.version_0(trainer, contract), contract, adapter)
     local_before = trainer.initial_local()
     trained = trainer.train(1, received, local_before, hooks)
-    facts = UpdateFacts(round=1, base_version=0, training_patients=trainer.training_patients, metrics=trained.metrics)
+    facts = UpdateFacts(
+        round=1,
+        base_version=0,
+        training_patients=trainer.training_patients,
+        metrics=config.agreed.may_leave(trained.metrics),
+    )
     update, _ = egress.seal(
         received,
         trained.global_tensors,
@@ -70,6 +76,7 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     )
     figures = trainer.validate(received, trained.local_tensors)
     reported = {"auc": figures["auc"], **figures["at_validation"]} if figures else {}
+    reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
     return WouldLeave(
         join={
             "federation": contract.federation,
@@ -95,13 +102,11 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
             "round": 1,
             "version": 1,
             "cases": figures.get("n", 0),
-            "metrics": {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)},
+            "metrics": "of version 1, which other sites have a part in: "
+            + ", ".join(config.agreed.may_leave(reported)),
         },
         update=update,
-        numbers={
-            spec.name: (trained.global_tensors[spec.name] - received.tensors[spec.name]).astype(np.float32)
-            for spec in update.layout.tensors
-        },
+        numbers=update.layout.split(update.payload),
     )
 
 

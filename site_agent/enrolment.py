@@ -23,6 +23,7 @@ from shared.errors import InputError
 from shared.names import check_name
 
 CA = "ca.pem"
+TAKEN = ("ca", "aggregator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Enrolled:
 def request(folder: Path, site: str) -> Requested:
     """Make a key and a request for a site's name. A request that was not answered yet is replaced. Raises InputError."""
     key, paths = ec.generate_private_key(ec.SECP256R1()), _Paths(folder, check_name(site))
+    if site in TAKEN:
+        raise InputError(f"a site cannot be called '{site}': that is the name of another file here")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     uri = x509.UniformResourceIdentifier(PREFIXES["site"] + site)
     signed = (
@@ -88,7 +91,8 @@ def finish(folder: Path, answer: Path, now: datetime | None = None) -> Enrolled:
             f"({fingerprint(authority.public_key())}) with them, remove {CA}, and give this command again"
         )
     write_atomically(folder / CA, issuer)
-    paths.next_key.replace(paths.key)
+    if paths.next_key.exists():  # else a kill came after this line the last time
+        paths.next_key.replace(paths.key)
     write_atomically(paths.certificate, pem)
     paths.csr.unlink(missing_ok=True)
     return Enrolled(found, folder / CA, paths.certificate, paths.key)
@@ -105,7 +109,8 @@ def _check(
     if not found.site:
         raise InputError(f"{answer} names {len(found.names['site'])} sites, expected one")
     try:
-        key = serialization.load_pem_private_key(paths.next_key.read_bytes(), None)
+        made = paths.next_key if paths.next_key.exists() else paths.key
+        key = serialization.load_pem_private_key(made.read_bytes(), None)
     except (OSError, ValueError) as error:
         raise InputError(
             f"the key of the request is not at {paths.next_key}: finish where it was made, or begin again with site-agent join "

@@ -49,13 +49,15 @@ class Ledger:
         self._path, self._clock = path, clock
         self._lock = threading.Lock()
         self._control: dict[str, list[int]] = {}
+        self.contract = ""
+        """SHA-256 of the contract that calls are made under, hex; empty before there is one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             whole = path.read_bytes()
             end = whole.rfind(b"\n") + 1
             chain = _verified(path, whole[:end].splitlines())
-            self._head, self._payload = chain.head, _payload_of_rounds(chain)
+            self._head, self._spent = chain.head, _Accounts.of_chain(chain)
             if end < len(whole):
                 os.ftruncate(self._file, end)
                 self._append(TORN, {"bytes": len(whole) - end}, durable=True)
@@ -72,21 +74,24 @@ class Ledger:
 
     def leaving(self, rpc: str, attempt: int, what: Leaving) -> int:
         """Write that a call is about to be made, durably, and return the line's number. Raises OSError, with nothing written."""
+        if what.payload_bytes < 0:
+            raise ValueError(f"a call takes 0 or more bytes of tensors out, got {what.payload_bytes}")
         facts = {"rpc": rpc, "attempt": attempt, "round": what.round, "payload_bytes": what.payload_bytes}
         facts |= {"digest": what.digest, "tensors": list(what.tensors), "says": dict(what.facts)}
-        number = self.note(LEAVING, facts)
-        self._payload[what.round] = self._payload.get(what.round, 0) + what.payload_bytes
+        number = self.note(LEAVING, {**facts, "contract": self.contract})
+        self._spent.begin(number, self.contract, what.round, what.payload_bytes)
         return number
 
-    def payload_bytes(self, round_number: int) -> tuple[int, int]:
-        """Return the most bytes of tensors that have left for a round, and in all: of every call that was begun."""
-        return self._payload.get(round_number, 0), sum(self._payload.values())
+    def spent(self, round_number: int) -> "Spent":
+        """Return what has left under the contract in force."""
+        return self._spent.of(self.contract, round_number)
 
     def left(self, number: int, rpc: str, code: str, message_bytes: int, payload_bytes: int) -> None:
         """Write how the call of a `leaving` line ended. Raises OSError; the call then counts as unfinished."""
         facts = {"line": number, "rpc": rpc, "code": code, "bytes": message_bytes, "payload_bytes": payload_bytes}
         with self._lock:
             self._append(LEFT, facts, durable=False)
+            self._spent.end(number, payload_bytes)
 
     def control(self, rpc: str, message_bytes: int) -> None:
         """Count a call that says nothing of the site's data. Raises OSError where the sums are due and cannot be written."""
@@ -133,11 +138,51 @@ class Ledger:
         return self._head.count
 
 
-def _payload_of_rounds(chain: Chain) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for one in (one for one in chain.entries if one.event == LEAVING):
-        found[one.facts["round"]] = found.get(one.facts["round"], 0) + one.facts["payload_bytes"]
-    return found
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Bytes of tensors that have left under a contract: for one round, and in all; and the rounds that something left for.
+
+    Of a call that nobody saw the end of all counts that may have left.
+    """
+
+    for_round: int
+    in_all: int
+    rounds: frozenset[int]
+
+
+class _Accounts:
+    """Bytes by contract and round, from a ledger's lines."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[tuple[str, int], int] = {}
+        self._begun: dict[int, tuple[tuple[str, int], int]] = {}
+
+    @classmethod
+    def of_chain(cls, chain: Chain) -> "_Accounts":
+        """Read them from what was written before."""
+        made = cls()
+        for one in chain.entries:
+            if one.event == LEAVING:
+                made.begin(one.n, one.facts.get("contract", ""), one.facts["round"], one.facts["payload_bytes"])
+            elif one.event == LEFT:
+                made.end(one.facts["line"], one.facts["payload_bytes"])
+        return made
+
+    def begin(self, line: int, contract: str, round_number: int, size: int) -> None:
+        """Count all that a call may take out."""
+        key = contract, round_number
+        self._bytes[key] = self._bytes.get(key, 0) + size
+        self._begun[line] = key, size
+
+    def end(self, line: int, size: int) -> None:
+        """Count what it did take out."""
+        if line in self._begun:
+            key, most = self._begun.pop(line)
+            self._bytes[key] += size - most
+
+    def of(self, contract: str, round_number: int) -> Spent:
+        mine = {number: size for (held, number), size in self._bytes.items() if held == contract and size}
+        return Spent(mine.get(round_number, 0), sum(mine.values()), frozenset(mine))
 
 
 def read(path: Path, noted: str = "") -> Chain:
@@ -209,12 +254,21 @@ def logged(log: Path) -> dict[str, Sums]:
     found: dict[str, Sums] = {}
     try:
         with log.open(encoding="utf-8") as file:
-            events = [json.loads(line) for line in file if '"rpc_finished"' in line]
-    except (OSError, ValueError) as error:
+            events = [one for line in file if '"rpc_finished"' in line and (one := _event(line)) is not None]
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{log} is no log of an agent ({error}); give the file of --log") from error
     for one in (one for one in events if one.get("side") == "site"):
         found.setdefault(one["rpc"], Sums()).add(1, one["bytes_up"], one["payload_bytes_up"])
     return found
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """Return a log's line; None for half of one, as a kill or a full disk leaves it."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def differences(ledger: Totals, log: Mapping[str, Sums]) -> list[str]:

@@ -45,7 +45,12 @@ class Permission:
     async def _agreed(self, joined: Joined) -> Joined:
         self._config.agreed.check(joined.contract)
         await self._write(lambda: self._state.bind(joined.contract))
+        self._ledger.contract = joined.contract.sha256
         return joined
+
+    def may_send(self, round_number: int, size: int) -> None:
+        """Raise ConsentWithheld if so many bytes of tensors for a round would pass a budget, counting all that has left."""
+        self._config.agreed.check_spent(size, round_number, self._ledger.spent(round_number))
 
     async def withhold(self, error: MedDualLoRAError) -> None:
         """Say that this site does not take part as things are, and wait before looking again."""
@@ -72,15 +77,14 @@ class Permission:
                 return
 
     async def may_leave(self, update: Update, asked: Callable[[], bool]) -> bool:
-        """Return whether an update may be sent: within the budgets, and with manual egress when a person has said so.
+        """Return whether an update may be sent: with manual egress when a person has said so. What they withheld never may.
 
-        Until they have it waits, as long as its round is `asked` for. Raises ConsentWithheld if a budget would be passed.
+        Until they have it waits, as long as its round is `asked` for.
         """
-        number = update.facts.round
-        self._config.agreed.check_bytes(len(update.payload), *self._ledger.payload_bytes(number))
-        if self._config.egress == "auto":
+        decided = releases.find(self._state.folder, update.digest)
+        if self._config.egress == "auto" and (decided is None or decided.leaves):
             return True
-        told = {"round": number, "digest": update.digest, "payload_bytes": len(update.payload)}
+        told = {"round": update.facts.round, "digest": update.digest, "payload_bytes": len(update.payload)}
         held = False
         while (decision := releases.find(self._state.folder, update.digest)) is None:
             if not asked():

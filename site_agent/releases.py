@@ -4,7 +4,6 @@ A decision is about the bytes with one digest. It lies in the state folder under
 folder, and the person, who runs another command, need not talk to each other.
 """
 
-import getpass
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from shared.canonical import canonical_json, write_atomically
 from shared.errors import InputError
-from site_agent import round_files
+from site_agent import people, round_files
 from site_agent.damage import Damaged
 from site_agent.round_files import Record
 
@@ -36,8 +35,10 @@ def decide(state: Path, digest: str, *, leaves: bool) -> Decision:
         raise InputError(
             f"update {digest[:12]} was {'released' if held.leaves else 'withheld'} by {held.by} already; that stands"
         )
-    decision = Decision(digest=digest, leaves=leaves, by=getpass.getuser(), at=time.time())
-    write_atomically(_path(state, digest), canonical_json(asdict(decision)), 0o600)
+    decision, path = Decision(digest=digest, leaves=leaves, by=people.account(), at=time.time()), _path(state, digest)
+    write_atomically(path, canonical_json(asdict(decision)), 0o600)
+    for written in (path.parent, path):
+        people.hand_over(written, state)
     return decision
 
 
@@ -48,6 +49,8 @@ def find(state: Path, digest: str) -> Decision | None:
         decision = Decision(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read by this account: {error.strerror}; give it to the agent's") from error
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{path} is no decision of `site-agent release` ({error}); remove it, and decide again"

@@ -36,7 +36,7 @@ from shared.adapter import Adapter
 from shared.canonical import canonical_json, sync_folder, write_atomically
 from shared.contract import Contract
 from shared.errors import InputError, InvalidAdapter
-from site_agent import consent, lineage, round_files
+from site_agent import consent, lineage, people, round_files
 from site_agent.consent import ConsentWithheld
 from site_agent.damage import Damaged, Infirmary
 from site_agent.local_rounds import LocalRounds
@@ -116,6 +116,10 @@ class State:
     def _put_aside(self, held: Contract) -> None:
         """Move what belongs to a contract into a folder of its own; the contract last: a kill in between goes on from there."""
         aside = self.folder / f"contract-{held.sha256[:12]}"
+        for number in range(2, 1000):
+            if not (aside / CONTRACT).exists():
+                break  # a kill left it half done, or it is new
+            aside = self.folder / f"contract-{held.sha256[:12]}-{number}"
         aside.mkdir(mode=0o700, exist_ok=True)
         for name in (ROUNDS, TRAINING, GLOBAL, INITIAL, HISTORY, CONTRACT):
             if (self.folder / name).exists():
@@ -231,8 +235,10 @@ def _warn_of_onlookers(folder: Path, warn: Callable[[str], None]) -> None:
         )
 
 
-def accept(folder: Path, by: str) -> list[str]:
+def accept(folder: Path, by: str, *, decided: bool = True) -> list[str]:
     """Agree to the contract that is offered to a state folder's agent; return what differs from the one before.
+
+    Not `decided`: only look.
 
     Raises InputError if nothing else is offered than what was agreed to.
     """
@@ -241,9 +247,12 @@ def accept(folder: Path, by: str) -> list[str]:
     except OSError as error:
         raise InputError(f"no changed contract is offered to the agent of {folder}; it says when one is") from error
     differing = consent.differences(read_contract(folder), offered)
+    if not decided:
+        return differing
     write_atomically(
         folder / ACCEPTED, canonical_json({"contract": offered.sha256, "by": by, "at": time.time()}), PRIVATE
     )
+    people.hand_over(folder / ACCEPTED, folder)
     return differing
 
 

@@ -57,11 +57,11 @@ async def _call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Aw
 
     from shared import status
     from shared.errors import AggregatorUnreachable, MedDualLoRAError
-    from shared.tls import check_plain
+    from shared.tls import NO_PROXY, check_plain
 
     if tls is None:
         check_plain(address)
-        channel = grpc.aio.insecure_channel(address)
+        channel = grpc.aio.insecure_channel(address, options=[NO_PROXY])
     else:
         channel = grpc.aio.secure_channel(address, tls.channel_credentials())
     async with channel:

@@ -43,6 +43,12 @@ def check(connection: sa.Connection, federation: str, site: str, agent_id: str, 
     log.warning("agent_replaced", site=site, before=last.agent_id[:8], agent_id=agent_id[:8], silent_s=round(ago, 1))
 
 
+def last(connection: sa.Connection, federation: str, site: str) -> str:
+    """Return the id of the agent that used a site's certificate last; empty if none has."""
+    found = connection.execute(_LAST, {"federation": federation, "site": site}).first()
+    return "" if found is None else str(found.agent_id)
+
+
 def heard(
     connection: sa.Connection,
     federation: str,

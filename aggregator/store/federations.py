@@ -298,14 +298,17 @@ def report_evaluation(
     cases: int,
     metrics: Mapping[str, float],
     now: float,
-) -> None:
-    """Write a site's metrics of one version; a repeated report replaces the earlier one."""
+) -> bool:
+    """Write a site's metrics of one version; a repeated report replaces the earlier one. Returns whether it is the first."""
     table = schema.evaluations
     key = {"federation": federation, "site": site, "round": round_number, "version": version}
-    connection.execute(table.delete().where(*(table.c[name] == value for name, value in key.items())))
+    replaced = connection.execute(
+        table.delete().where(*(table.c[name] == value for name, value in key.items()))
+    ).rowcount
     connection.execute(
         table.insert().values(**key, cases=cases, metrics=canonical_json(dict(metrics)).decode(), reported_at=now)
     )
+    return not replaced
 
 
 def evaluations(connection: sa.Connection, federation: str) -> list[dict[str, Any]]:

@@ -141,18 +141,21 @@ def release(
             print(f"{'withheld' if withhold else 'released'} by {decision.by}")
 
 
-def accept(state: Folder) -> None:
+def accept(
+    state: Folder,
+    show_only: Annotated[bool, typer.Option("--show", help="Show what differs, and agree to nothing.")] = False,
+) -> None:
     """Agree to the changed contract that the aggregator offers. What belongs to the one before is moved aside, not deleted.
 
-    Example: site-agent accept --state state/
+    Example: site-agent accept --state state/ --show, then: site-agent accept --state state/
     """
-    import getpass
-
+    from site_agent import people
     from site_agent import state as states
 
-    for line in states.accept(state, getpass.getuser()):
+    for line in states.accept(state, people.account(), decided=not show_only):
         print(line)
-    print("accepted; the agent takes part within a minute, with a new local adapter")
+    if not show_only:
+        print("accepted; the agent takes part within a minute, with a new local adapter")
 
 
 def dry_run(

@@ -160,7 +160,7 @@ async def test_an_update_over_a_budget_stays_and_the_agent_with_it(materials: Ma
             with pytest.raises(asyncio.CancelledError):
                 await going
     assert reasons(events)[0] == (
-        "bytes_in_all: this site's site.toml says 5000, 3840 have left and the update has 3840; it stays here"
+        "bytes_in_all: this site's site.toml says 5000, 3840 have left and 3840 more are asked for; they stay here"
     )
     assert ledger.totals(ledger.read(config.state / LEDGER)).by_rpc["UploadDelta"].payload_bytes == 3840
 

@@ -221,6 +221,11 @@ async def test_a_site_joins_in_three_commands_renews_and_is_revoked_while_it_run
             run(cli.build(), *approve)
             run(site_app, "join", "--finish", "siemens.approved.pem", "--out", "site")
             await federation.until(lambda: any(one["event"] == "certificate_replaced" for one in events))
+            renewed_until = held.holder_in(files.certificate).expires_at
+            async with asyncio.timeout(federation.TIMEOUT_S):
+                while (await running.federation.state()).sites["siemens"].expires_at != renewed_until:
+                    await asyncio.sleep(0.5)
+                    running.federation._copy = None  # heartbeats raise no revision
             await asyncio.to_thread(enrolment.revoke, running.federation.store, serial, "siemens", "renewed", 1.0)
             async with RawSite(running.address, "siemens", files) as renewed:
                 await renewed.wait(agent_id=agent._state.agent_id)

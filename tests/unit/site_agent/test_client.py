@@ -574,3 +574,29 @@ async def test_only_calls_that_were_made_are_logged():
             await ScriptedClient(refused).upload(update)
     calls = [(event["rpc"], event["code"]) for event in events if event["event"] == "rpc_finished"]
     assert calls == [("BeginUpload", "OK"), ("BeginUpload", "FAILED_PRECONDITION")]
+
+
+# --- what may leave ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_aggregator_that_claims_to_hold_more_than_there_is_gets_nothing():
+    used = ScriptedClient(pb.BeginUploadResponse(committed=2**40))
+    with pytest.raises(ConsentWithheld, match=r"says that it holds 1099511627776 bytes of an update that has \d+"):
+        await used.upload(update())
+    assert len(used.aggregator.requests) == 1
+
+
+async def test_what_may_leave_is_asked_before_every_attempt_that_takes_bytes_out():
+    asked = []
+
+    def may_send(round_number: int, size: int) -> None:
+        asked.append((round_number, size))
+        if len(asked) > 2:
+            raise ConsentWithheld("enough")
+
+    cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
+    used = ScriptedClient(*[begun(), cut] * 3)
+    used._may_send = may_send
+    with pytest.raises(ConsentWithheld, match="enough"):
+        await used.upload(update())
+    assert asked == [(1, len(PAYLOAD))] * 3

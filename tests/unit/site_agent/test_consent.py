@@ -12,6 +12,7 @@ from shared.layout import Layout
 from shared.recipe import Recipe
 from site_agent import consent
 from site_agent.consent import ConsentWithheld, Pins, Window
+from site_agent.ledger import Spent
 from tests.support import adapters
 
 ADAPTER = adapters.adapter()
@@ -62,6 +63,26 @@ def test_what_is_out_of_bounds_is_named_with_both_values(change: dict[str, Any],
         EVERYTHING.check(replace(CONTRACT, **change))
 
 
+def test_a_manifest_that_is_not_the_pinned_one_is_named() -> None:
+    pins = pinned(manifest=ADAPTER.manifest.digest[:12])
+    pins.check(CONTRACT)
+    larger = adapters.adapter(rank=3).manifest
+    with pytest.raises(
+        ConsentWithheld, match=f"manifest: .* says {ADAPTER.manifest.digest[:12]}, .* {larger.digest[:12]}"
+    ):
+        pins.check(replace(CONTRACT, manifest=larger))
+
+
+def test_a_number_beyond_all_bounds_is_refused_like_any_other() -> None:
+    with pytest.raises(ConsentWithheld, match=r"recipe parameter local_epochs: .* at most 2"):
+        pinned(at_most={"local_epochs": 2}).check(replace(CONTRACT, recipe=Recipe(local_epochs=10**400)))
+
+
+def test_what_an_aggregator_writes_reaches_no_screen_as_it_is() -> None:
+    (line,) = consent.differences(CONTRACT, replace(CONTRACT, federation="\x1b[2Jlung\n"))
+    assert line == "federation: agreed 'heart', offered '[2Jlung'"
+
+
 def test_another_base_model_is_named() -> None:
     other = replace(ADAPTER.manifest, metadata=replace(METADATA, base_model_sha256="cd" * 32))
     with pytest.raises(ConsentWithheld, match=r"base_model: .* says abababababab, the aggregator offers cdcdcdcdcdcd"):
@@ -80,6 +101,9 @@ def test_another_base_model_is_named() -> None:
         ({"metrics": ["auc", "dice"]}, "metrics: 'dice' is none"),
         ({"at_most": {"epochs": 3}}, "epochs = 3: give the largest number of a recipe parameter"),
         ({"at_most": {"local_epochs": "3"}}, "local_epochs = '3'"),
+        ({"at_most": {"codec": 1}}, "codec = 1"),
+        ({"at_most": {"gate": 1}}, "gate = 1"),
+        ({"manifest": "abc"}, "manifest must be at least 12 hexadecimal digits"),
         ({"windows": ["22-6"]}, "a training window is HH:MM-HH:MM"),
         ({"windows": ["24:00-06:00"]}, "a training window is HH:MM-HH:MM"),
         ({"windows": ["06:00-06:00"]}, "has no length"),
@@ -97,16 +121,25 @@ def test_figures_that_are_not_named_stay() -> None:
     assert pinned(metrics=[]).may_leave(figures) == {}
 
 
+def spent(for_round: int, in_all: int, rounds: tuple[int, ...] = ()) -> Spent:
+    return Spent(for_round, in_all, frozenset(rounds))
+
+
 def test_budgets_count_what_has_left() -> None:
-    pins = pinned(bytes_a_round=1000, bytes_in_all=2500)
-    pins.check_bytes(1000, 0, 1500)
+    pins = pinned(bytes_a_round=1000, bytes_in_all=2500, rounds=2)
+    pins.check_spent(1000, 3, spent(0, 1500, (1,)))
     with pytest.raises(
-        ConsentWithheld, match=r"bytes_a_round: .* says 1000, 100 have left and the update has 1000; it stays"
+        ConsentWithheld, match=r"bytes_a_round: .* says 1000, 100 have left and 1000 more are asked for; they stay"
     ):
-        pins.check_bytes(1000, 100, 100)
+        pins.check_spent(1000, 3, spent(100, 100))
     with pytest.raises(ConsentWithheld, match=r"bytes_in_all: .* says 2500, 1501 have left"):
-        pins.check_bytes(1000, 0, 1501)
-    Pins().check_bytes(10**9, 10**9, 10**9)
+        pins.check_spent(1000, 3, spent(0, 1501))
+    with pytest.raises(
+        ConsentWithheld, match=r"rounds: .* says at most 2, updates of 2 have left, and round 3 is another"
+    ):
+        pins.check_spent(1000, 3, spent(0, 500, (1, 2)))
+    pins.check_spent(500, 2, spent(500, 1000, (1, 2)))
+    Pins().check_spent(10**9, 10**6, spent(10**9, 10**9, tuple(range(100))))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_call_is_on_disk_before_it_is_made_and_its_end_after(path: Path) -> No
     assert [(one.n, one.at, one.event) for one in written] == [(1, 1000.0, "leaving")]
     assert dict(written[0].facts) == {
         "rpc": "UploadDelta", "attempt": 1, "round": 3, "payload_bytes": 400, "digest": "ab" * 32, "tensors": ["a", "b"],
-        "says": {"training_patients": 10},
+        "says": {"training_patients": 10}, "contract": "",
     }  # fmt: skip
     opened.left(number, "UploadDelta", "OK", 489, 400)
     opened.close()
@@ -94,6 +94,23 @@ def test_totals_add_up_finished_calls_and_name_those_nobody_saw_the_end_of(path:
     assert found.by_rpc == {"UploadDelta": Sums(2, 609, 500)}
     assert found.unfinished == {lost: 400}
     opened.close()
+
+
+def test_what_has_left_is_counted_by_contract_also_after_a_restart(path: Path) -> None:
+    opened = Ledger(path)
+    opened.contract = "c1"
+    cut = opened.leaving("UploadDelta", 0, UPDATE)
+    opened.left(cut, "UploadDelta", "UNAVAILABLE", 120, 100)
+    opened.leaving("UploadDelta", 1, UPDATE)  # and the agent is killed
+    opened.leaving("UploadDelta", 0, Leaving(round=4, payload_bytes=50))
+    again = Ledger(path)
+    for one in (opened, again):
+        one.contract = "c1"
+        assert (one.spent(3).for_round, one.spent(3).in_all, one.spent(3).rounds) == (500, 550, {3, 4})
+        one.contract = "c2"
+        assert (one.spent(3).for_round, one.spent(3).in_all, one.spent(3).rounds) == (0, 0, frozenset())
+    with pytest.raises(ValueError, match="0 or more bytes of tensors out, got -1"):
+        opened.leaving("UploadDelta", 0, Leaving(round=3, payload_bytes=-1))
 
 
 @pytest.mark.parametrize("kept", [1, 10, 200])

@@ -258,6 +258,26 @@ def test_a_folder_is_tied_to_one_contract(held, change):
     assert state.read_contract(held.folder) == CONTRACT
 
 
+def test_going_back_and_forth_between_contracts_loses_nothing(held):
+    """What belongs to a contract has a place of its own every time."""
+    other = replace(CONTRACT, federation="lungs")
+    held.bind(CONTRACT)
+    for number, (before, contract) in enumerate([(CONTRACT, other), (other, CONTRACT), (CONTRACT, other)]):
+        (held.folder / "history.jsonl").write_text(f'{{"version":{number}}}\n')
+        with pytest.raises(ConsentWithheld):
+            held.bind(contract)
+        assert state.accept(held.folder, "olga", decided=False) == [
+            f"federation: agreed '{before.federation}', offered '{contract.federation}'"
+        ]
+        with pytest.raises(ConsentWithheld):
+            held.bind(contract)
+        state.accept(held.folder, "olga")
+        held.bind(contract)
+    kept = sorted(path.parent.name + ":" + path.read_text() for path in held.folder.glob("contract-*/history.jsonl"))
+    assert len(kept) == 3
+    assert {line.split(":", 1)[1] for line in kept} == {f'{{"version":{number}}}\n' for number in range(3)}
+
+
 def test_a_folder_that_never_joined_is_told_apart(tmp_path):
     with pytest.raises(InputError, match="holds no agent's state"):
         state.read_contract(tmp_path)
