@@ -45,6 +45,7 @@ class Bench:
     recipe: Options = field(default_factory=dict)
     adapter: Options = field(default_factory=dict)
     cache_dtype: Stored = "float16"
+    cache_mb: int = 16_384
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def setting(bench: Bench, contender: Contender, seed: int, sites: int) -> Settin
         choices=contender.choices(bench.adapter, bench.depth, most_residual),
         cache=bench.cache,
         cache_dtype=bench.cache_dtype,
+        cache_mb=bench.cache_mb,
         validation_fold=VALIDATION_FOLD,
     )
 

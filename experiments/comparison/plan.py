@@ -31,6 +31,8 @@ from site_agent.data.cases import CASES
 CONFIG, ONE_FRAME = "config.json", "one-frame-backbone"
 REAL = "real"
 PACKAGES = ("med-duallora", "torch", "monai", "numpy", "scipy", "scikit-learn", "statsmodels")
+PHANTOM_CACHE_MB, REAL_CACHE_MB = 16_384, 65_536
+"""Disk for frozen activations: a run on 513 real patients has some 27 GB of them, with three views of two frames each."""
 SEVERAL = 10
 """Runs of the core methods: with ten a two-sided signed-rank test can reach p = 0.002, with five no less than 0.0625."""
 
@@ -79,6 +81,7 @@ class Plan:
             depth=depth,
             width=width,
             cache=self.out / "activations",
+            cache_mb=PHANTOM_CACHE_MB if self.synthetic else REAL_CACHE_MB,
             rounds=self.rounds,
             recipe={"local_epochs": self.local_epochs, "augmentation": self.augmentation},
             adapter={"frames": self.frames},
