@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Option("--state", help="The agent's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 ledger_app = typer.Typer(
-    help="What left this site: a hash-chained ledger, written before anything leaves.", no_args_is_help=True
+    help="What left this site: a hash-chained ledger, written before anything leaves.\n\n"
+    "Example: site-agent ledger verify --state state/",
+    no_args_is_help=True,
 )
 
 

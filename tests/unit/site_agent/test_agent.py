@@ -22,6 +22,7 @@ from site_agent import agent
 from site_agent.agent import Agent, Evicted
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
+from site_agent.consent import ConsentWithheld
 from site_agent.egress import Update
 from site_agent.lineage import Start
 from site_agent.local_rounds import LocalRounds
@@ -380,12 +381,13 @@ async def test_a_version_0_that_is_not_what_the_site_draws_is_downloaded(tmp_pat
     assert (tmp_path / "state/initial.safetensors").read_bytes() == given.to_bytes()
 
 
-async def test_a_version_0_that_is_not_the_contracts_is_what_the_task_says_and_not_what_is_drawn(tmp_path, drawable):
+async def test_a_version_0_that_is_not_the_contracts_is_not_trained_from(tmp_path, drawable):
     contract, _ = drawable
     _, other = other_release(contract)
-    aggregator, trainer = Aggregator([train(1, other), END], [other]), WithNetwork()
-    await take_part(Scripted(tmp_path, aggregator, trainer, contract))
-    assert trainer.trained == [(1, other.digest, 0.0)]
+    made = Scripted(tmp_path, Aggregator([], [other]), WithNetwork(), contract)
+    asked = Task("TRAIN", 1, 0, other.digest, 0.0, "")
+    with pytest.raises(ConsentWithheld, match=rf"version 0 has digest {other.digest[:12]}, the contract names"):
+        await made._version(made.joined, WithNetwork(), asked, None)
 
 
 async def test_a_later_version_is_downloaded_on_top_of_the_version_0_that_the_site_draws(tmp_path, drawable):
