@@ -215,7 +215,7 @@ def words(primary: Primary) -> list[str]:
         one.wilcoxon.least_p for one in primary.tests if one.wilcoxon and one.wilcoxon.least_p * total >= ALPHA
     ]:
         lines.append(
-            f"{len(unable)} of the tests cannot decide by themselves: so few runs differ that no p below {min(unable):.2g} is "
+            f"{len(unable)} of the tests cannot decide alone: so few runs differ that no p below {min(unable):.2g} is "
             f"attainable, and Holm multiplies the smallest by {total}."
         )
     return [*lines, *(_no_loss_words(one) for one in primary.no_loss)]
