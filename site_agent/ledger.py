@@ -23,6 +23,7 @@ from shared.journal import Chain, Head
 LEDGER = "egress.jsonl"
 CONTROL_EVERY_S = 3600.0
 LEAVING, LEFT, CONTROL, TORN = "leaving", "left", "control", "torn_line_removed"
+CLOSED = -1
 HELD, RELEASED, WITHHELD = "held", "released", "withheld"
 
 
@@ -109,12 +110,15 @@ class Ledger:
             return self._append(event, facts, durable=True)
 
     def close(self) -> None:
-        """Write the sums, and let go of the file."""
+        """Write the sums, and let go of the file. A line that comes later raises OSError, and goes into no other file."""
         with self._lock:
+            if self._file == CLOSED:
+                return
             try:
                 self._write_control()
             finally:
-                os.close(self._file)
+                file, self._file = self._file, CLOSED
+                os.close(file)
 
     def _write_control(self) -> None:
         if self._control:

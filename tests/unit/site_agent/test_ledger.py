@@ -154,6 +154,21 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path, monkeypatch: pytest
     assert [one.event for one in ledger.read(path).entries] == ["held", "leaving"]
 
 
+def test_a_line_after_the_end_goes_into_no_other_file(path: Path) -> None:
+    """The number of a closed file is given to the next one that is opened: a socket, say."""
+    opened = Ledger(path)
+    opened.control("AwaitRound", 40)
+    opened.close()
+    opened.close()
+    with (path.parent / "other").open("wb+") as other:
+        for write in (lambda: opened.note("held", {}), lambda: opened.left(1, "Join", "OK", 1, 0)):
+            with pytest.raises(OSError):
+                write()
+        other.seek(0)
+        assert other.read() == b""
+    assert [one.event for one in ledger.read(path).entries] == ["control"]
+
+
 def test_there_is_no_ledger_where_no_agent_was(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the egress ledger .*: No such file"):
         ledger.read(tmp_path / LEDGER)
