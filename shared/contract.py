@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+from shared import compatibility
 from shared.adapter import AdapterManifest
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
@@ -45,8 +46,8 @@ class RoundPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """Everything a site agrees to; the same value on both sides has the same hash. Raises InputError if adapter and recipe do
-    not fit each other."""
+    """Everything a site agrees to; the same value on both sides has the same hash. Raises InputError if adapter, recipe and policy
+    do not fit each other."""
 
     federation: str
     adapter_digest: str
@@ -56,6 +57,12 @@ class Contract:
 
     def __post_init__(self) -> None:
         self.recipe.check_adapter(self.manifest.metadata)
+        needed = compatibility.robust_quorum(self.recipe)
+        if self.policy.quorum < needed:
+            raise InputError(
+                f"robust rule {self.recipe.robust} withstands {self.recipe.attackers} attacker(s) in rounds of at least {needed} "
+                f"updates, and the quorum is {self.policy.quorum}; raise the quorum or lower attackers"
+            )
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of all of it."""

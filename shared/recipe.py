@@ -10,27 +10,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from shared import codecs
+from shared import codecs, compatibility
 from shared.adapter import AdapterManifest, AdapterMetadata
 from shared.canonical import canonical_json
 from shared.errors import InputError
 from shared.layout import Layout
 from shared.methods import (
+    GLOBAL_ALONE,
     GLOBAL_BESIDE_LOCAL,
-    JOINT,
-    LOCAL,
     LOCAL_BESIDE_GLOBAL,
     METHODS,
-    PARTS,
     Factor,
     Method,
     Phase,
+    Rule,
 )
 
-Mode = Literal["joint", "alternating"]
+Mode = Literal["joint", "alternating", "non-interference"]
 Weighting = Literal["patients", "capped", "uniform"]
 Augmentation = Literal["cinema", "narrow", "none"]
 ServerOptimiser = Literal["sgd", "momentum", "adam", "yogi"]
+Robust = Literal[
+    "none", "trimmed-distance", "geometric-median", "krum", "multi-krum", "cosine-gate", "median", "trimmed-mean"
+]
 CODECS = codecs.CODECS
 INSTALLED = tuple(name for name, method in METHODS.items() if method.federated)
 """What a federation can be run by."""
@@ -47,7 +49,9 @@ class Recipe:
 
     name: str = "med-duallora"
     mode: Mode = "joint"
-    """joint: both parts in every step. alternating: half a round's steps train global and shared head, the others local."""
+    """joint: both parts in every step. alternating: half a round's steps train global and shared head, the others local.
+    non-interference: all epochs train global and shared head with everything private off, then all epochs again the private parts
+    beside them; what leaves, figures too, does not depend on anything private that was trained."""
     rank_local: int = 8
     alpha_local: float = 16.0
     lr_global: float = 2e-3
@@ -105,6 +109,22 @@ class Recipe:
     server_beta1: float = 0.9
     server_beta2: float = 0.99
     server_tau: float = 1e-3
+    robust: Robust = "none"
+    """What takes the place of the weighted mean so that a few sites cannot move it at will (aggregator/robust.py)."""
+    attackers: int = 0
+    """How many such sites the rule is to withstand, where it is told a number."""
+    cosine_least: float = 0.0
+    """cosine-gate: the least median cosine of a site's change with the others'."""
+    norm_gate: float = 0.0
+    """Updates are quarantined whose norm is more than so many times the median of the round's, or less than the inverse; 0: none.
+    It needs five updates to say anything."""
+    dp_noise: float = 0.0
+    """Noise multiplier sigma of DP-SGD (Abadi et al. 2016, arXiv:1607.00133) on what is shared; 0: no differential privacy."""
+    dp_clip: float = 1.0
+    """C: the largest norm of one patient's gradient, over everything that is shared."""
+    dp_delta: float = 1e-5
+    dp_epsilon: float = 0.0
+    """What a site may spend in all at this delta; it stops before it would pass it."""
 
     def __post_init__(self) -> None:
         _check_installed(self.name)
@@ -113,6 +133,7 @@ class Recipe:
             ("weighting", Weighting),
             ("augmentation", Augmentation),
             ("server_optimiser", ServerOptimiser),
+            ("robust", Robust),
         ):
             allowed = get_args(choices)
             if getattr(self, name) not in allowed:
@@ -124,17 +145,12 @@ class Recipe:
                 raise InputError(
                     f"recipe parameter {name} must be one of {', '.join(CODECS)}, got '{getattr(self, name)}'"
                 )
-        for name, least in (("rank_local", 0), ("local_epochs", 1), ("batch_size", 1)):
+        for name, least in (("rank_local", 0), ("local_epochs", 1), ("batch_size", 1), ("attackers", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"recipe parameter {name} must be at least {least}, got {getattr(self, name)}")
-        if self.mode == "alternating" and not self.rank_local:
-            raise InputError(
-                "recipe parameter mode is alternating and rank_local 0: half of the steps would train nothing"
-            )
-        self._check_combinations()
         if not 0 < self.topk_share <= 1:
             raise InputError(f"recipe parameter topk_share must be above 0 and at most 1, got {self.topk_share}")
-        for name in ("alpha_local", "clip_norm", "server_lr", "weight_cap", "server_tau"):
+        for name in ("alpha_local", "clip_norm", "server_lr", "weight_cap", "server_tau", "dp_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"recipe parameter {name} must be positive, got {getattr(self, name)}")
         for name in _NOT_NEGATIVE:
@@ -143,46 +159,19 @@ class Recipe:
         for name in ("beta1", "beta2", "server_beta1", "server_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"recipe parameter {name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not -1 <= self.cosine_least <= 1 or not 0 < self.dp_delta < 1:
+            raise InputError(
+                f"recipe parameters cosine_least and dp_delta must be a cosine and a probability, got {self.cosine_least} and "
+                f"{self.dp_delta}"
+            )
+        if 0 < self.norm_gate <= 1:
+            raise InputError(f"recipe parameter norm_gate must be 0 or above 1, got {self.norm_gate}")
         if not 0 <= self.lr_floor <= 1:
             raise InputError(f"recipe parameter lr_floor must be a share from 0 to 1, got {self.lr_floor}")
         for field in fields(self):  # 16 and 16.0 are the same number: one text, one contract hash on both sides
             if isinstance(field.default, float):
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
-
-    def _check_combinations(self) -> None:
-        """Raise InputError for parameters that contradict each other, or that are on where they would do nothing.
-
-        Numbers that belong to a choice not made (weight_cap, ditto_lambda, topk_share, the server optimiser's) are let be.
-        """
-        method = self.method
-        if self.mode == "alternating" and method.passes != (JOINT,):
-            raise InputError(f"recipe '{self.name}' says itself what is trained when: mode must be joint")
-        if not self.rank_local:
-            if any(phase.trained == LOCAL for phase in method.passes):
-                raise InputError(f"recipe '{self.name}' trains a local part: rank_local must be at least 1")
-            for name in ("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap"):
-                if getattr(self, name):
-                    raise InputError(f"recipe parameter {name} is about the local part, and rank_local is 0")
-        if not method.low_rank and self.rank_local:
-            raise InputError(f"recipe '{self.name}' has no low-rank parts: rank_local must be 0")
-        for name, useful, why in (
-            ("orthogonality", any(p.active == PARTS for p in method.passes), "has no step in which both parts count"),
-            ("proximal", any("global" in p.trained for p in method.passes), "trains nothing that is shared"),
-            ("gate", not method.fused, "fits weights of its own"),
-            ("gate", any(method.trained) or self.rank_local, "trains no low-rank part"),
-        ):
-            if getattr(self, name) and not useful:
-                raise InputError(f"recipe '{self.name}' {why}: {name} must be {'false' if name == 'gate' else 0}")
-        if method.rule != "factors":
-            for name, only in (("server_lr", 1.0), ("server_optimiser", "sgd"), ("broadcast_codec", "f32")):
-                if getattr(self, name) != only:
-                    raise InputError(
-                        f"recipe '{self.name}' aggregates products: {name} must be {only}, got {getattr(self, name)}"
-                    )
-        if self.server_optimiser != "sgd" and codecs.is_lossy(self.broadcast_codec):
-            raise InputError(
-                f"server_optimiser {self.server_optimiser} needs a broadcast_codec that loses nothing, got {self.broadcast_codec}"
-            )
+        compatibility.check(self)
 
     def check_adapter(self, adapter: AdapterMetadata) -> None:
         """Raise InputError if a federation cannot train this adapter by this recipe, saying which of the two to change."""
@@ -207,6 +196,11 @@ class Recipe:
                 f"recipe '{self.name}' {what} a residual; make one with `site-agent init-adapter "
                 f"--residual-rank {8 * (adapter.rank or 1) if method.rule == 'exact' else 0}`"
             )
+        if self.mode == "non-interference" and adapter.head_policy == "local":
+            raise InputError(
+                "mode non-interference trains the global part with a head that is shared, and the adapter's head policy is local; "
+                "make one with `site-agent init-adapter --head-policy global+local-bias`"
+            )
         if any(phase.anchored for phase in method.passes):
             own, shared = (
                 (self.rank_local, self.alpha_local, "global+local"),
@@ -223,10 +217,17 @@ class Recipe:
         """What the recipe's name stands for."""
         return METHODS[self.name]
 
+    @property
+    def rule(self) -> Rule:
+        """What the aggregator makes of factors: the method's rule, unless a robust one judges products."""
+        return "products" if self.robust in compatibility.PRODUCT_RULES else self.method.rule
+
     def passes(self) -> tuple[tuple[Phase, ...], ...]:
         """Return the passes of a round through its epochs; the phases of a pass share its steps evenly, one after the other."""
         if self.mode == "alternating":
             return ((GLOBAL_BESIDE_LOCAL, LOCAL_BESIDE_GLOBAL),)
+        if self.mode == "non-interference":
+            return (GLOBAL_ALONE,), (LOCAL_BESIDE_GLOBAL,)
         return tuple((phase,) for phase in self.method.passes)
 
     def to_jsonable(self) -> dict[str, Any]:
@@ -275,11 +276,21 @@ class Recipe:
 _SINCE_1_2 = (
     *("broadcast_codec", "topk_share", "view_epochs", "augmentation", "weight_cap", "logit_adjustment", "proximal"),
     *("ditto_lambda", "orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap", "gate"),
-    *("server_optimiser", "server_beta1", "server_beta2", "server_tau"),
+    *(
+        "server_optimiser",
+        "server_beta1",
+        "server_beta2",
+        "server_tau",
+        "robust",
+        "attackers",
+        "cosine_least",
+        "norm_gate",
+    ),
+    *("dp_noise", "dp_clip", "dp_delta", "dp_epsilon"),
 )
 _NOT_NEGATIVE = (
     *("lr_global", "lr_local", "lr_head", "weight_decay", "views", "view_epochs", "proximal", "ditto_lambda"),
-    *("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap"),
+    *("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap", "norm_gate", "dp_noise", "dp_epsilon"),
 )
 
 

@@ -20,7 +20,6 @@ from shared import certificates
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
 from shared.certificates import Expiry
-from shared.contract import ALLOWED_METRICS
 from shared.errors import (
     AggregatorUnreachable,
     BadOffset,
@@ -422,18 +421,16 @@ class Agent:
         if adapter.version == 0:
             return
         began = time.monotonic()
-        figures = await asyncio.to_thread(trainer.validate, adapter, local_now)
+        judged = await asyncio.to_thread(trainer.validate, adapter, local_now)
         self._phases.add("evaluating", began)
-        if not figures:
+        if not judged.own:
             return
-        entry = {"version": adapter.version, "round": round_number, "validation": report.finite(figures)}
+        entry = {"version": adapter.version, "round": round_number, "validation": report.finite(judged.own)}
         await self._write(lambda: self._state.append_history(entry))
-        reported = {"auc": figures["auc"], **figures["at_validation"]}
-        reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
-        reported = self._config.agreed.may_leave(reported)
-        await self._client.report_evaluation(round_number, adapter.version, figures["n"], reported)
-        log.info("version_evaluated", version=adapter.version, round=round_number, cases=figures["n"], **reported)
-        self._view.evaluated(adapter.version, figures)
+        reported, cases = self._config.agreed.may_leave(judged.reportable), judged.own["n"]
+        await self._client.report_evaluation(round_number, adapter.version, cases, reported)
+        log.info("version_evaluated", version=adapter.version, round=round_number, cases=cases, **reported)
+        self._view.evaluated(adapter.version, judged.own)
 
     async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from shared import certificates, codecs
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
-from shared.contract import ALLOWED_METRICS, Contract
+from shared.contract import Contract
 from shared.errors import InputError
 from shared.protocol import VERSION
 from site_agent import egress, starting
@@ -74,9 +74,7 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
         contract.policy.invited,
         seed=canonical_json([trainer.seed, 1]),
     )
-    figures = trainer.validate(received, trained.local_tensors)
-    reported = {"auc": figures["auc"], **figures["at_validation"]} if figures else {}
-    reported = {k: v for k, v in reported.items() if k in ALLOWED_METRICS and np.isfinite(v)}
+    judged = trainer.validate(received, trained.local_tensors)
     return WouldLeave(
         join={
             "federation": contract.federation,
@@ -101,9 +99,9 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
         evaluation={
             "round": 1,
             "version": 1,
-            "cases": figures.get("n", 0),
+            "cases": judged.own.get("n", 0),
             "metrics": "of version 1, which other sites have a part in: "
-            + ", ".join(config.agreed.may_leave(reported)),
+            + ", ".join(config.agreed.may_leave(judged.reportable)),
         },
         update=update,
         numbers=update.layout.split(update.payload),

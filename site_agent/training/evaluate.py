@@ -1,11 +1,12 @@
 """Scores of cases under a model, and the figures of an arm at both thresholds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shared.contract import ALLOWED_METRICS
 from site_agent.data import windows
 from site_agent.data.cases import Case
 from site_agent.data.cohort import labels
@@ -79,6 +80,21 @@ class Scored:
     ) -> "Scored":
         (found,) = scores(model, activations, cases, group=group)
         return cls(found, labels(cases))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A version on the site's validation cases. own: the figures of the model that the site uses. reportable: those that the
+    protocol allows to leave, of the model that the recipe lets speak. Both empty without cases."""
+
+    own: dict[str, Any]
+    reportable: dict[str, float]
+
+
+def reportable(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return what of `figures` the protocol allows to leave: finite numbers, at the validation threshold."""
+    flat = {"auc": found["auc"], **found["at_validation"]}
+    return {name: value for name, value in flat.items() if name in ALLOWED_METRICS and np.isfinite(value)}
 
 
 def figures(validation: Scored, cases: Scored) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort
 from site_agent.training import local
 from site_agent.training.checkpoint import Checkpoints
+from site_agent.training.evaluate import Judged
 from site_agent.training.parallel import Ended, Failed, Group
 from site_agent.training.site import SiteTrainer, Tensors, Trained
 
@@ -93,7 +94,7 @@ class LeadingTrainer(SiteTrainer):
         self._group.told(Train(round_number, received, dict(local_before)))
         return super().train(round_number, received, local_before, hooks, checkpoints)
 
-    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> Judged:
         self._group.told(Validate(adapter, dict(local_now)))
         return super().validate(adapter, local_now)
 

@@ -14,11 +14,12 @@ from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract
 from shared.errors import ContractMismatch, InputError
+from shared.methods import GLOBAL
 from site_agent.cache.activations import Cache
 from site_agent.cache.folder import CacheFolder
 from site_agent.config import SiteConfig
 from site_agent.data.cases import Case
-from site_agent.data.cohort import CLASS_NAMES, Cohort
+from site_agent.data.cohort import CLASS_NAMES, Cohort, labels
 from site_agent.models import adapter_tensors, lora, weights
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
@@ -30,7 +31,7 @@ from site_agent.training.activations import Activations
 from site_agent.training.arms import Arm
 from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.compute import Compute, pick
-from site_agent.training.evaluate import Scored
+from site_agent.training.evaluate import Judged, Scored
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.parallel import ALONE, Group
 from site_agent.training.resident import Resident
@@ -229,12 +230,23 @@ class SiteTrainer:
             seed=self.seed,
         )
 
-    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Figures of the dual model on the validation cases; empty if there are none."""
+    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> Judged:
+        """Judge the model on the validation cases.
+
+        In mode non-interference the global part alone is what is spoken of outside.
+        """
         if not self.validation_cases:
-            return {}
-        scored = self.score(adapter, local_now, self.validation_cases)
-        return evaluate.figures(scored, scored)
+            return Judged({}, {})
+        self._load(adapter, local_now)
+        serves = self.recipe.method.serves
+        speaks = GLOBAL if self.recipe.mode == "non-interference" else serves
+        states = [lambda parts=parts: lora.use(self.model, parts) for parts in (speaks, serves)]
+        known = labels(self.validation_cases)
+        spoken, own = (
+            Scored(found, known)
+            for found in evaluate.scores(self.model, self.activations, self.validation_cases, states, self._group)
+        )
+        return Judged(evaluate.figures(own, own), evaluate.reportable(evaluate.figures(spoken, spoken)))
 
     def score(self, adapter: Adapter, local_now: Mapping[str, np.ndarray], cases: Sequence[Case]) -> Scored:
         """Scores of cases under the dual model, beside their labels."""

@@ -57,3 +57,11 @@ WITH_CODECS = [
     (name, codec) for codec in CODECS for name in INSTALLED if name == "med-duallora" or codec == "int8+zstd"
 ]
 """Every codec, and every method with one whose tensors have no fixed size."""
+PRIVATE = {
+    "name": "ffa-lora",
+    "mode": "non-interference",
+    "class_balanced": False,
+    "dp_noise": 1.5,
+    "dp_epsilon": 4.0,
+}
+"""A recipe with differential privacy needs all of these."""

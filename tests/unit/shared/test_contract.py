@@ -12,6 +12,7 @@ from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.layout import Layout
 from shared.recipe import Recipe
+from tests.support.methods import PRIVATE
 
 MANIFEST = AdapterManifest(
     Layout.of({"w": np.zeros((1, 2), np.float32)}),
@@ -59,7 +60,15 @@ OTHERS = {
     "f32": "bf16",
     "cinema": "none",
     "sgd": "yogi",
+    "none": "geometric-median",
 }
+BESIDE: dict[str, dict[str, Any]] = {
+    "attackers": {"robust": "krum", "attackers": 1},
+    "norm_gate": {"norm_gate": 4.0},
+    "dp_noise": PRIVATE,
+    "dp_epsilon": PRIVATE,
+}
+"""What a parameter of the recipe needs beside it."""
 WITH_RESIDUAL = replace(
     CONTRACT,
     recipe=Recipe(name="fedex-lora"),
@@ -80,8 +89,11 @@ def variants() -> dict[str, Contract]:
             changes = {"quorum": 2}  # more than are invited cannot be
         result[f"policy.{field.name}"] = replace(CONTRACT, policy=replace(CONTRACT.policy, **changes))
     for field in fields(Recipe):
-        changed = replace(CONTRACT.recipe, **{field.name: other(getattr(CONTRACT.recipe, field.name))})
-        result[f"recipe.{field.name}"] = replace(CONTRACT, recipe=changed)
+        before = replace(CONTRACT.recipe, **BESIDE.get(field.name, {}))
+        policy = RoundPolicy(invited=9, quorum=9) if field.name == "attackers" else CONTRACT.policy
+        changed = replace(before, **{field.name: other(getattr(before, field.name))})
+        shared_head = with_metadata(CONTRACT, head_policy="global") if changed.dp_noise else CONTRACT
+        result[f"recipe.{field.name}"] = replace(shared_head, recipe=changed, policy=policy)
     result |= {
         "with a residual": WITH_RESIDUAL,
         "metadata.residual_rank": with_metadata(WITH_RESIDUAL, residual_rank=8),

@@ -43,7 +43,7 @@ def test_a_recipe_that_is_not_installed_says_what_is() -> None:
 def test_an_unknown_parameter_says_which_there_are() -> None:
     with pytest.raises(
         InputError,
-        match=r"recipe 'med-duallora' has no parameter 'rank' \(it has: alpha_local, augmentation, batch_size",
+        match=r"recipe 'med-duallora' has no parameter 'rank' \(it has: alpha_local, attackers, augmentation",
     ):
         recipe.make("med-duallora", {"rank": 4})
 
@@ -59,7 +59,7 @@ def test_an_unknown_parameter_says_which_there_are() -> None:
         ("lr_local", 10**400, "recipe parameter lr_local must be a number, got '10{79}'"),
         ("class_balanced", "yes", "recipe parameter class_balanced must be true or false, got 'yes'"),
         ("class_balanced", [], r"recipe parameter class_balanced must be true or false, got '\[\]'"),
-        ("mode", "both", "recipe parameter mode must be one of joint, alternating, got 'both'"),
+        ("mode", "both", "recipe parameter mode must be one of joint, alternating, non-interference, got 'both'"),
         ("weighting", "steps", "recipe parameter weighting must be one of patients, capped, uniform, got 'steps'"),
         ("weight_cap", 0, "recipe parameter weight_cap must be positive, got 0"),
         ("server_optimiser", "lion", "server_optimiser must be one of sgd, momentum, adam, yogi, got 'lion'"),

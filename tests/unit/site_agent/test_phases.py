@@ -1,5 +1,6 @@
 """Methods with two passes: what each trains, what it does not see, and that nothing private reaches what is sent."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -158,3 +159,35 @@ def test_the_first_pass_is_what_a_site_without_a_local_part_trains(site, name):
     found = trainer.train(2, initial, trainer.initial_local(), Hooks()).global_tensors
     assert found.keys() == expected.keys()
     assert all(value.tobytes() == expected[tensor].tobytes() for tensor, value in found.items())
+
+
+# --- non-interference -------------------------------------------------------------------------------------------------
+
+
+def test_what_leaves_in_mode_non_interference_does_not_depend_on_the_local_part(site):
+    """Its rank, its size, and how it is held back: the same bytes and figures."""
+    updates, private = [], []
+    for spread, parameters in ((0.0, {}), (1.0, {}), (1.0, {"rank_local": 3, "lr_local": 0.1, "local_decay": 2.0})):
+        trainer, initial = site("med-duallora", mode="non-interference", **parameters)
+        mine = {name: spread * value for name, value in noise(trainer.initial_local(), 5).items()}
+        result, _ = trained(trainer, initial, mine)
+        facts = UpdateFacts(round=2, base_version=0, training_patients=9, metrics=result.metrics)
+        received = initial.successor({**initial.tensors, **result.global_tensors}, 1)
+        reported = trainer.validate(received, result.local_tensors)
+        updates.append((egress.seal(initial, result.global_tensors, trainer.recipe, facts, 3)[0], reported.reportable))
+        private.append((result.local_tensors, reported.own))
+    assert {update.digest for update, _ in updates} == {updates[0][0].digest}
+    assert all(update.facts == updates[0][0].facts for update, _ in updates)
+    assert all(figures == updates[0][1] for _, figures in updates)
+    assert any(np.any(value != private[1][0][name]) for name, value in private[0][0].items())
+
+
+def test_in_mode_non_interference_the_global_part_is_trained_first_and_then_stays(site):
+    trainer, initial = site("med-duallora", mode="non-interference")
+    _, snapshots = trained(trainer, initial, noise(trainer.initial_local(), 3))
+    assert len(snapshots) == 1 + 2 * STEPS
+    shared = set(initial.tensors)
+    for number, (before, after) in enumerate(itertools.pairwise(snapshots)):
+        moved = {name for name in before if not np.array_equal(before[name], after[name])}
+        assert moved
+        assert moved <= shared if number < STEPS else not moved & shared

@@ -157,7 +157,7 @@ def test_without_a_local_part_only_the_private_head_stays(site, head, kept):
     assert {name.rpartition(".")[2] for name in trainer.initial_local()} == kept
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     assert trained.global_tensors.keys() == initial.tensors.keys()
-    assert trainer.validate(initial, trained.local_tensors)["n"] > 0
+    assert trainer.validate(initial, trained.local_tensors).own["n"] > 0
 
 
 # --- arms -----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_every_recipe_compares_the_four_arms(site, name, rank_local):
     compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks())
     assert list(compared) == ["probe", "alone", "global", "dual"]
     assert all(figures.keys() == {"validation", "test"} for figures in compared.values())
-    assert compared["dual"]["validation"] == trainer.validate(final, trained.local_tensors)
+    assert compared["dual"]["validation"] == trainer.validate(final, trained.local_tensors).own
 
 
 def test_the_global_arm_of_fedsa_has_the_versions_b_and_not_the_sites(site):
