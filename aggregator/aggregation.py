@@ -40,21 +40,23 @@ def aggregate(
     weight: Mapping[str, float],
     finish: Finish,
     rule: Rule = "factors",
+    cut: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return what the round makes of every tensor that was sent, float32, and of those its rule adds; and its figures by name.
 
-    `deltas` yields each site's tensors in an adapter's order; what is averaged plainly goes through `finish`. Up to
+    `deltas` yields each site's tensors in an adapter's order; what is averaged plainly goes through `finish`. `cut`: see
+    `rules.begin`; then one unit of every site is in memory however many there are. Up to
     MAX_DIAGNOSED_SITES one unit of every site is in memory at a time, with more the sums and one unit of one site: the same bytes
     either way. Sites are summed in sorted order whatever order they come in.
     """
     sites = sorted(deltas)
-    if len(sites) > MAX_DIAGNOSED_SITES:
+    if len(sites) > MAX_DIAGNOSED_SITES and not cut:
         return _site_by_site(base, deltas, weight, finish, rule)
     shares = [weight[site] for site in sites]
     result: dict[str, np.ndarray] = {}
     diagnosis, errors = Diagnosis(sites, shares, by_factor=rule == "factors"), Errors()
     for together in zip(*(rules.units(rule, deltas[site]) for site in sites), strict=True):
-        unit = rules.begin(rule, base, together[0], finish)
+        unit = rules.begin(rule, base, together[0], finish, cut)
         for share, arrays in zip(shares, together, strict=True):
             unit.add(share, arrays)
         made, missed = unit.outcome()

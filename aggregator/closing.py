@@ -10,6 +10,7 @@ import sqlalchemy as sa
 import structlog
 
 from aggregator import manifest, optimisers, payload, results, rounds
+from aggregator.aggregation import Tensors
 from aggregator.federation import Federation, passed
 from aggregator.manifest import RoundManifest
 from aggregator.results import Result
@@ -173,12 +174,15 @@ def compute(store: Store, contract: Contract, decided: RoundManifest, parent: Ad
     """
     name, number = decided.federation, decided.round
     layout = contract.recipe.upload_layout(contract.manifest, number, contract.policy.invited)
-    deltas = {
-        entry.site: payload.tensors(
-            layout, updates.checked_pieces(store, UpdateKey(name, number, entry.site, entry.digest))
-        )
-        for entry in decided.entries
-    }
+
+    def deltas() -> dict[str, Tensors]:
+        return {
+            entry.site: payload.tensors(
+                layout, updates.checked_pieces(store, UpdateKey(name, number, entry.site, entry.digest))
+            )
+            for entry in decided.entries
+        }
+
     weight = {entry.site: entry.weight for entry in decided.entries}
     before = store.read(changes.find, name, parent.version)
     owed = before.residual() if before else {}

@@ -27,6 +27,7 @@ from shared.layout import Layout
 
 log = structlog.get_logger()
 P = ParamSpec("P")
+C = TypeVar("C")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -120,19 +121,19 @@ class Federation:
 
     async def record_checked(
         self,
-        check: Callable[[], None],
+        check: Callable[[], C],
         done: Callable[[T], None],
-        work: Callable[Concatenate[sa.Connection, P], T],
+        work: Callable[Concatenate[sa.Connection, C, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """As `record`, after a check off the event loop: if it raises, nothing is written. `done` hears what was written
-        before anybody is woken by it.
+        """As `record`, after a check off the event loop: if it raises, nothing is written; else `work` gets what it found. `done`
+        hears what was written before anybody is woken by it.
         """
 
         def change() -> T:
-            check()
-            return self.store.change(self.name, False, work, *args, **kwargs)
+            found = check()
+            return self.store.change(self.name, False, work, found, *args, **kwargs)
 
         return await asyncio.shield(self._change_store(False, change, done))
 

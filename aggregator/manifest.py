@@ -39,7 +39,8 @@ class RoundManifest:
     entries: tuple[ManifestEntry, ...]
     left_out: dict[str, str]
     set_aside: dict[str, str] = field(default_factory=dict)
-    """Digests of accepted updates that do not count, by site: the site was evicted before the round closed."""
+    """Digests of accepted updates that do not count, by site: the site was evicted before the round closed, or the update is
+    quarantined."""
     recipe: str = ""
     codec: str = ""
     broadcast_codec: str = ""
@@ -51,6 +52,11 @@ class RoundManifest:
     server_beta2: float = 0.0
     server_tau: float = 0.0
     """Of an optimiser other than sgd, those numbers that it uses."""
+    robust: str = ""
+    attackers: int = 0
+    cosine_least: float = 0.0
+    norm_gate: float = 0.0
+    """Of a robust rule and a gate, what they go by; entries' weights are those of the mean."""
     result_digest: str = ""
     moments_digest: str = ""
     """Of what the optimiser goes on from after this round; empty until the round is closed."""
@@ -85,12 +91,13 @@ _OPTIMISER_NUMBERS = ("server_beta1", "server_beta2", "server_tau")
 _LATER = (
     *("set_aside", "recipe", "codec", "broadcast_codec"),
     *("weight_cap", "server_optimiser", *_OPTIMISER_NUMBERS, "moments_digest"),
+    *("robust", "attackers", "cosine_least", "norm_gate"),
 )
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """Return what a manifest says of the recipe, by field: all that decides what the round makes of its updates."""
-    rule, optimiser = recipe.method.rule, recipe.server_optimiser
+    rule, optimiser = recipe.rule, recipe.server_optimiser
     said: dict[str, Any] = {
         "rule": WRITTEN_RULES.get(rule, rule),
         "weighting": recipe.weighting,
@@ -99,6 +106,9 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     }
     used = {"sgd": (), "momentum": _OPTIMISER_NUMBERS[:1]}.get(optimiser, _OPTIMISER_NUMBERS)
     said["server_optimiser"] = optimiser if used else ""
+    said["robust"] = "" if recipe.robust == "none" else recipe.robust
+    said |= {"attackers": recipe.attackers, "norm_gate": recipe.norm_gate}
+    said["cosine_least"] = recipe.cosine_least if recipe.robust == "cosine-gate" else 0.0
     return said | {name: getattr(recipe, name) if name in used else 0.0 for name in _OPTIMISER_NUMBERS}
 
 

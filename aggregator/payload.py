@@ -22,8 +22,8 @@ def tensors(layout: Layout, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpe
         raise InvalidUpdate(str(error)) from error
 
 
-def check_delta(layout: Layout, pieces: Iterable[bytes]) -> None:
-    """Raise InvalidUpdate naming the first tensor with a non-finite or absurdly large value, or if the bytes are no payload."""
+def checked(layout: Layout, pieces: Iterable[bytes]) -> Iterator[tuple[TensorSpec, np.ndarray]]:
+    """Yield as `tensors` does. Raises InvalidUpdate naming the first tensor with a non-finite or absurdly large value too."""
     for spec, array in tensors(layout, pieces):
         finite = np.isfinite(array)
         if not finite.all():
@@ -33,3 +33,10 @@ def check_delta(layout: Layout, pieces: Iterable[bytes]) -> None:
             raise InvalidUpdate(
                 f"tensor '{spec.name}' has a value of size {largest:.3g}, allowed is {MAX_ABSOLUTE:.0e}"
             )
+        yield spec, array
+
+
+def check_delta(layout: Layout, pieces: Iterable[bytes]) -> None:
+    """Read all of it as `checked` does, for its errors."""
+    for _ in checked(layout, pieces):
+        pass

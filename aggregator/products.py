@@ -39,7 +39,7 @@ class LowRank:
     @property
     def norm(self) -> float:
         """|| B A || in the Frobenius norm, from tr(A^T B^T B A) = sum((B^T B) * (A A^T)): right to about 1e-8 of its parts."""
-        with _one_thread():
+        with one_thread():
             squared = float(np.sum((self.b.T @ self.b) * (self.a @ self.a.T)))
         return math.sqrt(max(squared, 0.0))
 
@@ -58,7 +58,7 @@ def truncated(matrix: LowRank, rank: int, floor: float = 0.0) -> LowRank:
     Singular values up to `floor` are left out, so that the result may have fewer rows. Each column of U has its largest entry
     positive, which makes the factors unique where the singular values differ.
     """
-    with _one_thread():
+    with one_thread():
         left, upper = np.linalg.qr(matrix.b)  # (out, p), (p, q), p = min(out, q)
         right, lower = np.linalg.qr(matrix.a.T)  # (in, p'), (p', q)
         u, s, vt = np.linalg.svd(upper @ lower.T, full_matrices=False)
@@ -76,7 +76,7 @@ def compressed(matrix: LowRank) -> LowRank:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Within, BLAS runs on one thread. That is a setting of the process: the lock keeps it until the last one has left."""
     with _alone, _blas().limit(limits=1, user_api="blas"):
         yield

@@ -16,6 +16,7 @@ from aggregator.store.rounds import RoundRecord
 from shared import codecs, forms
 from shared.adapter import Adapter
 from shared.canonical import sha256_hex
+from shared.compatibility import PRODUCT_RULES
 from shared.contract import Contract
 from shared.errors import InvalidAdapter
 from shared.feedback import Sent
@@ -63,11 +64,13 @@ def result(ground: Ground, decided: RoundManifest, parent: Adapter, purged: bool
 def _check_version(ground: Ground, decided: RoundManifest, made: Adapter) -> bool:
     """Compare the version that a round made with the one it makes here; return whether they differ in the last bits only.
 
-    Those may differ, by ROUNDING of a tensor's largest value, where they come from a QR and an SVD. Raises Difference.
+    Those may differ, by ROUNDING of a tensor's largest value, where they come from a QR and an SVD, or from weights that a robust
+    rule computes from products. Raises Difference.
     """
     if decided.result_digest == made.digest:
         return False
-    what, rule = f"result of round {decided.round}", ground.contract.recipe.method.rule
+    what, recipe = f"result of round {decided.round}", ground.contract.recipe
+    rule, weighed = recipe.rule, recipe.robust in PRODUCT_RULES
     if rule == "factors":
         same(what, decided.result_digest, made.digest)
     stored = adapter(ground, decided.version, decided.result_digest)
@@ -75,7 +78,8 @@ def _check_version(ground: Ground, decided: RoundManifest, made: Adapter) -> boo
     same(f"adapter manifest of version {decided.version}", stored.manifest.digest, made.manifest.digest)
     for name, array in made.tensors.items():
         apart = float(np.abs(array.astype(np.float64) - stored.tensors[name]).max())
-        allowed = ROUNDING * float(np.abs(array).max()) if rules.is_decomposed(rule, name) else 0.0
+        rounded = weighed or rules.is_decomposed(rule, name)
+        allowed = ROUNDING * float(np.abs(array).max()) if rounded else 0.0
         if apart > allowed:
             raise Difference(f"{what}: tensor '{name}' differs by {apart:.3g}, allowed for rounding is {allowed:.3g}")
     return True

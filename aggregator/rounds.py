@@ -8,8 +8,10 @@ site can end a federation.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
+from aggregator import gate
 from shared.canonical import canonical_json, sha256_hex
 from shared.contract import RoundPolicy
 from shared.errors import ConflictingUpdate, InputError, StaleRound
@@ -42,6 +44,8 @@ class AcceptedUpdate:
     digest: str
     training_patients: int
     at: float
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """How large it is, by part (aggregator/gate.py); empty where the recipe has no gate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,8 @@ class FederationState:
     sites: Mapping[str, SiteState] = field(default_factory=dict)
     sampling_seed: int = 0
     """What every round's draw of sites is made from, where not every site is invited to every round."""
+    norm_gate: float = 0.0
+    """How many times the round's median an update may be, by the recipe; 0: any size."""
     revoked: frozenset[str] = frozenset()
     """Serial numbers of certificates that are not good any more, hex."""
     round: RoundState
@@ -125,7 +131,9 @@ class Answer:
     reason: str = ""
 
 
-def admit(state: RoundState, update: UpdateHeader, at: float = 0.0) -> RoundState:
+def admit(
+    state: RoundState, update: UpdateHeader, at: float = 0.0, norms: Mapping[str, float] = MappingProxyType({})
+) -> RoundState:
     """Return the state with `update` accepted; the same state if this is a retry of one already held.
 
     Raises ConflictingUpdate if another update of the site counts already, StaleRound if the round takes no more updates or
@@ -134,7 +142,7 @@ def admit(state: RoundState, update: UpdateHeader, at: float = 0.0) -> RoundStat
     if is_held(state, update.site, update.digest):
         return state
     check_open(state, update)
-    accepted = AcceptedUpdate(update.digest, update.training_patients, at)
+    accepted = AcceptedUpdate(update.digest, update.training_patients, at, norms)
     announced = {site: since for site, since in state.announced.items() if site != update.site}
     return replace(state, accepted={**state.accepted, update.site: accepted}, announced=announced)
 
@@ -193,12 +201,15 @@ def active_sites(federation: FederationState) -> tuple[str, ...]:
 
 
 def quorum(federation: FederationState) -> int:
-    """Return how many updates the round needs. A quorum of all invited means all who have not been evicted.
+    """Return how many updates the round needs. A quorum of all invited means all who have not been evicted, and whose update is
+    not quarantined.
 
     Sites that were asked in place of others never raise it.
     """
     policy = federation.policy
-    return min(policy.quorum, len(active_sites(federation))) if policy.quorum == policy.invited else policy.quorum
+    if policy.quorum != policy.invited:
+        return policy.quorum
+    return min(policy.quorum, len(active_sites(federation)) - len(quarantined(federation)))
 
 
 def is_quorate(federation: FederationState) -> bool:
@@ -207,19 +218,33 @@ def is_quorate(federation: FederationState) -> bool:
 
 
 def counted(federation: FederationState) -> dict[str, AcceptedUpdate]:
-    """Return the accepted updates of active sites in site order: what the round would be made of now."""
+    """Return the accepted updates of active sites in site order that are not quarantined: what the round would be made of now."""
+    out = quarantined(federation)
+    return {site: update for site, update in _arrived(federation).items() if site not in out}
+
+
+def quarantined(federation: FederationState) -> dict[str, str]:
+    """Return which accepted updates of active sites are far larger than the others, by site, and by how much in words.
+
+    What has arrived since may change that, until the round closes.
+    """
+    sizes = {site: update.norms for site, update in _arrived(federation).items()}
+    return gate.too_large(sizes, federation.norm_gate)
+
+
+def _arrived(federation: FederationState) -> dict[str, AcceptedUpdate]:
     accepted = federation.round.accepted
     return {site: accepted[site] for site in active_sites(federation) if site in accepted}
 
 
 def missing(federation: FederationState) -> tuple[str, ...]:
     """Return the active sites without an accepted update, sorted."""
-    held = counted(federation)
+    held = _arrived(federation)
     return tuple(s for s in active_sites(federation) if s not in held)
 
 
 def set_aside(federation: FederationState) -> dict[str, str]:
-    """Return the digests of accepted updates that do not count because their site was evicted since, by site."""
+    """Return the digests of accepted updates that do not count, by site: the site was evicted since, or it is quarantined."""
     held = counted(federation)
     return {site: update.digest for site, update in sorted(federation.round.accepted.items()) if site not in held}
 
@@ -228,14 +253,14 @@ def replacements(federation: FederationState, now: float) -> tuple[str, ...]:
     """Return the sites to be asked now in place of others, next in the round's draw first. While any are, no round is due.
 
     One for each invited site that was evicted; and when deadline and grace have passed without quorum, one for each site
-    that is missing. Always empty where every site is invited.
+    that is missing or quarantined. Always empty where every site is invited.
     """
     reserve = _reserve(federation)
     if not reserve:
         return ()
     state, count = federation.round, _vacancies(federation)
     if _asks_further_at(federation) <= now:
-        count = max(count, len(missing(federation)))
+        count = max(count, len(missing(federation)) + len(quarantined(federation)))
     return tuple(draw(reserve, federation.sampling_seed, state.number)[:count])
 
 
@@ -307,13 +332,15 @@ def next_moment(federation: FederationState, now: float) -> float | None:
 
 def left_out(federation: FederationState) -> dict[str, str]:
     """Return why each enrolled site without a counted update is not in the round, by site."""
-    held, state = counted(federation), federation.round
+    held, state, out = counted(federation), federation.round, quarantined(federation)
     reasons = {}
     for name, site in sorted(federation.sites.items()):
         if name in held:
             continue
         if site.phase == "evicted":
             reasons[name] = f"evicted: {site.reason}" if site.reason else "evicted"
+        elif name in out:
+            reasons[name] = f"quarantined: {out[name]}"
         elif name not in state.invited:
             reasons[name] = "not invited"
         elif name in state.announced:
@@ -369,11 +396,15 @@ def waiting_for(federation: FederationState, now: float) -> str:
         return ""
     reserve = _reserve(federation)
     if not absent:
-        return (
-            f"round {state.number} waits for sites in place of evicted ones"
-            if reserve and _vacancies(federation)
-            else ""
-        )
+        if reserve and _vacancies(federation):
+            return f"round {state.number} waits for sites in place of evicted ones"
+        out = quarantined(federation)
+        if out and not is_quorate(federation):
+            return (
+                f"round {state.number} has {len(counted(federation))} of {quorum(federation)} updates needed, those of "
+                f"{', '.join(out)} being quarantined"
+            )
+        return ""
     text = f"round {state.number} waits for {', '.join(absent[:8])}{' and others' if len(absent) > 8 else ''}"
     if state.deadline_at is None or now < state.deadline_at:
         return text

@@ -12,7 +12,7 @@ R is in the units of B A: a site's layer computes W0 x + s (B A + R) x.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -82,9 +82,12 @@ def units(rule: Rule, tensors: Iterable[tuple[TensorSpec, np.ndarray]]) -> Itera
         yield held
 
 
-def begin(rule: Rule, base: Mapping[str, np.ndarray], names: Iterable[str], finish: Finish) -> Sum:
-    """Return the empty sum of the unit of these tensors; `base` is the parent version."""
+def begin(rule: Rule, base: Mapping[str, np.ndarray], names: Iterable[str], finish: Finish, cut: int = 0) -> Sum:
+    """Return the empty sum of the unit of these tensors; `base` is the parent version. `cut`: how many of the largest and of the
+    smallest values of every number are left out, and the sites' weights with them."""
     found = list(names)
+    if len(found) == 1 and cut:
+        return _Trimmed(found[0], cut, finish)
     if len(found) == 1:
         return _Mean(found[0], np.zeros(base[found[0]].shape), finish)
     return _Module(rule, found[0], base)
@@ -108,6 +111,28 @@ class _Mean:
 
     def outcome(self) -> tuple[dict[str, np.ndarray], Errors]:
         return {self.name: self.finish(self.name, self.total)}, Errors()
+
+
+@dataclass(slots=True)
+class _Trimmed:
+    """The mean of what is left of every number without its `cut` largest and smallest values; with as many cut as can be, the
+    median. Takes the memory of one tensor of every site."""
+
+    name: str
+    cut: int
+    finish: Finish
+    held: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, share: float, deltas: Unit) -> None:
+        del share
+        self.held.append(deltas[self.name].astype(np.float64))
+
+    def outcome(self) -> tuple[dict[str, np.ndarray], Errors]:
+        ordered = np.sort(np.stack(self.held), axis=0)[self.cut : len(self.held) - self.cut]
+        total = np.zeros(ordered.shape[1:])
+        for values in ordered:
+            total += values
+        return {self.name: self.finish(self.name, total / len(ordered))}, Errors()
 
 
 class _Module:

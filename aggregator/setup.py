@@ -130,7 +130,7 @@ def _check_travels(contract: Contract) -> None:
 def _check_factors(contract: Contract) -> None:
     """Raise InputError unless factors come in pairs of matrices that can be multiplied, where the rule does so."""
     shapes = {spec.name: spec.shape for spec in contract.manifest.layout.tensors}
-    for name in (name for name in shapes if factor_of(name) and contract.recipe.method.rule != "factors"):
+    for name in (name for name in shapes if factor_of(name) and contract.recipe.rule != "factors"):
         a, b = (shapes.get(name.replace(".lora_B.", ".lora_A.").replace(".lora_A.", f".lora_{f}."), ()) for f in "AB")
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise InputError(

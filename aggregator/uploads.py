@@ -4,16 +4,17 @@ import asyncio
 import hashlib
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 import structlog
 from med_duallora.v1 import federation_pb2 as pb
 
-from aggregator import payload, rounds
+from aggregator import gate, payload, rounds
 from aggregator.federation import Federation, check_patients
 from aggregator.identity import Caller
 from aggregator.slots import Slots
@@ -62,6 +63,15 @@ class Progress:
 
     committed: int
     receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An update that counts: since when, how large it is, and the revision of the federation that was found."""
+
+    at: float
+    norms: Mapping[str, float]
+    revision: int
 
 
 class Uploads:
@@ -157,18 +167,20 @@ class Uploads:
         return chunk.data
 
     async def _count(
-        self, header: rounds.UpdateHeader, pieces: Iterable[bytes], work: Callable[..., tuple[float, int]], *args: Any
+        self, header: rounds.UpdateHeader, pieces: Iterable[bytes], work: Callable[..., Counted], *args: Any
     ) -> float:
         """Check an update's bytes, let `work` make it count, and return since when it does. Drops what is staged of wrong bytes.
 
-        `work` gets `args`, the time, and for how long an agent keeps its site; it returns since when the update counts, and the
-        revision it found.
+        `work` gets the update's norms, `args`, the time, and for how long an agent keeps its site.
         """
         federation = self._federation
+        before: Mapping[str, np.ndarray] = {}
+        if federation.contract.recipe.norm_gate:
+            before = (await federation.adapter(header.base_version)).tensors
         try:
-            at, _ = await federation.record_checked(
-                lambda: self._check_bytes(header, pieces),
-                lambda accepted: federation.advance(accepted[1], lambda state: _with(state, header, accepted[0])),
+            counted = await federation.record_checked(
+                lambda: self._check_bytes(header, pieces, before),
+                lambda counted: federation.advance(counted.revision, lambda state: _with(state, header, counted)),
                 work,
                 *args,
                 federation.clock(),
@@ -179,7 +191,7 @@ class Uploads:
             log.warning("update_refused", site=key.site, round=key.round, digest=key.digest[:12], error=str(error))
             await federation.record(updates.drop, key)
             raise
-        return at
+        return counted.at
 
     def _check_header(self, announcement: Announcement) -> None:
         recipe, header = self._federation.contract.recipe, announcement.header
@@ -260,9 +272,15 @@ class Uploads:
         pieces = itertools.chain(durable, [last] if last else ())
         return await self._count(header, pieces, _accept_rest, key, header, agent_id, end, last, announced_at)
 
-    def _check_bytes(self, header: rounds.UpdateHeader, pieces: Iterable[bytes]) -> None:
-        """Raise InvalidUpdate unless digest and tensors are right."""
-        hashed, wrong = hashlib.sha256(), None
+    def _check_bytes(
+        self, header: rounds.UpdateHeader, pieces: Iterable[bytes], before: Mapping[str, np.ndarray]
+    ) -> dict[str, float]:
+        """Return how large an update is, where the recipe has a gate. Raises InvalidUpdate unless digest and tensors are right.
+
+        before: the version it was trained from.
+        """
+        recipe, layout = self._federation.contract.recipe, self._federation.upload_layout(header.round)
+        hashed, wrong, norms = hashlib.sha256(), None, dict[str, float]()
 
         def hashing() -> Iterator[bytes]:
             for piece in pieces:
@@ -271,7 +289,10 @@ class Uploads:
 
         seen = hashing()
         try:
-            payload.check_delta(self._federation.upload_layout(header.round), seen)
+            if recipe.norm_gate:
+                norms = gate.norms(recipe.rule, before, payload.checked(layout, seen))
+            else:
+                payload.check_delta(layout, seen)
         except InvalidUpdate as error:
             wrong = error
         for _ in seen:  # what the check has not read
@@ -283,6 +304,7 @@ class Uploads:
             )
         if wrong is not None:
             raise wrong
+        return norms
 
     async def _receipt(self, key: UpdateKey) -> Receipt:
         found = await self._federation.read(updates.find, key)
@@ -303,22 +325,23 @@ def _announce(
 
 def _accept_whole(
     connection: sa.Connection,
+    norms: Mapping[str, float],
     federation: str,
     header: rounds.UpdateHeader,
     data: bytes,
     began: float,
     now: float,
     identity_s: float,
-) -> tuple[float, int]:
-    """Return since when the update counts, and the revision of the federation that was found."""
+) -> Counted:
     agents.heard(connection, federation, header.site, header.agent_id, now, identity_s)
-    at = updates.accept_whole(connection, federation, header, data, began, now)
+    at = updates.accept_whole(connection, federation, header, data, began, now, norms)
     _tell_accepted(connection, federation, header, at, now)
-    return at, federations.revision(connection, federation)
+    return Counted(at, norms, federations.revision(connection, federation))
 
 
 def _accept_rest(
     connection: sa.Connection,
+    norms: Mapping[str, float],
     key: UpdateKey,
     header: rounds.UpdateHeader,
     agent_id: str,
@@ -327,14 +350,13 @@ def _accept_rest(
     announced_at: float | None,
     now: float,
     identity_s: float,
-) -> tuple[float, int]:
-    """Return since when the update counts, and the revision of the federation that was found."""
+) -> Counted:
     agents.heard(connection, key.federation, key.site, agent_id, now, identity_s)
     if last:
         updates.stage(connection, key, end, last)
-    at = updates.accept(connection, key, now, announced_at)
+    at = updates.accept(connection, key, now, announced_at, norms)
     _tell_accepted(connection, key.federation, header, at, now)
-    return at, federations.revision(connection, key.federation)
+    return Counted(at, norms, federations.revision(connection, key.federation))
 
 
 def _tell_accepted(
@@ -356,12 +378,16 @@ def _tell_accepted(
         )
 
 
-def _with(state: rounds.FederationState, header: rounds.UpdateHeader, at: float) -> rounds.FederationState:
+def _with(state: rounds.FederationState, header: rounds.UpdateHeader, counted: Counted) -> rounds.FederationState:
     """Return the state as `_accept_whole` and `_accept_rest` leave it."""
     if header.round != state.round.number:
         return state  # it was in already: no other round takes an update
-    site = replace(state.sites[header.site], last_seen=at, last_round=header.round)
-    return replace(state, round=rounds.admit(state.round, header, at), sites={**state.sites, header.site: site})
+    site = replace(state.sites[header.site], last_seen=counted.at, last_round=header.round)
+    return replace(
+        state,
+        round=rounds.admit(state.round, header, counted.at, counted.norms),
+        sites={**state.sites, header.site: site},
+    )
 
 
 def _facts(header: rounds.UpdateHeader) -> dict[str, str | int | float]:

@@ -13,12 +13,13 @@ the contract: each site compares it with its own copy.
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from aggregator import aggregation, manifest, recomputation, rounds
+from aggregator import aggregation, gate, manifest, payload, recomputation, rounds
 from aggregator.manifest import ManifestEntry, RoundManifest
 from aggregator.recomputation import Difference, Ground
 from aggregator.rounds import SiteState
@@ -31,6 +32,10 @@ from shared.adapter import Adapter
 from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, NotFound
 from shared.recipe import Recipe
+
+QUARANTINED = "quarantined: "
+ROUNDED = 1e-6
+"""Share of an update's norm by which two machines may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +294,33 @@ def _check_participants(ground: Ground, record: RoundRecord, decided: RoundManif
             not evicted and (reason == "not invited") != (site not in invited)
         ):
             raise Difference(f"manifest: site '{site}' was left out as '{reason}', which its row does not say")
-        if site in decided.set_aside and not reason.startswith("evicted"):
-            raise Difference(f"manifest: the update of site '{site}' is set aside and the site was not evicted")
+        out = reason.startswith(("evicted", QUARANTINED))
+        if site in decided.set_aside and not out:
+            raise Difference(
+                f"manifest: the update of site '{site}' is set aside, and the site neither evicted nor quarantined"
+            )
+    _check_quarantined(ground.contract.recipe.norm_gate, record, decided)
+
+
+def _check_quarantined(most: float, record: RoundRecord, decided: RoundManifest) -> None:
+    """Compare whose update was quarantined with what the gate makes of the norms in the rows."""
+    arrived = {
+        site: update.norms
+        for site, update in record.state.accepted.items()
+        if not decided.left_out.get(site, "").startswith("evicted")
+    }
+    expected = gate.too_large(arrived, most)
+    said = {
+        site: reason.removeprefix(QUARANTINED)
+        for site, reason in decided.left_out.items()
+        if reason.startswith(QUARANTINED)
+    }
+    for site in sorted(said.keys() | expected.keys()):
+        if said.get(site) != expected.get(site):
+            raise Difference(
+                f"manifest: it says of the quarantine of site '{site}': {said.get(site, 'none')}; the norms in the rows say: "
+                f"{expected.get(site, 'none')}"
+            )
 
 
 def _was_evicted(site: SiteState, reason: str) -> bool:
@@ -336,6 +366,19 @@ def _check_update(ground: Ground, record: RoundRecord, site: str) -> None:
     recomputation.same(f"bytes of the update of site '{site}'", accepted.digest, hashed.hexdigest())
     if size != held:
         raise Difference(f"bytes of the update of site '{site}': {size}, the rows of its chunks say {held}")
+    _check_norms(ground, key, state.base_version, accepted.norms)
+
+
+def _check_norms(ground: Ground, key: UpdateKey, base_version: int, held: Mapping[str, float]) -> None:
+    """Compare how large the row says an update is with its bytes."""
+    recipe = ground.contract.recipe
+    found: Mapping[str, float] = {}
+    if recipe.norm_gate:
+        layout = recipe.upload_layout(ground.contract.manifest, key.round, ground.contract.policy.invited)
+        before = ground.store.read(federations.adapter, ground.contract.federation, base_version).tensors
+        found = gate.norms(recipe.rule, before, payload.tensors(layout, updates.pieces(ground.store, key)))
+    if held.keys() != found.keys() or any(not math.isclose(held[part], found[part], rel_tol=ROUNDED) for part in found):
+        raise Difference(f"update of site '{key.site}' has norms {dict(found)}, its row says {dict(held)}")
 
 
 def _check_header(ground: Ground, key: UpdateKey, base_version: int) -> None:

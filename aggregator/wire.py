@@ -1,6 +1,5 @@
 """Protobuf messages to values and back. Messages stop here."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from med_duallora.v1 import coordinator_pb2 as cpb
@@ -11,13 +10,14 @@ from aggregator.downloads import Download
 from aggregator.federation import Evaluation, JoinClaim
 from aggregator.store.rounds import RoundRecord
 from aggregator.uploads import Announcement, Progress, Receipt
-from shared import chunks, protocol
+from shared import blocks, chunks, json_text, protocol
 from shared.contract import Contract, RoundPolicy
 from shared.errors import BadOffset, InvalidAdapter, InvalidUpdate
 from shared.layout import Layout
 from shared.names import plain
 
-MAX_LAYOUT_JSON = 1 << 20
+MAX_LAYOUT_JSON = 128 << 10
+MAX_LAYOUT_VALUES = 8192
 MAX_METRICS = 32
 MAX_METRIC_NAME = 64
 HEX = frozenset("0123456789abcdef")
@@ -32,6 +32,16 @@ _INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
     "EVICTED": pb.INSTRUCTION_EVICTED,
 }
 _FOLLOWING = {number: name for name, number in _INSTRUCTIONS.items()}
+
+
+def most_bytes(contract: Contract) -> dict[str, int]:
+    """Return how large a message may be, for the calls that bring tensors or a layout."""
+    chunk = min(protocol.CHUNK_BYTES, blocks.most(contract.manifest.layout.size))
+    return {
+        "BeginUpload": MAX_LAYOUT_JSON + protocol.MESSAGE_BYTES,
+        "UploadDelta": max(chunk, MAX_LAYOUT_JSON) + protocol.MESSAGE_BYTES,
+        "Probe": protocol.MAX_PROBE_BYTES + protocol.MESSAGE_BYTES,
+    }
 
 
 def join_claim(request: pb.JoinRequest) -> JoinClaim:
@@ -154,12 +164,10 @@ def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _layout(data: bytes) -> Layout:
-    if len(data) > MAX_LAYOUT_JSON:
-        raise InvalidAdapter(f"layout_json has {len(data)} bytes, allowed are {MAX_LAYOUT_JSON}")
     try:
-        return Layout.from_jsonable(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"layout_json is not JSON: {error}") from error
+        return Layout.from_jsonable(json_text.read(data, MAX_LAYOUT_JSON, MAX_LAYOUT_VALUES))
+    except ValueError as error:
+        raise InvalidAdapter(f"layout_json {error}") from error
 
 
 def check_digest(digest: str) -> None:

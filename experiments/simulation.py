@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from aggregator import aggregation, results
+from aggregator.aggregation import Tensors
 from aggregator.optimisers import State
 from shared.adapter import Adapter
 from shared.canonical import canonical_json
@@ -140,7 +141,10 @@ def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTr
                 current, trained.global_tensors, recipe, facts, len(sites), owed[site], seed
             )
             private[site] = trained.local_tensors
-        deltas = {site: update.layout.read([update.payload]) for site, update in updates.items()}
+
+        def deltas(sent: Mapping[str, Update] = updates) -> dict[str, Tensors]:
+            return {site: update.layout.read([update.payload]) for site, update in sent.items()}
+
         result = results.make(contract, number, number, current, deltas, weight, kept_back, moments)
         moments = result.moments
         current, kept_back = result.version, result.change.residual if result.change else {}

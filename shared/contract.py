@@ -1,10 +1,10 @@
 """What a site takes part in: federation, base model, adapter, recipe and round policy, with one hash over all of it."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 
 from shared import compatibility
+from shared import json_text
 from shared.adapter import AdapterManifest
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
@@ -19,6 +19,9 @@ ALLOWED_METRICS = (
     "specificity",
 )
 """Aggregate figures that may leave a site, and no others: refused by name at both ends."""
+
+MAX_CONTRACT = 512 << 10
+MAX_CONTRACT_VALUES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class Contract:
     def from_bytes(cls, data: bytes) -> "Contract":
         """Read what `to_bytes` made. Raises InputError if it is something else."""
         try:
-            value = json.loads(data)
+            value = json_text.read(data, MAX_CONTRACT, MAX_CONTRACT_VALUES)
             recipe = dict(value["recipe"])
             return cls(
                 federation=str(value["federation"]),

@@ -69,6 +69,7 @@ def status(store: StorePath, json_: Json = False) -> None:
         "invited": len(state.round.invited),
         "sampling": _sampling(state),
         "missing": list(core.missing(state)) if state.round.phase == "open" else [],
+        "quarantined": core.quarantined(state) if state.round.phase == "open" else {},
         "deadline_at": state.round.deadline_at,
         "version": state.version,
         "digest": state.digest,
@@ -92,6 +93,8 @@ def status(store: StorePath, json_: Json = False) -> None:
         )
     if waiting := core.waiting_for(state, now):
         typer.echo(waiting)
+    for site, reason in core.quarantined(state).items() if state.round.phase == "open" else ():
+        typer.echo(f"quarantined, unless later updates change the median: {site}, whose {reason}")
     _print_sites(state)
 
 

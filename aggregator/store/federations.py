@@ -129,6 +129,7 @@ def state(connection: sa.Connection, federation: str) -> FederationState:
         digest=adapter_digest(connection, federation, row["version"]),
         last_version=last_version(connection, federation),
         sampling_seed=row["sampling_seed"],
+        norm_gate=float(json.loads(row["recipe_parameters"]).get("norm_gate", 0.0)),
         revoked=revocations.serials(connection, federation),
         sites=_sites(connection, federation),
         round=round_rows.last(connection, federation),

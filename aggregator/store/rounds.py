@@ -28,6 +28,7 @@ _UPDATES = (
         schema.updates.c.training_patients,
         schema.updates.c.announced_at,
         schema.updates.c.accepted_at,
+        schema.updates.c.norms,
     )
     .where(schema.updates.c.federation == sa.bindparam("federation"), schema.updates.c.round == sa.bindparam("number"))
     .order_by(schema.updates.c.site)
@@ -120,7 +121,8 @@ def _record(connection: sa.Connection, row: Mapping[Any, Any], site: str = "") -
         if update.accepted_at is None:
             announced[update.site] = update.announced_at
         else:
-            accepted[update.site] = AcceptedUpdate(update.digest, update.training_patients, update.accepted_at)
+            norms = json.loads(update.norms)
+            accepted[update.site] = AcceptedUpdate(update.digest, update.training_patients, update.accepted_at, norms)
     return RoundRecord(
         state=RoundState(
             number=row["number"],

@@ -146,6 +146,7 @@ updates = Table(
     Column("metrics", Text, nullable=False),
     Column("announced_at", Double, nullable=False),
     Column("accepted_at", Double),
+    Column("norms", Text, nullable=False, server_default="{}"),
     Index(
         "one_accepted_update_per_site_and_round",
         "federation",

@@ -1,8 +1,9 @@
 """Rows of updates and their bytes: announced, staged chunk by chunk, accepted, and from then on immutable."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from shared.canonical import canonical_json
 from shared.errors import BadOffset, InputError
 
 TABLE = schema.updates
+NO_NORMS: Mapping[str, float] = MappingProxyType({})
 CHUNKS = schema.chunks
 
 
@@ -47,7 +49,7 @@ def _is(table: sa.Table, *names: str) -> tuple[sa.ColumnElement[bool], ...]:
 _FIND = sa.select(TABLE).where(*_is(TABLE))
 _DIGESTS = sa.select(TABLE.c.digest).where(*_is(TABLE, "federation", "round", "site"))
 _INSERT = TABLE.insert()
-_ACCEPT = TABLE.update().where(*_is(TABLE)).values(accepted_at=sa.bindparam("now"))
+_ACCEPT = TABLE.update().where(*_is(TABLE)).values(accepted_at=sa.bindparam("now"), norms=sa.bindparam("sizes"))
 _DELETE = TABLE.delete().where(*_is(TABLE))
 _ANNOUNCED = sa.select(TABLE.c.announced_at).where(*_is(TABLE))
 _COMMITTED = sa.select(sa.func.coalesce(sa.func.sum(CHUNKS.c.size), 0)).where(*_is(CHUNKS))
@@ -83,6 +85,7 @@ def _insert(
     update: rounds.UpdateHeader,
     announced_at: float,
     accepted_at: float | None,
+    norms: Mapping[str, float] = NO_NORMS,
 ) -> None:
     connection.execute(
         _INSERT,
@@ -99,6 +102,7 @@ def _insert(
             "metrics": canonical_json(dict(update.metrics)).decode(),
             "announced_at": announced_at,
             "accepted_at": accepted_at,
+            "norms": canonical_json(dict(norms)).decode(),
         },
     )
 
@@ -171,7 +175,13 @@ def _insert_chunk(connection: sa.Connection, key: UpdateKey, offset: int, data: 
     )
 
 
-def accept(connection: sa.Connection, key: UpdateKey, now: float, announced_at: float | None = None) -> float:
+def accept(
+    connection: sa.Connection,
+    key: UpdateKey,
+    now: float,
+    announced_at: float | None = None,
+    norms: Mapping[str, float] = NO_NORMS,
+) -> float:
     """Make an update count and return since when it does. Its size, digest and tensors must have been checked.
 
     `announced_at`: when what was checked had been announced. Repeating it returns the first time. Raises as `rounds.admit`
@@ -188,12 +198,18 @@ def accept(connection: sa.Connection, key: UpdateKey, now: float, announced_at: 
     if announced_at is not None and announced(connection, key) != announced_at:
         raise BadOffset(f"upload {key.digest[:12]} of site '{key.site}' was announced anew; begin again")
     rounds.admit(state, found[0], now)
-    connection.execute(_ACCEPT, {**key.bound, "now": now})
+    connection.execute(_ACCEPT, {**key.bound, "now": now, "sizes": canonical_json(dict(norms)).decode()})
     return now
 
 
 def accept_whole(
-    connection: sa.Connection, federation: str, update: rounds.UpdateHeader, data: bytes, began: float, now: float
+    connection: sa.Connection,
+    federation: str,
+    update: rounds.UpdateHeader,
+    data: bytes,
+    began: float,
+    now: float,
+    norms: Mapping[str, float] = NO_NORMS,
 ) -> float:
     """Write an update that nobody has announced and make it count, in one commit; return since when it does.
 
@@ -209,7 +225,7 @@ def accept_whole(
     key = UpdateKey(federation, update.round, update.site, update.digest)
     if update.site in state.announced:
         _drop_unfinished(connection, key)
-    _insert(connection, key, update, began, now)
+    _insert(connection, key, update, began, now, norms)
     _insert_chunk(connection, key, 0, data)
     return now
 

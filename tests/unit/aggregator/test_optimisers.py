@@ -82,7 +82,11 @@ def federate(made: Recipe, rounds: int = 4) -> list[results.Result]:
     agreed, version, moments, found = contract(made), ADAPTER, {}, []
     for number in range(1, rounds + 1):
         layout = made.upload_layout(agreed.manifest, number, 2)
-        deltas = {site: layout.read([adapters.delta(layout, 10 * number + k)]) for k, site in enumerate("ab")}
+        sent = {site: adapters.delta(layout, 10 * number + k) for k, site in enumerate("ab")}
+
+        def deltas(layout=layout, sent=sent):
+            return {site: layout.read([payload]) for site, payload in sent.items()}
+
         result = results.make(agreed, number, number, version, deltas, {"a": 0.25, "b": 0.75}, {}, moments)
         version, moments = result.version, dict(result.moments)
         found.append(result)

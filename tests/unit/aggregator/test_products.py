@@ -83,7 +83,7 @@ def test_blas_runs_on_one_thread_within_and_on_as_many_as_before_afterwards() ->
 
     with threadpool_limits(limits=2, user_api="blas"):
         before = blas()
-        with products._one_thread():
+        with products.one_thread():
             assert blas() == {1}
         assert blas() == before
 

@@ -98,7 +98,7 @@ ROWS = {
     ),
     "an added update": (
         "INSERT INTO updates SELECT federation, 2, 'philips', digest, agent_id, size, codec, base_version, 40, metrics, "
-        "announced_at, accepted_at FROM updates WHERE round = 2 AND site = 'canon'",
+        "announced_at, accepted_at, norms FROM updates WHERE round = 2 AND site = 'canon'",
         "update of site 'philips' is accepted but stands in no manifest",
     ),
     "a manifest": (
