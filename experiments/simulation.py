@@ -4,14 +4,14 @@ For reference figures (a model trained on all cases pooled) and for choosing set
 the demo's result comes from real processes over gRPC, never from here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregator import aggregation, results
+from aggregator import aggregation, gate, results
 from aggregator.aggregation import Tensors
 from aggregator.optimisers import State
 from shared.adapter import Adapter
@@ -117,13 +117,21 @@ class SimulatedRound:
         return float(np.mean([update.facts.metrics["train_loss"] for update in self.updates.values()]))
 
 
-def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTrainer]) -> Iterator[SimulatedRound]:
-    """Train all rounds of a contract with these sites, every one in every round."""
+def federate(
+    contract: Contract,
+    initial: Adapter,
+    trainers: Mapping[str, SiteTrainer],
+    tamper: Callable[[str, Update], Update] = lambda site, update: update,
+) -> Iterator[SimulatedRound]:
+    """Train all rounds of a contract with these sites, every one in every round.
+
+    tamper: what a site sends in place of the update it made; a site's own model is what it trained.
+    """
     recipe, sites = contract.recipe, sorted(trainers)
     private = {site: trainers[site].initial_local() for site in sites}
     owed: dict[str, dict[str, np.ndarray]] = {site: {} for site in sites}
     patients = {site: trainers[site].training_patients for site in sites}
-    weight, current = aggregation.weights(patients, recipe.weighting, recipe.weight_cap), initial
+    current = initial
     kept_back: Mapping[str, np.ndarray] = {}
     moments: State = {}
     for number in range(1, contract.policy.rounds + 1):
@@ -142,13 +150,29 @@ def federate(contract: Contract, initial: Adapter, trainers: Mapping[str, SiteTr
             )
             private[site] = trained.local_tensors
 
-        def deltas(sent: Mapping[str, Update] = updates) -> dict[str, Tensors]:
-            return {site: update.layout.read([update.payload]) for site, update in sent.items()}
+        sent = {site: tamper(site, update) for site, update in updates.items()}
+        weight = aggregation.weights(_counted(recipe, current, sent, patients), recipe.weighting, recipe.weight_cap)
+
+        def deltas(sent: Mapping[str, Update] = sent, counted: Mapping[str, float] = weight) -> dict[str, Tensors]:
+            return {site: sent[site].layout.read([sent[site].payload]) for site in counted}
 
         result = results.make(contract, number, number, current, deltas, weight, kept_back, moments)
         moments = result.moments
         current, kept_back = result.version, result.change.residual if result.change else {}
         yield SimulatedRound(updates, dict(private), current, result.change, result.figures)
+
+
+def _counted(
+    recipe: Recipe, received: Adapter, sent: Mapping[str, Update], patients: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the patients of the sites whose update the recipe's norm gate lets count."""
+    sizes = {
+        site: gate.norms(recipe.rule, received.tensors, update.layout.read([update.payload]))
+        for site, update in sent.items()
+        if recipe.norm_gate
+    }
+    out = gate.too_large(sizes, recipe.norm_gate)
+    return {site: count for site, count in patients.items() if site not in out}
 
 
 def _next(current: Adapter, made: Mapping[str, np.ndarray], version: int) -> Adapter:
