@@ -13,11 +13,11 @@ MAX_PORT = 65535
 
 
 def tls_files(
-    ca: Path | None, certificate: Path | None, key: Path | None, plain: bool, *, coordinator: bool = False
+    ca: Path | None, certificate: Path | None, key: Path | None, plain: bool, *, person: str = ""
 ) -> "TlsFiles | None":
     """Return the files, or None for plain text. Raises InputError unless exactly one of the two was asked for.
 
-    `coordinator`: the certificate must be one of a coordinator, which the message then says.
+    `person`: coordinator or observer, if the certificate must be one of such, which the message then says.
     """
     from shared.errors import InputError
     from shared.tls import TlsFiles
@@ -30,8 +30,9 @@ def tls_files(
     absent = [name for name, path in given.items() if path is None]
     if absent or ca is None or certificate is None or key is None:
         files = "the three TLS files (make them with: aggregator certificates)"
-        if coordinator:
-            files += " with a coordinator's certificate (aggregator certificates --coordinator NAME)"
+        if person:
+            article = "an" if person == "observer" else "a"
+            files += f" with {article} {person}'s certificate (aggregator certificates --{person} NAME)"
         raise InputError(f"{', '.join(absent)} missing: give {files}, or --plain on a loopback address")
     return TlsFiles(ca, certificate, key)
 

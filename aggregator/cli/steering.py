@@ -35,7 +35,7 @@ def pause(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, person="coordinator")
     endpoint.call(aggregator, tls, lambda stub: stub.Pause(pb.PauseRequest(reason=reason), timeout=endpoint.TIMEOUT_S))
     typer.echo("paused; go on with: aggregator resume")
 
@@ -53,7 +53,7 @@ def resume(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, person="coordinator")
     endpoint.call(aggregator, tls, lambda stub: stub.Resume(pb.ResumeRequest(), timeout=endpoint.TIMEOUT_S))
     typer.echo("running again")
 
@@ -84,7 +84,7 @@ def evict(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, person="coordinator")
     request = pb.EvictRequest(site=site, reason=reason, allow_quorum=allow_quorum or 0)
     answer = endpoint.call(aggregator, tls, lambda stub: stub.Evict(request, timeout=endpoint.TIMEOUT_S))
     if answer.warning:
@@ -118,7 +118,7 @@ def rollback(
     """
     from med_duallora.v1 import coordinator_pb2 as pb
 
-    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, coordinator=True)
+    tls = endpoint.tls_files(tls_ca, tls_cert, tls_key, plain, person="coordinator")
     request = pb.RollbackRequest(version=version, reason=reason, round=round_ or 0)
     done = endpoint.call(aggregator, tls, lambda stub: stub.Rollback(request, timeout=endpoint.TIMEOUT_S))
     given_up = f"round {done.abandoned_round} is abandoned" if done.abandoned_round else "no round is abandoned"

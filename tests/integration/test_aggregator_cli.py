@@ -36,6 +36,7 @@ COMMANDS = (
     "export",
     "verify",
     "comm-cost",
+    "observe",
     "pause",
     "resume",
     "evict",
