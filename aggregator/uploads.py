@@ -134,6 +134,7 @@ class Uploads:
             rounds.check_open(now_open, header)
         async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
             data = await self._only_chunk(caller, header, began, now_open.deadline_at, stream)
+            await federation.member(caller)  # its certificate may have been revoked, or the site evicted, meanwhile
             at = await self._count(header, [data], _accept_whole, federation.name, header, data, began)
         federation.heartbeats.written(caller, header.agent_id)
         log.info("update_accepted", **_facts(header))
@@ -239,13 +240,14 @@ class Uploads:
         if accepted_at is not None:
             return Receipt(key_round, digest, accepted_at)
         async with self._slots.one(caller.site), _deadline(federation.limits.upload_s):
-            at = await self._rest(key, agent_id, header, announced_at, committed, stream)
+            at = await self._rest(caller, key, agent_id, header, announced_at, committed, stream)
         federation.heartbeats.written(caller, agent_id)
         log.info("update_accepted", **_facts(header))
         return Receipt(key_round, digest, at)
 
     async def _rest(
         self,
+        caller: Caller,
         key: UpdateKey,
         agent_id: str,
         header: rounds.UpdateHeader,
@@ -268,6 +270,7 @@ class Uploads:
             end += len(chunk.data)
         if end + len(last) < size:
             raise BadOffset(f"the stream ended at byte {end} of {size}; begin again to go on from there")
+        await federation.member(caller)  # as above
         durable = updates.pieces(federation.store, key) if end else ()
         pieces = itertools.chain(durable, [last] if last else ())
         return await self._count(header, pieces, _accept_rest, key, header, agent_id, end, last, announced_at)

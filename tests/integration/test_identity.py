@@ -177,6 +177,41 @@ async def test_a_second_agent_with_a_sites_certificate_is_refused_by_every_call_
                 assert (await refusal(call))[:2] == ("ALREADY_EXISTS", "IdentityInUse")
 
 
+@pytest.mark.parametrize("announced_before", [True, False])
+async def test_an_upload_that_is_under_way_when_its_certificate_is_revoked_does_not_count(
+    tmp_path: Path, announced_before: bool
+) -> None:
+    certs = tmp_path / "certs"
+    certificates.make(certs, ["127.0.0.1"], SITES)
+    async with serve(make_store(tmp_path), tls_of(certs, "aggregator")) as running:
+        async with RawSite(running.address, "ge", tls_of(certs, "ge")) as site:
+            await site.join()
+            going_on = asyncio.Event()
+            values = {"agent_id": site.agent_id, "round": 1, "digest": digest(PAYLOAD)}
+            announcement = pb.BeginUploadRequest(
+                **values, size=len(PAYLOAD), codec="f32", training_patients=10, layout_digest=site.layout.digest
+            )
+            start = pb.UploadStart(announcement=announcement)
+            if announced_before:
+                await site.begin(PAYLOAD)
+                start = pb.UploadStart(**values)
+
+            async def stream() -> AsyncIterator[pb.UploadDeltaRequest]:
+                yield pb.UploadDeltaRequest(start=start)
+                await going_on.wait()
+                yield pb.UploadDeltaRequest(chunk=pb.Chunk(data=PAYLOAD))
+
+            call = asyncio.ensure_future(refusal(site.stub.UploadDelta(stream(), timeout=20)))
+            await asyncio.sleep(0.3)
+            serial = held.holder_in(certs / "ge.pem").serial
+            await asyncio.to_thread(enrolment.revoke, running.federation.store, serial, "ge", "lost", 0.0)
+            going_on.set()
+            code, kind, text = await call
+            assert (code, kind) == ("PERMISSION_DENIED", "NotEnrolled")
+            assert "was revoked" in text
+        assert not (await running.federation.state()).round.accepted
+
+
 # asking, renewing, revoking
 
 
