@@ -16,6 +16,8 @@ TRAINING_OUT ?= runs/training
 COMPARISON_OUT ?= runs/comparison
 JOBS ?= 2
 RUNS ?= 300
+FUZZ_COUNT ?= 1000000
+FUZZ_OUT ?= runs/fuzz
 UV_VERSION := 0.13.9
 # Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -70,6 +72,10 @@ test-unit: $(DEV_READY) servers ## unit and property tests only
 .PHONY: chaos
 chaos: $(DEV_READY) servers ## kills, cuts and full disks at seeded moments, with figures; half an hour (RUNS=300, SEED=0, JOBS=2)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos all --runs $(RUNS) --seed $(SEED) --jobs $(JOBS)
+
+.PHONY: fuzz
+fuzz: $(DEV_READY) ## a million hostile files, updates and message streams, with figures; about twenty minutes (FUZZ_COUNT=1000000, SEED=0, JOBS=2)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --count $(FUZZ_COUNT) --seed $(SEED) --jobs $(JOBS) --out $(FUZZ_OUT)
 
 .PHONY: bench-comm
 bench-comm: $(DEV_READY) servers ## what communication costs: wire, idle, slow line, orchestration, bytes to target; about an hour, as root (COMM_OUT=runs/communication)

@@ -11,7 +11,7 @@ import grpc
 import structlog
 from med_duallora.v1 import coordinator_pb2_grpc, federation_pb2_grpc
 
-from aggregator import identity, rounds
+from aggregator import identity, rounds, wire
 from aggregator.closing import Closer
 from aggregator.errors import CannotBind
 from aggregator.federation import Federation, ServiceLimits
@@ -27,13 +27,12 @@ from shared.tls import TlsFiles, check_plain
 
 log = structlog.get_logger()
 
-MAX_MESSAGE = 4 << 20
+MAX_ANSWER = 4 << 20
 EXPIRY_EVERY_S = 3600.0
 UPLOAD_WINDOW = 4 << 10
 
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_ANSWER),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server that takes half of the calls
     ("grpc.max_concurrent_streams", 256),
     ("grpc.keepalive_time_ms", 60_000),  # find out that a site's network is gone, and let its calls go
@@ -91,7 +90,10 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
     """Start serving the store's federation. Raises CannotBind if the port is taken."""
     federation = Federation(store, store.read(federations.only_name), config.limits)
     refusals = Refusals(federation)
-    server = grpc.aio.server(interceptors=[rpc.ServerCalls(identity.describe, refusals.note)], options=OPTIONS)
+    most_bytes = wire.most_bytes(federation.contract)
+    calls = rpc.ServerCalls(identity.describe, refusals.note, most_bytes)
+    options = [*OPTIONS, ("grpc.max_receive_message_length", max(most_bytes.values()))]
+    server = grpc.aio.server(interceptors=[calls], options=options)
     federation_pb2_grpc.add_FederationServiceServicer_to_server(FederationServicer(federation), server)
     coordinator_pb2_grpc.add_CoordinatorServiceServicer_to_server(CoordinatorServicer(federation), server)
     credentials = config.tls.server_credentials() if config.tls else None

@@ -6,7 +6,6 @@ Format: https://huggingface.co/docs/safetensors (metadata are strings, offsets a
 """
 
 import hashlib
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -17,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from shared import json_text
 from shared.canonical import canonical_json, sha256_hex, write_atomically
 from shared.errors import InputError, InvalidAdapter
 from shared.layout import MAX_BYTES, Layout, spec_of
 
-MAX_HEADER = 1 << 20
+MAX_HEADER = 192 << 10
+MAX_METADATA_VALUES = 512
+"""Class names, blocks and the like, of each kind."""
 FORMAT = "med-duallora-adapter/1"
 MAX_RANK = 1024
 _OPTIONAL_NUMBERS = ("seed", "base_parameters", "base_blocks", "residual_rank")
@@ -78,9 +80,9 @@ class AdapterMetadata:
         """Read what `to_strings` made; a missing, extra or malformed entry raises InvalidAdapter naming it."""
         names = {f.name for f in fields(cls)}
         for name in sorted((names ^ strings.keys()) - set(_OPTIONAL)):
-            raise InvalidAdapter(f"adapter metadata '{name}' is {'missing' if name in names else 'unknown'}")
+            raise InvalidAdapter(f"adapter metadata '{name[:80]}' is {'missing' if name in names else 'unknown'}")
         try:
-            values = {name: json.loads(text) for name, text in strings.items()}
+            values = {name: _metadatum(name, text) for name, text in strings.items()}
             metadata = cls(
                 base_model_sha256=str(values["base_model_sha256"]),
                 rank=int(values["rank"]),
@@ -94,7 +96,7 @@ class AdapterMetadata:
                 **{name: int(values[name]) for name in _OPTIONAL_NUMBERS if name in values},
                 dense=tuple(str(v) for v in values["dense"]) if "dense" in values else None,
             )
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error
         for name, text in metadata.to_strings().items():
             if strings[name] != text:
@@ -173,7 +175,7 @@ class Adapter:
             raise InvalidAdapter(
                 f"header claims {length} bytes; the file has {len(data)} and the limit is {MAX_HEADER}"
             )
-        header = _bounded_json(data[8 : 8 + length])
+        header = _bounded_json(memoryview(data)[8 : 8 + length])
         strings = header.pop("__metadata__", None)
         if not isinstance(strings, dict) or strings.get("format") != FORMAT:
             raise InvalidAdapter(f"not an adapter file: metadata 'format' must be '{FORMAT}'")
@@ -232,25 +234,23 @@ def _header(manifest: AdapterManifest, version: int, parent_digest: str) -> byte
     return struct.pack("<Q", len(text)) + text
 
 
-def _bounded_json(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_HEADER:
-        raise InvalidAdapter(f"header of {len(data)} bytes is over the limit of {MAX_HEADER}")
+def _metadatum(name: str, text: str) -> Any:
+    if not isinstance(text, str):
+        raise TypeError(f"'{name}' is no text")
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise InvalidAdapter(f"header is not JSON: {error}") from error
+        return json_text.read(text.encode("utf-8", "surrogatepass"), MAX_HEADER, MAX_METADATA_VALUES)
+    except ValueError as error:
+        raise ValueError(f"'{name}' {error}") from error
+
+
+def _bounded_json(data: bytes | memoryview) -> dict[str, Any]:
+    try:
+        value = json_text.read(data, MAX_HEADER)
+    except ValueError as error:
+        raise InvalidAdapter(f"header {error}") from error
     if not isinstance(value, dict):
         raise InvalidAdapter(f"header is a {type(value).__name__}, expected an object")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise InvalidAdapter(f"header names '{name[:80]}' twice")
-        result[name] = value
-    return result
 
 
 def _layout_of_header(header: dict[str, Any], data_bytes: int) -> Layout:

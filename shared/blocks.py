@@ -71,17 +71,25 @@ class Source:
     def take(self, count: int, what: str) -> bytes:
         """Return the next bytes. Raises InvalidAdapter if there are fewer, saying inside of what they end."""
         if self._start + count > len(self._held):
-            parts = [self._held[self._start :]] if self._start < len(self._held) else []
-            there = sum(map(len, parts))
-            while there < count:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    raise InvalidAdapter(f"the payload ends inside {what}")
-                parts.append(piece)
-                there += len(piece)
-            self._held, self._start = parts[0] if len(parts) == 1 else b"".join(parts), 0
+            self._hold(count, what)
         self._start += count
         return self._held[self._start - count : self._start]
+
+    def _hold(self, count: int, what: str) -> None:
+        """Take pieces until so many bytes are held. Not as a list of them: a sender of single bytes would fill memory with it."""
+        held, self._start = self._held[self._start :], 0
+        self._held = held if held else self._next(what)
+        if len(self._held) < count:
+            joined = bytearray(self._held)
+            while len(joined) < count:
+                joined += self._next(what)
+            self._held = bytes(joined)
+
+    def _next(self, what: str) -> bytes:
+        piece = next(self._pieces, None)
+        if piece is None:
+            raise InvalidAdapter(f"the payload ends inside {what}")
+        return piece
 
     def is_empty(self) -> bool:
         """Return whether nothing is left."""

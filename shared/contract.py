@@ -3,8 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from shared import compatibility
-from shared import json_text
+from shared import compatibility, json_text
 from shared.adapter import AdapterManifest
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
@@ -35,6 +34,9 @@ class RoundPolicy:
     grace_s: float = 300.0
 
     def __post_init__(self) -> None:
+        for name in ("rounds", "invited", "quorum"):
+            if type(getattr(self, name)) is not int:  # NaN would pass every comparison
+                raise InputError(f"{name} must be a whole number, got {str(getattr(self, name))[:80]!r}")
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, got {self.rounds}")
         if not 1 <= self.quorum <= self.invited:

@@ -20,7 +20,7 @@ from shared.canonical import canonical_json, sha256_hex
 from shared.codecs import PLAIN, Encoding
 from shared.errors import InvalidAdapter
 
-MAX_TENSORS = 4096
+MAX_TENSORS = 1024
 MAX_DIMENSIONS = 8
 MAX_NAME = 512
 MAX_DTYPE = 40

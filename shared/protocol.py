@@ -12,7 +12,10 @@ CHUNK_BYTES = 1 << 20
 MAX_WAIT_S = 30.0
 """Longest time AwaitRound holds a call: balancers cut idle streams."""
 
-MAX_PROBE_BYTES = 1 << 20
+MESSAGE_BYTES = 64 << 10
+"""Most bytes of a message that brings neither tensors nor a layout."""
+
+MAX_PROBE_BYTES = 256 << 10
 
 CALL_ID_KEY = "med-call-id"
 """Metadata key of one call's random id, logged on both sides: what `aggregator comm-cost` joins them by."""

@@ -145,9 +145,10 @@ class Recipe:
                 raise InputError(
                     f"recipe parameter {name} must be one of {', '.join(CODECS)}, got '{getattr(self, name)}'"
                 )
-        for name, least in (("rank_local", 0), ("local_epochs", 1), ("batch_size", 1), ("attackers", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"recipe parameter {name} must be at least {least}, got {getattr(self, name)}")
+        for name, (least, most) in _WHOLE.items():
+            if not least <= getattr(self, name) <= most:
+                bound = f"at least {least}" if getattr(self, name) < least else f"at most {most}"
+                raise InputError(f"recipe parameter {name} must be {bound}, got {getattr(self, name)}")
         if not 0 < self.topk_share <= 1:
             raise InputError(f"recipe parameter topk_share must be above 0 and at most 1, got {self.topk_share}")
         for name in ("alpha_local", "clip_norm", "server_lr", "weight_cap", "server_tau", "dp_clip"):
@@ -288,8 +289,17 @@ _SINCE_1_2 = (
     ),
     *("dp_noise", "dp_clip", "dp_delta", "dp_epsilon"),
 )
+_WHOLE = {
+    "rank_local": (0, 1024),
+    "local_epochs": (1, 10_000),
+    "batch_size": (1, 1 << 16),
+    "views": (0, 1000),
+    "view_epochs": (0, 1_000_000),
+    "attackers": (0, 10_000),
+}
+"""Least and most: what comes from the other side must not make a site allocate or compute without end."""
 _NOT_NEGATIVE = (
-    *("lr_global", "lr_local", "lr_head", "weight_decay", "views", "view_epochs", "proximal", "ditto_lambda"),
+    *("lr_global", "lr_local", "lr_head", "weight_decay", "proximal", "ditto_lambda"),
     *("orthogonality", "local_decay", "shrinkage_patients", "local_norm_cap", "norm_gate", "dp_noise", "dp_epsilon"),
 )
 

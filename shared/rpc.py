@@ -10,18 +10,19 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from shared import status
-from shared.errors import MedDualLoRAError
-from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY
+from shared.errors import InputError, MedDualLoRAError, UpdateTooLarge
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, MESSAGE_BYTES
 
 log = structlog.get_logger()
 
@@ -35,6 +36,8 @@ PURPOSES = {
 """What a call is for, by method; everything else is control."""
 
 
+MAX_NAME = 64
+"""Characters of a federation's name, as a caller gives it, that are logged."""
 MAX_DETAILS = 2000
 """Characters of an error's text that travel: headers above 8 KiB are refused by gRPC, and the error would be lost."""
 
@@ -68,7 +71,7 @@ class CallRecord:
         named: Any = getattr(message, "start", message)
         if getattr(named, "announcement", None) is not None and named.HasField("announcement"):
             named = named.announcement
-        self.federation = getattr(named, "federation", "") or self.federation
+        self.federation = getattr(named, "federation", "")[:MAX_NAME] or self.federation
         self.round = getattr(named, "round", 0) or self.round
 
     def count_down(self, message: Message) -> None:
@@ -123,10 +126,18 @@ Refused = Callable[[CallRecord, MedDualLoRAError], None]
 
 
 class ServerCalls(grpc.aio.ServerInterceptor):
-    """Logs every call and turns errors into statuses. Nothing else calls `context.abort`."""
+    """Logs every call and turns errors into statuses. Nothing else calls `context.abort`.
 
-    def __init__(self, whoami: Whoami, refused: Refused = lambda record, error: None) -> None:
-        self._whoami, self._refused = whoami, refused
+    `most_bytes`: how large a message may be, by method; one of another method, MESSAGE_BYTES. A larger one is not parsed.
+    """
+
+    def __init__(
+        self,
+        whoami: Whoami,
+        refused: Refused = lambda record, error: None,
+        most_bytes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self._whoami, self._refused, self._most_bytes = whoami, refused, most_bytes
         self._salt = secrets.token_bytes(16)
 
     def _connection(self, context: Any) -> str:
@@ -158,20 +169,24 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 connection=self._connection(context),
             )
 
-        return _wrap(handler, begin, self._refused)
+        return _wrap(handler, begin, self._refused, self._most_bytes.get(method, MESSAGE_BYTES))
 
 
-def _wrap(handler: Any, begin: Callable[[Any], CallRecord], refused: Refused) -> Any:
+def _wrap(handler: Any, begin: Callable[[Any], CallRecord], refused: Refused, most_bytes: int) -> Any:
+    """Return the handler with a record of each call. It is given bytes, and parses them itself: gRPC would answer UNKNOWN to
+    those that are no message, or INTERNAL, and tell nobody of it."""
+    parsed = _parser(handler, most_bytes)
     if handler.request_streaming:
 
-        async def stream_unary(requests: AsyncIterator[Message], context: Any) -> Message:
+        async def stream_unary(requests: AsyncIterator[bytes], context: Any) -> Message:
             record = begin(context)
             # gRPC's reader of a stream and its generator refer to each other, and the generator still holds the last message:
             # closing it frees a megabyte a call that would otherwise wait for the garbage collector.
             source: Any = aiter(requests)
 
             async def counted() -> AsyncIterator[Message]:
-                async for request in source:
+                async for data in source:
+                    request = parsed(data)
                     record.count_up(request)
                     yield request
 
@@ -181,33 +196,44 @@ def _wrap(handler: Any, begin: Callable[[Any], CallRecord], refused: Refused) ->
                 return response
             raise AssertionError("unreachable: an outcome never swallows an error")
 
-        return grpc.stream_unary_rpc_method_handler(
-            stream_unary, handler.request_deserializer, handler.response_serializer
-        )
+        return grpc.stream_unary_rpc_method_handler(stream_unary, None, handler.response_serializer)
     if handler.response_streaming:
 
-        async def unary_stream(request: Message, context: Any) -> AsyncIterator[Message]:
+        async def unary_stream(data: bytes, context: Any) -> AsyncIterator[Message]:
             record = begin(context)
-            record.count_up(request)
             async with _Outcome(record, context, refused):
+                request = parsed(data)
+                record.count_up(request)
                 async for response in handler.unary_stream(request, context):
                     record.count_down(response)
                     yield response
 
-        return grpc.unary_stream_rpc_method_handler(
-            unary_stream, handler.request_deserializer, handler.response_serializer
-        )
+        return grpc.unary_stream_rpc_method_handler(unary_stream, None, handler.response_serializer)
 
-    async def unary_unary(request: Message, context: Any) -> Message:
+    async def unary_unary(data: bytes, context: Any) -> Message:
         record = begin(context)
-        record.count_up(request)
         async with _Outcome(record, context, refused):
+            request = parsed(data)
+            record.count_up(request)
             response: Message = await handler.unary_unary(request, context)
             record.count_down(response)
             return response
         raise AssertionError("unreachable: an outcome never swallows an error")
 
-    return grpc.unary_unary_rpc_method_handler(unary_unary, handler.request_deserializer, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(unary_unary, None, handler.response_serializer)
+
+
+def _parser(handler: Any, most_bytes: int) -> Callable[[bytes], Message]:
+    def parsed(data: bytes) -> Message:
+        if len(data) > most_bytes:
+            raise UpdateTooLarge(f"a message of {len(data)} bytes, this call takes {most_bytes}")
+        try:
+            message: Message = handler.request_deserializer(data)
+        except DecodeError as error:
+            raise InputError(f"the {len(data)} bytes received are no message of this call") from error
+        return message
+
+    return parsed
 
 
 class _Outcome:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 Stub = Any
 """FederationServiceStub on an asyncio channel; the generated types describe the blocking one."""
+MAX_ANSWER = CHUNK_BYTES + 1024
+"""Most bytes of a message that gRPC takes in: a chunk with what stands around it."""
 SHORTEST_KEEPALIVE_S = 2.0
 """The aggregator takes more frequent pings for abuse."""
 
@@ -59,6 +61,7 @@ class Connection:
             # gRPC would look for a download's window with pings, and one that waits behind a full slow line seems lost.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
+            ("grpc.max_receive_message_length", MAX_ANSWER),
         ]
         self._stamp: tuple[int, ...] = ()
         self._current: Dialled | None = None

@@ -103,6 +103,8 @@ class Download:
     def _changed(self, base: Adapter, info: pb.AdapterInfo) -> dict[str, np.ndarray]:
         if sum(change.size for change in info.changes) != info.size:
             raise InvalidAdapter(f"the changes do not add up to the {info.size} bytes of the download")
+        if len(info.changes) > self._contract.policy.rounds:
+            raise InvalidAdapter(f"{len(info.changes)} changes are more than there are rounds")
         tensors, start = dict(base.tensors), 0
         for change in info.changes:
             layout = self._contract.recipe.change_layout(self._contract.manifest, change.round)

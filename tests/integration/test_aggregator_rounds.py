@@ -242,7 +242,7 @@ async def test_a_probe_echoes_and_tells_the_time(tmp_path: Path) -> None:
         assert answer.payload == b"x" * 1000
         assert abs(answer.server_time - time.time()) < 5
         assert (await site.call("Probe", pb.ProbeRequest(payload=b"x" * 1000))).payload == b""
-        too_large = pb.ProbeRequest(payload=b"x" * ((1 << 20) + 1))
+        too_large = pb.ProbeRequest(payload=b"x" * ((256 << 10) + 1))
         assert (await refusal(site.call("Probe", too_large)))[:2] == ("RESOURCE_EXHAUSTED", "UpdateTooLarge")
 
 

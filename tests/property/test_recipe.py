@@ -14,7 +14,7 @@ shares = st.floats(0, 1)
 positive = st.floats(1e-6, 1e6)
 recipes = st.builds(
     Recipe,
-    mode=st.sampled_from(["joint", "alternating"]),
+    mode=st.sampled_from(["joint", "alternating", "non-interference"]),
     weighting=st.sampled_from(["patients", "uniform"]),
     rank_local=st.integers(1, 64),
     alpha_local=positive | st.integers(1, 64),
@@ -71,6 +71,6 @@ def made_or_refusal(parameters: dict[str, object]) -> Recipe | str:
 def test_any_parameters_make_a_recipe_that_can_travel_or_are_refused_by_name(parameters: dict[str, object]) -> None:
     match made_or_refusal(parameters):
         case str(words):
-            assert any(f"recipe parameter {name} must" in words for name in parameters)
+            assert any(name in words for name in parameters)
         case made:
             assert recipe.make("med-duallora", json.loads(made.parameters())) == made

@@ -1,6 +1,7 @@
 """Compressed blocks: nothing is lost, little is added, and nothing that comes in takes more memory than a block."""
 
 import struct
+import tracemalloc
 
 import pytest
 import zstandard
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import blocks
-from shared.blocks import BLOCK_BYTES
+from shared.blocks import BLOCK_BYTES, Source
 from shared.errors import InvalidAdapter
 
 
@@ -77,3 +78,15 @@ def test_whatever_bytes_come_they_are_blocks_or_refused(data: bytes) -> None:
         assert len(unpacked(data)) <= BLOCK_BYTES * len(data)
     except InvalidAdapter:
         return
+
+
+def test_bytes_that_come_one_or_two_at_a_time_take_no_more_memory_than_they_are() -> None:
+    size = 1 << 20
+    tracemalloc.start(1)
+    try:
+        taken = Source(b"ab" for _ in range(size // 2)).take(size, "a tensor")
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert taken == b"ab" * (size // 2)
+    assert peak < 3 * size

@@ -1,5 +1,6 @@
 """The contract: one hash over everything a site agrees to, and metrics that may leave."""
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from shared import contract
 from shared.adapter import AdapterManifest, AdapterMetadata
-from shared.contract import Contract, RoundPolicy
+from shared.contract import MAX_CONTRACT, Contract, RoundPolicy
 from shared.errors import InputError
 from shared.layout import Layout
 from shared.recipe import Recipe
@@ -207,10 +208,19 @@ def test_an_adapter_that_its_recipe_cannot_train_makes_no_contract() -> None:
         b"[]",
         b"{}",
         CONTRACT.to_bytes().replace(b'"federation"', b'"federations"'),
-        CONTRACT.to_bytes().replace(b'"rounds":8', b'"rounds":"8"'),
+        CONTRACT.to_bytes() + b" " * MAX_CONTRACT,
+        CONTRACT.to_bytes().replace(b'"rounds":8', b'"rounds":' + b"[" * 990 + b"]" * 990),
         CONTRACT.to_bytes().replace(b'"rounds":8', b'"circles":8'),
     ],
 )
 def test_a_contract_that_cannot_be_read_says_so(data: bytes) -> None:
     with pytest.raises(InputError, match="a contract cannot be read"):
         Contract.from_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["rounds", "invited", "quorum"])
+@pytest.mark.parametrize("value", [b"NaN", b"1e999", b"8.5", b'"8"', b"true", b"null"])
+def test_a_policy_counts_in_whole_numbers(name: str, value: bytes) -> None:
+    text = re.sub(rb'("%s":)\d+' % name.encode(), rb"\g<1>" + value, CONTRACT.to_bytes())
+    with pytest.raises(InputError, match=f"{name} must be a whole number"):
+        Contract.from_bytes(text)

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from med_duallora.v1.federation_pb2_grpc import (
     FederationServiceStub,
     add_FederationServiceServicer_to_server,
 )
+from structlog.testing import capture_logs
 
 from shared import chunks, errors, rpc, status
 from shared.errors import MedDualLoRAError
-from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, SITE_KEY
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, SITE_KEY
 
 PAYLOAD = bytes(range(256)) * 10_000  # 2.56 MB: three chunks
 SECRET = "no such file: /data/scans/Doe_Jane_1955.nii.gz"
@@ -68,7 +69,7 @@ def site_of(context: Any) -> str:
 
 @asynccontextmanager
 async def connected(servicer: Servicer) -> AsyncIterator[FederationServiceStub]:
-    server = grpc.aio.server(interceptors=[rpc.ServerCalls(site_of)])
+    server = grpc.aio.server(interceptors=[rpc.ServerCalls(site_of, most_bytes={"UploadDelta": 2 << 20})])
     add_FederationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -290,3 +291,56 @@ async def test_a_call_that_its_caller_gives_up_is_logged_as_cancelled() -> None:
 
 def test_ids_of_calls_do_not_repeat() -> None:
     assert len({rpc.new_id() for _ in range(1000)}) == 1000
+
+
+async def made(channel: grpc.aio.Channel, method: str, data: bytes) -> None:
+    """Make a call whose only message is these bytes."""
+    path = f"/med_duallora.v1.FederationService/{method}"
+    if method == "FetchAdapter":
+        await channel.unary_stream(path)(data).read()
+    elif method == "UploadDelta":
+        await channel.stream_unary(path)(iter([data]))
+    else:
+        await channel.unary_unary(path)(data)
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [
+        ("Probe", b"\xff\xff\xff"),
+        ("FetchAdapter", b"\xff\xff\xff"),
+        ("FetchAdapter", b"\x0a\x02\xff\xfe"),  # a text that is no UTF-8
+        ("UploadDelta", b"\xff\xff\xff"),
+    ],
+)
+async def test_bytes_that_are_no_message_of_the_call_are_refused_and_logged(method: str, data: bytes) -> None:
+    """gRPC itself would answer UNKNOWN or INTERNAL, and nobody would hear of it."""
+    server = grpc.aio.server(interceptors=[rpc.ServerCalls(site_of)])
+    add_FederationServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with capture_logs() as events:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await made(channel, method, data)
+    await server.stop(None)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(refused.value.trailing_metadata() or ())[ERROR_KEY] == "InputError"
+    assert [event["code"] for event in events if event["event"] == "rpc_finished"] == ["INVALID_ARGUMENT"]
+
+
+async def test_a_message_larger_than_its_call_takes_is_not_parsed() -> None:
+    async with connected(Servicer()) as stub:
+        with pytest.raises(
+            grpc.aio.AioRpcError, match=r"a message of 70[0-9]{3} bytes, this call takes 65536"
+        ) as refused:
+            await stub.Probe(pb.ProbeRequest(payload=bytes(70_000)))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_federation_named_at_length_is_logged_in_short() -> None:
+    with capture_logs() as events:
+        async with connected(Servicer()) as stub:
+            with suppress(grpc.aio.AioRpcError):
+                await stub.FetchAdapter(pb.FetchAdapterRequest(federation="x" * 50_000)).read()
+    assert [event["federation"] for event in events if event["event"] == "rpc_finished"] == ["x" * 64]
