@@ -21,7 +21,7 @@ from aggregator.store.database import Watch
 from aggregator.store.engine import Store
 from shared import protocol
 from shared.adapter import Adapter
-from shared.contract import Contract, check_metrics
+from shared.contract import Contract, check_told
 from shared.errors import ContractMismatch, InputError, NotEnrolled, NotFound
 from shared.layout import Layout
 
@@ -304,7 +304,7 @@ class Federation:
         """Write a site's metrics down. Raises InputError naming a metric that is not on the allow-list."""
         self.check_name(federation)
         await self.member(caller)
-        check_metrics(evaluation.metrics)
+        check_told(self.contract, evaluation.metrics, always=True)
         await self.adapter(evaluation.version)  # raises NotFound
         last = (await self.state()).round.number
         if evaluation.round > last:

@@ -114,13 +114,14 @@ async def start(store: Store, config: ServerConfig) -> RunningServer:
 
 
 async def _tell_expiry(federation: Federation, tls: TlsFiles | None) -> None:
-    """Warn of certificates that end soon: this server's own, and those that sites showed last."""
+    """Warn of certificates that end soon: this server's own, the CA's, and those that sites showed last."""
     expiry = Expiry()
     while True:
         ends: dict[str, float] = {}
         try:
             if tls is not None:
                 ends["aggregator"] = certificates.holder_in(tls.certificate).expires_at
+                ends["CA"] = certificates.holder_in(tls.ca).expires_at
             ends |= {
                 name: site.expires_at for name, site in (await federation.state()).sites.items() if site.expires_at
             }

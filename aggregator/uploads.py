@@ -21,7 +21,7 @@ from aggregator.slots import Slots
 from aggregator.store import agents, audit, federations, updates
 from aggregator.store.updates import UpdateKey
 from shared import chunks
-from shared.contract import check_metrics
+from shared.contract import check_told
 from shared.errors import (
     BadOffset,
     ContractMismatch,
@@ -99,7 +99,7 @@ class Uploads:
                 f"site '{site.name}' has not joined; Join first, which checks what both sides agreed to"
             )
         check_patients(site, header.training_patients)
-        check_metrics(dict(header.metrics))
+        check_told(federation.contract, header.metrics)
         self._check_header(announcement)
 
     async def _announce(self, caller: Caller, header: rounds.UpdateHeader, began: float) -> Progress:

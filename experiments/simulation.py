@@ -15,7 +15,7 @@ from aggregator import aggregation, gate, results
 from aggregator.aggregation import Tensors
 from aggregator.optimisers import State
 from shared.adapter import Adapter
-from shared.canonical import canonical_json
+from shared.canonical import canonical_json, sha256_hex
 from shared.contract import Contract, RoundPolicy
 from shared.feedback import Sent
 from shared.recipe import Recipe
@@ -24,6 +24,7 @@ from site_agent.config import SiteConfig, Stored
 from site_agent.data.cohort import Cohort
 from site_agent.egress import Update, UpdateFacts
 from site_agent.new_adapter import AdapterChoices, init_adapter
+from site_agent.privacy.stream import Stream
 from site_agent.training import evaluate, local
 from site_agent.training.evaluate import Scored
 from site_agent.training.site import SiteTrainer, load_base
@@ -113,8 +114,8 @@ class SimulatedRound:
 
     @property
     def train_loss(self) -> float:
-        """Mean over the sites."""
-        return float(np.mean([update.facts.metrics["train_loss"] for update in self.updates.values()]))
+        """Mean over the sites; nan under differential privacy, where none is told."""
+        return float(np.mean([update.facts.metrics.get("train_loss", np.nan) for update in self.updates.values()]))
 
 
 def federate(
@@ -137,7 +138,8 @@ def federate(
     for number in range(1, contract.policy.rounds + 1):
         updates: dict[str, Update] = {}
         for site in sites:
-            trained = trainers[site].train(number, current, private[site], local.Hooks())
+            stream = _stream(trainers[site], number) if recipe.dp_noise else None
+            trained = trainers[site].train(number, current, private[site], local.Hooks(), stream=stream)
             facts = UpdateFacts(
                 round=number,
                 base_version=current.version,
@@ -173,6 +175,11 @@ def _counted(
     }
     out = gate.too_large(sizes, recipe.norm_gate)
     return {site: count for site, count in patients.items() if site not in out}
+
+
+def _stream(trainer: SiteTrainer, number: int) -> Stream:
+    """What a site's noise is drawn from in a round: here, where nothing is private and all is to repeat, a function of its seed."""
+    return Stream(bytes.fromhex(sha256_hex(canonical_json([trainer.seed, number, "noise"]))))
 
 
 def _next(current: Adapter, made: Mapping[str, np.ndarray], version: int) -> Adapter:

@@ -1,6 +1,7 @@
 """What a site takes part in: federation, base model, adapter, recipe and round policy, with one hash over all of it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from shared import compatibility, json_text
@@ -111,3 +112,12 @@ def check_metrics(metrics: dict[str, float]) -> None:
             raise InputError(f"metric '{name}' is not on the allow-list ({', '.join(ALLOWED_METRICS)})")
         if not abs(value) < float("inf"):
             raise InputError(f"metric '{name}' is {value}, expected a finite number")
+
+
+def check_told(contract: Contract, metrics: Mapping[str, float], *, always: bool = False) -> None:
+    """Raise InputError for a metric that may not leave a site under this contract: under differential privacy none may, for none is
+    noised. `always`: an evaluation, which may not even be reported empty then."""
+    check_metrics(dict(metrics))
+    if contract.recipe.dp_noise and (metrics or always):
+        told = f"metric '{min(metrics)}'" if metrics else "an evaluation"
+        raise InputError(f"{told} was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent")

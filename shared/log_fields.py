@@ -23,10 +23,10 @@ _WHAT = """
 """
 _WHY = "advice cause consequence error fallback next reason why words"
 _HOW_MUCH = """
-    aggregation_error bytes bytes_down bytes_up case_count cases committed computed duration_s exit_code expires_at
-    free_bytes freed_bytes gives_up_in_s gradient_checkpointing held_bytes limit_bytes messages_down messages_up offset
-    payload_bytes payload_bytes_down payload_bytes_up residual_rank retry_in_s retry_s sample_bytes samples silent_s
-    sites_count test_count train_count training_patients within_bytes
+    aggregation_error budget bytes bytes_down bytes_up case_count cases committed computed delta duration_s epsilon
+    epsilon_rdp exit_code expires_at free_bytes freed_bytes gives_up_in_s gradient_checkpointing held_bytes
+    limit_bytes messages_down messages_up offset payload_bytes payload_bytes_down payload_bytes_up residual_rank
+    retry_in_s retry_s sample_bytes samples silent_s sites_count test_count train_count training_patients within_bytes
 """
 _PHASES = "activations_s comparing_s evaluating_s fetching_s starting_s training_s uploading_s waiting_s"
 FIELDS = frozenset(" ".join((_EVENT, _WHO, _WHAT, _WHY, _HOW_MUCH, _PHASES, *ALLOWED_METRICS)).split())

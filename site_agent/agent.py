@@ -41,6 +41,8 @@ from site_agent.filling import Filling
 from site_agent.ledger import LEDGER, Ledger
 from site_agent.local_rounds import LocalRound
 from site_agent.permission import Permission
+from site_agent.privacy import budget
+from site_agent.privacy.budget import Budget
 from site_agent.report import REPORT, Phases
 from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
@@ -102,6 +104,7 @@ class Agent:
             may_send=lambda number, size: self._permission.may_send(number, size),
         )
         self._permission = Permission(config, self._state, self._ledger, view, self._write)
+        self._budget = Budget(self._state.folder, self._ledger, self._write)
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
         self._abandoned = threading.Event()
@@ -190,6 +193,7 @@ class Agent:
         joined = await self._permission.agree(
             lambda: starting.join(self._client, self._state, config, first, self._view)
         )
+        budget.check_ready(joined.contract)
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
         structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
         self._view.joined(joined, config)
@@ -219,6 +223,7 @@ class Agent:
         if fresh:
             await self._settle(before_round=task.round)
             received = await self._fetch(joined, trainer, task)
+            await self._budget.plan(joined.contract, trainer, task.round, received)
             local_before = self._begin(trainer, task.round, received).local
             await self._evaluate(trainer, received, local_before, task.round - 1)
             if not await self._train(joined, trainer, task, received, local_before):
@@ -243,6 +248,7 @@ class Agent:
         One that is not `fresh` may have arrived before: it costs one call to learn that, and no bytes.
         """
         began, number = time.monotonic(), update.facts.round
+        self._budget.forget(number)
         if not await self._permission.may_leave(update, lambda: self._is_asked(number)):
             await self._write(lambda: self._state.rounds.mark(number, "refused"))
             return
@@ -317,26 +323,32 @@ class Agent:
         received: Adapter,
         local_before: dict[str, np.ndarray],
     ) -> bool:
-        """Train in a thread, seal, commit. False if the round was abandoned meanwhile."""
+        """Train in a thread, seal, commit. False if the round was abandoned meanwhile.
+
+        Under differential privacy the round is paid for first; until it is done it says nothing of how far it is, because how
+        long a step takes tells how many patients were drawn.
+        """
         began = time.monotonic()
         self._progress = 0.0
         self._abandoned.clear()
         beginning = self._begin(trainer, task.round, received)
-        hooks = local.Hooks(on_step=self._on_step, should_stop=self._should_stop)
+        on_step = self._on_unsaid_step if trainer.recipe.dp_noise else self._on_step
+        hooks = local.Hooks(on_step=on_step, should_stop=self._should_stop)
+        await self._permission.window(lambda: self._is_asked(task.round))
+        if self._abandoned.is_set():
+            return self._abandon(task)
+        stream = await self._budget.pay()
         while True:
-            await self._permission.window(lambda: self._is_asked(task.round))
             try:
                 trained = await self._to_its_end(
-                    lambda: trainer.train(task.round, received, local_before, hooks, self._checkpoints)
+                    lambda: trainer.train(task.round, received, local_before, hooks, self._checkpoints, stream)
                 )
                 break
             except local.Stopped:
-                if not self._abandoned.is_set() and not self._stopping.is_set():
-                    continue  # the training window closed: it goes on from the checkpoint in the next one
-                if self._abandoned.is_set():
-                    self._checkpoints.clear()
-                log.info("round_abandoned", round=task.round)
-                return False
+                if self._abandoned.is_set() or self._stopping.is_set():
+                    return self._abandon(task)
+                # the training window closed: it goes on from the checkpoint in the next one
+                await self._permission.window(lambda: self._is_asked(task.round))
         facts = UpdateFacts(
             round=task.round,
             base_version=received.version,
@@ -358,6 +370,12 @@ class Agent:
         log.info("round_trained", round=task.round, duration_s=round(time.monotonic() - began, 3), **trained.metrics)
         return True
 
+    def _abandon(self, task: Task) -> bool:
+        if self._abandoned.is_set():
+            self._checkpoints.clear()
+        log.info("round_abandoned", round=task.round)
+        return False
+
     async def _to_its_end(self, work: Callable[[], T]) -> T:
         """Run in a thread. If the agent is to leave meanwhile, it stays until the thread has stopped: it writes checkpoints,
         and the state folder is let go only when nobody writes to it."""
@@ -373,6 +391,10 @@ class Agent:
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         del optimiser
         self._progress = step / steps
+        self._view.step(step, steps)
+
+    def _on_unsaid_step(self, step: int, steps: int, optimiser: Any) -> None:
+        del optimiser
         self._view.step(step, steps)
 
     def _should_stop(self) -> bool:
@@ -408,11 +430,16 @@ class Agent:
             return
         try:
             held = certificates.holder_in(self._config.tls.certificate)
+            ca = certificates.holder_in(self._config.tls.ca)
         except InputError:
             return  # it is being replaced
-        if words := self._expiry.news(held.site, held.expires_at, time.time()):
+        now = time.time()
+        if words := self._expiry.news(held.site, held.expires_at, now):
             log.warning("certificate_expires", site=held.site, expires_at=held.expires_at)
             self._view.warned(f"this site's certificate {words}; renew it: site-agent join --site {held.site}")
+        if words := self._expiry.news("CA", ca.expires_at, now):
+            log.warning("certificate_expires", holder="CA", expires_at=ca.expires_at)
+            self._view.warned(f"the federation's CA {words}; ask the coordinator for what comes after it")
 
     async def _evaluate(
         self, trainer: SiteTrainer, adapter: Adapter, local_now: dict[str, np.ndarray], round_number: int
@@ -427,10 +454,13 @@ class Agent:
             return
         entry = {"version": adapter.version, "round": round_number, "validation": report.finite(judged.own)}
         await self._write(lambda: self._state.append_history(entry))
+        self._view.evaluated(adapter.version, judged.own)
+        if trainer.recipe.dp_noise:
+            log.info("version_evaluated", version=adapter.version, round=round_number)
+            return
         reported, cases = self._config.agreed.may_leave(judged.reportable), judged.own["n"]
         await self._client.report_evaluation(round_number, adapter.version, cases, reported)
         log.info("version_evaluated", version=adapter.version, round=round_number, cases=cases, **reported)
-        self._view.evaluated(adapter.version, judged.own)
 
     async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""

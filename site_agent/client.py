@@ -6,7 +6,6 @@ says something about the site's data is in the ledger, durably, before it is han
 """
 
 import asyncio
-import json
 import math
 import random
 import time
@@ -18,14 +17,15 @@ import grpc
 import structlog
 from med_duallora.v1 import federation_pb2 as pb
 
-from shared import chunks, status
-from shared.adapter import Adapter, AdapterManifest
+from shared import chunks, json_text, status
+from shared.adapter import MAX_HEADER, Adapter, AdapterManifest
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
-from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, SITE_KEY, VERSION
-from shared.recipe import CODECS, INSTALLED, make
+from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, MESSAGE_BYTES, SITE_KEY, VERSION
+from shared.recipe import CODECS, INSTALLED, Recipe, make
 from shared.rpc import CallRecord, new_id
 from shared.tls import TlsFiles
+from site_agent import egress
 from site_agent.connection import Connection, Moves, Stub, is_transient
 from site_agent.consent import ConsentWithheld
 from site_agent.download import Download
@@ -40,6 +40,9 @@ MIN_RATE_BYTES_PER_S = 16_000
 """Slowest uplink a transfer's deadline allows for."""
 FIRST_RETRIES_S = 600.0
 SMALLEST_CHUNK_BYTES = 1 << 16
+MAX_JOIN = MAX_HEADER + MESSAGE_BYTES
+MAX_PARAMETERS = 16 << 10
+"""Bytes of a recipe's parameters as text: several times what all there are take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class FederationClient:
         self._give_up_after_s, self._call_timeout_s = give_up_after_s, call_timeout_s
         self._rng = random.Random(agent_id)
         self.site, self.federation = plain_site, ""
+        self._recipe: Recipe | None = None
 
     async def close(self) -> None:
         """Close the connection."""
@@ -140,7 +144,7 @@ class FederationClient:
                 f"the aggregator's contract hash {reply.contract_sha256[:12]} is not that of what it sent "
                 f"({contract.sha256[:12]}): different releases; upgrade the older side"
             )
-        self.federation, self.site = reply.federation, reply.site
+        self.federation, self.site, self._recipe = reply.federation, reply.site, contract.recipe
         return Joined(reply.site, contract, reply.training_patients, reply.version)
 
     async def await_round(
@@ -204,7 +208,8 @@ class FederationClient:
                 any_form=download.any_form,
             )
             record.count_up(request)
-            async for part in stub.FetchAdapter(request, **options):
+            async for answer in stub.FetchAdapter(request, **options):
+                part = _read("FetchAdapter", answer, min(CHUNK_BYTES, download.most_bytes) + MESSAGE_BYTES)
                 record.count_down(part)
                 if part.not_modified:
                     return True
@@ -238,7 +243,8 @@ class FederationClient:
             async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> None:
                 moves = Moves(self._call_timeout_s)
                 stream = self._stream(update, start, offset, chunk_bytes, record, moves)
-                record.count_down(await moves.reply(stub.UploadDelta(stream, **options)))
+                answer = await moves.reply(stub.UploadDelta(stream, **options))
+                record.count_down(_read("UploadDelta", answer, MESSAGE_BYTES))
 
             leaving = Leaving(
                 round=update.facts.round,
@@ -273,7 +279,9 @@ class FederationClient:
         await self._retrying("UploadDelta", once, durable=lambda: durable)
 
     async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
-        """Report aggregate metrics of a version on the validation cases."""
+        """Report aggregate metrics of a version on the validation cases. Raises InputError under differential privacy."""
+        if self._recipe is not None:
+            egress.check_may_report(self._recipe)
         await self._unary(
             "ReportEvaluation",
             pb.ReportEvaluationRequest(
@@ -288,6 +296,8 @@ class FederationClient:
         )
 
     def _begin_request(self, update: Update) -> pb.BeginUploadRequest:
+        if self._recipe is not None:
+            egress.check_unspoken(self._recipe, update.facts.metrics)
         return pb.BeginUploadRequest(
             federation=self.federation,
             agent_id=self._agent_id,
@@ -327,7 +337,8 @@ class FederationClient:
 
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
             record.count_up(request)
-            reply = await getattr(stub, method)(request, **options)
+            answer = await getattr(stub, method)(request, **options)
+            reply = _read(method, answer, MAX_JOIN if method == "Join" else MESSAGE_BYTES)
             record.count_down(reply)
             return reply
 
@@ -460,14 +471,23 @@ def _contract(reply: pb.JoinResponse) -> Contract:
 
 def _parameters(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"the aggregator's recipe parameters are not JSON ({error}); upgrade the older side"
-        ) from error
+        value = json_text.read(data, MAX_PARAMETERS)
+    except ValueError as error:
+        raise InputError(f"the text of the recipe's parameters {error}; upgrade the older side") from error
     if not isinstance(value, dict):
-        raise InputError(f"the aggregator's recipe parameters are a {type(value).__name__}, expected names and numbers")
+        raise InputError(f"the recipe's parameters are a {type(value).__name__}, expected names and numbers")
     return value
+
+
+def _read(method: str, answer: Any, most_bytes: int) -> Any:
+    """Return an answer. Raises IncompatibleProtocol if it is larger than any that is meant, or no message: gRPC hands out None."""
+    if answer is None:
+        raise IncompatibleProtocol(f"the aggregator's answer to {method} cannot be read; upgrade the older side")
+    if answer.ByteSize() > most_bytes:
+        raise IncompatibleProtocol(
+            f"the aggregator's answer to {method} has {answer.ByteSize()} bytes, allowed are {most_bytes}; upgrade the older side"
+        )
+    return answer
 
 
 def _instruction(number: int) -> str:

@@ -4,6 +4,7 @@ The agent takes part as long as what the aggregator offers is inside; what is no
 looks again, so that nobody has to be there when the aggregator comes back into bounds.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -72,6 +73,8 @@ class Pins:
     bytes_a_round: int = 0
     """The most bytes of tensors that leave for one round, repeated ones counted."""
     bytes_in_all: int = 0
+    epsilon: float = 0.0
+    """Largest dp_epsilon. With it a contract without differential privacy is refused."""
     windows: tuple[Window, ...] = ()
 
     @classmethod
@@ -79,13 +82,16 @@ class Pins:
         """Read the table. Raises InputError naming the key."""
         types: dict[str, type[Any]] = {
             "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "at_most": dict, "rounds": int,
-            "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int, "windows": list,
+            "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int, "windows": list, "epsilon": float,
         }  # fmt: skip
+        table = {
+            key: float(value) if key == "epsilon" and type(value) is int else value for key, value in table.items()
+        }
         for key, value in table.items():
             if key not in types:
                 raise InputError(f"[agreed] has no key '{key}' (known: {', '.join(types)})")
-            if type(value) is not types[key] or (types[key] is int and int(value) < 1):
-                expected = "whole number above 0" if types[key] is int else types[key].__name__
+            if type(value) is not types[key] or not _positive(value):
+                expected = {int: "whole number above 0", float: "number above 0"}.get(types[key], types[key].__name__)
                 raise InputError(f"[agreed] {key} must be a {expected}, got {value!r}")
         values = dict(table)
         for key in ("base_model", "adapter", "manifest"):
@@ -135,6 +141,10 @@ class Pins:
             f"a quorum of {policy.quorum}",
             policy.quorum >= self.sites_at_least,
         )
+        recipe = contract.recipe
+        offered = f"dp_epsilon {recipe.dp_epsilon:g}" if recipe.dp_noise else "no differential privacy (dp_noise 0)"
+        inside = not self.epsilon or (recipe.dp_noise > 0 and recipe.dp_epsilon <= self.epsilon)
+        yield "epsilon", f"at most {self.epsilon:g}", offered, inside
 
     def check_spent(self, size: int, round_number: int, spent: Spent) -> None:
         """Raise ConsentWithheld if so many more bytes of tensors for a round pass a budget."""
@@ -159,6 +169,11 @@ class Pins:
     def may_train(self, minute: int) -> bool:
         """Whether the site trains at this minute of the day."""
         return not self.windows or any(window.holds(minute) for window in self.windows)
+
+
+def _positive(value: Any) -> bool:
+    """Whether a number is one that a limit can be; what is no number may be anything."""
+    return type(value) not in (int, float) or 0 < value < math.inf
 
 
 NO_PINS = Pins()

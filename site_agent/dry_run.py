@@ -19,7 +19,10 @@ from site_agent import egress, starting
 from site_agent.client import Joined
 from site_agent.config import SiteConfig
 from site_agent.egress import Update, UpdateFacts
+from site_agent.privacy import sampling
+from site_agent.privacy.stream import Stream
 from site_agent.training import local
+from site_agent.training.site import SiteTrainer
 
 WORDS, PAYLOAD, NUMBERS = "leaves.json", "delta.bin", "numbers.safetensors"
 
@@ -31,13 +34,18 @@ class WouldLeave:
     join: dict[str, Any]
     upload: dict[str, Any]
     evaluation: dict[str, Any]
+    privacy: dict[str, Any]
+    """What a round releases, and what these numbers are not; nothing without differential privacy."""
     update: Update
     numbers: dict[str, np.ndarray]
 
     @property
     def fields(self) -> dict[str, Any]:
         """All but the numbers, by call."""
-        return {"Join": self.join, "BeginUpload, UploadDelta": self.upload, "ReportEvaluation": self.evaluation}
+        said = {"Join": self.join, "BeginUpload, UploadDelta": self.upload}
+        if self.evaluation:
+            said["ReportEvaluation"] = self.evaluation
+        return said | ({"differential privacy": self.privacy} if self.privacy else {})
 
     def write(self, folder: Path) -> None:
         """Write the fields, the payload's bytes, and the numbers they stand for. Raises OSError."""
@@ -51,7 +59,9 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     joins has the same name and settings.
 
     adapter: the coordinator's file of version 0; without one it is drawn from the seed in the contract. Nothing is written and
-    nothing is sent. Raises InputError for data, weights or an adapter that the contract cannot be kept with.
+    nothing is sent. Under differential privacy the noise is drawn from a key that is thrown away, and nothing is debited: the bytes
+    are not the agent's, and as private as what they are made from. Raises InputError for data, weights or an adapter that the
+    contract cannot be kept with.
     """
     config.agreed.check(contract)
     site = certificates.holder_in(config.tls.certificate).site if config.tls else config.plain_site
@@ -59,7 +69,8 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     trainer = starting.trainer(config, Joined(site, contract, first.training_patients, 0), first.cohort)
     received = _version_0(starting.version_0(trainer, contract), contract, adapter)
     local_before = trainer.initial_local()
-    trained = trainer.train(1, received, local_before, hooks)
+    stream = Stream.fresh() if trainer.recipe.dp_noise else None
+    trained = trainer.train(1, received, local_before, hooks, stream=stream)
     facts = UpdateFacts(
         round=1,
         base_version=0,
@@ -96,16 +107,29 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
             "metrics": dict(update.facts.metrics),
             "tensors": {spec.name: {"shape": list(spec.shape), "type": spec.dtype} for spec in update.layout.tensors},
         },
-        evaluation={
+        evaluation={}
+        if trainer.recipe.dp_noise
+        else {
             "round": 1,
             "version": 1,
             "cases": judged.own.get("n", 0),
             "metrics": "of version 1, which other sites have a part in: "
             + ", ".join(config.agreed.may_leave(judged.reportable)),
         },
+        privacy=_privacy(trainer) if trainer.recipe.dp_noise else {},
         update=update,
         numbers=update.layout.split(update.payload),
     )
+
+
+def _privacy(trainer: SiteTrainer) -> dict[str, Any]:
+    release = sampling.release(trainer.training_patients, trainer.recipe)
+    return {
+        "noise": "of a key that was thrown away: the agent draws another one, so its bytes differ",
+        "debit": "none was written: these numbers are in no budget, so they must not leave this site",
+        "figures": "none leave, and no evaluation is reported",
+        "release": f"{release.steps} steps, every patient in each with probability {release.q:.4g}, noise {release.sigma:g}",
+    }
 
 
 def _version_0(drawn: Adapter | None, contract: Contract, file: Path | None) -> Adapter:

@@ -25,6 +25,8 @@ CONTROL_EVERY_S = 3600.0
 LEAVING, LEFT, CONTROL, TORN = "leaving", "left", "control", "torn_line_removed"
 CLOSED = -1
 HELD, RELEASED, WITHHELD = "held", "released", "withheld"
+DEBITED = "debited"
+"""Names the digest of a line of the privacy journal (site_agent/privacy/debits.py), so that one that is lost is missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Ledger:
             end = whole.rfind(b"\n") + 1
             chain = _verified(path, whole[:end].splitlines())
             self._head, self._spent = chain.head, _Accounts.of_chain(chain)
+            self.debited = {str(one.facts["digest"]) for one in chain.entries if one.event == DEBITED}
             if end < len(whole):
                 os.ftruncate(self._file, end)
                 self._append(TORN, {"bytes": len(whole) - end}, durable=True)

@@ -11,6 +11,7 @@ initial.safetensors     version 0 of it
 history.jsonl           one line per evaluated version
 releases/               what a person said of updates that wait for one (site_agent/releases.py)
 egress.jsonl            the egress ledger (site_agent/ledger.py): what left the site, hash-chained
+privacy/                what was spent of the patients' privacy, and the key of the round at hand (site_agent/privacy/debits.py)
 damaged-*               what could not be read, wherever it lay: set aside, never deleted
 
 contract.json is the site's consent: damaged, it stops the agent with advice. Everything else falls back to the last good thing.
@@ -50,6 +51,7 @@ INITIAL = "initial.safetensors"
 HISTORY = "history.jsonl"
 AGENT = "agent.json"
 TRAINING = "training"
+PRIVACY = "privacy"
 TAKEOVER_S = 120.0
 """How long a new id may wait for the aggregator to let go of the damaged one; it does a minute after that one's last call."""
 PRIVATE = 0o600
@@ -202,7 +204,7 @@ class State:
         """Remove what a kill left in the middle of being written; nothing of it was ever in force."""
         for leftover in (self.folder / ROUNDS).glob(".*"):
             shutil.rmtree(leftover)
-        for place in (".", TRAINING, f"{ROUNDS}/[0-9]*"):
+        for place in (".", TRAINING, PRIVACY, f"{ROUNDS}/[0-9]*"):
             for leftover in self.folder.glob(f"{place}/.*.[0-9]*-[0-9]*.tmp"):
                 leftover.unlink()
 

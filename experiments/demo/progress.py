@@ -62,7 +62,7 @@ class SiteProgress:
             case "rpc_finished" if event["code"] == "OK" and event["rpc"] == "FetchAdapter":
                 return self.stage if self.sent == self.rounds else f"training round {self.sent + 1}", False
             case "round_trained":
-                self.loss = event["train_loss"]
+                self.loss = event.get("train_loss", self.loss)
                 return f"sending round {event['round']}", True
             case "update_accepted":
                 self.sent = self.round = event["round"]

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from shared.errors import AggregatorUnreachable, InputError, MedDualLoRAError
-from site_agent.cli import agent, backbone, cache, egress, join, phantom, prepare, use
+from site_agent.cli import agent, backbone, cache, egress, join, phantom, prepare, privacy, use
 
 HELP = """Fine-tunes the cardiac-MRI model on this hospital's cases and shares only the global low-rank part.
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for area in (agent, join, prepare, phantom, backbone, cache, use, egress):
+for area in (agent, join, prepare, phantom, backbone, cache, use, egress, privacy):
     area.register(app)
 
 

@@ -125,6 +125,12 @@ def global_tensors(model: CineClassifier, owned: Ownership) -> Tensors:
     return _as_arrays(_global_parameters(model, owned))
 
 
+def travelling(model: CineClassifier, owned: Ownership, recipe: Recipe, round_number: int) -> dict[str, nn.Parameter]:
+    """The parameters behind the tensors of a round's update, by name: low-rank factors and the shared part of the heads."""
+    named = _global_parameters(model, owned)
+    return {name: value for name, value in named.items() if recipe.travels(name, round_number)}
+
+
 def load_global(model: CineClassifier, owned: Ownership, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
     """Set every tensor of an adapter file; also those of a factor of which the site has its own, until `load_local` sets that.
 

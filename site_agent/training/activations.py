@@ -77,6 +77,10 @@ class Activations:
         """The overlapping windows that evaluation combines; one if the model takes the whole volume."""
         return [View(case, "window", i) for i in range(len(self._starts(case)))]
 
+    def image_digest(self, case: Case) -> str:
+        """SHA-256 of a case's voxels, hex; read once in a process."""
+        return self._image_of(case).digest
+
     def prefixes(self, views: Sequence[View]) -> Prefix:
         """Return tokens and skips of `views`, stacked, on the device: (n * entries, T, D) and (n * entries, N or 0, D), float32."""
         return self.finish([self.look(view) for view in views])

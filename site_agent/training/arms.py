@@ -11,7 +11,7 @@ validation threshold, not at probability 0.5.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,7 +138,8 @@ def fit_alone(
     fitting: MicroBatch,
     group: Group = ALONE,
 ) -> None:
-    """Train `model`, at its start, as a federation of one."""
+    """Train `model`, at its start, as a federation of one; without noise, which what stays at the site needs none of."""
+    recipe = replace(recipe, dp_noise=0.0, dp_epsilon=0.0)
     for number in range(1, rounds + 1):
         position = schedule.Position(number, rounds, seed)
         local.train_round(

@@ -45,6 +45,8 @@ class Binding:
     local: str
     cases: str
     seed: int
+    key: str = ""
+    """Name of the key that the round's noise is drawn from; empty without differential privacy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

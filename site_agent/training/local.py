@@ -6,6 +6,7 @@ What a step sees and how fast it learns, `schedule` says; what is added to the l
 the memory there is, `gradient` and `micro_batch`; how several processes share it, `parallel`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,12 +16,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from shared.methods import Part, Phase
+from shared.errors import InputError
+from shared.methods import GLOBAL_ALONE, Part, Phase
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.models import adapter_tensors, lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
+from site_agent.privacy import gradient as private_gradient
+from site_agent.privacy import sampling
+from site_agent.privacy.gradient import PrivateGradient
+from site_agent.privacy.stream import Stream
 from site_agent.training import checkpoint, fusion, memory, schedule
 from site_agent.training.activations import Activations
 from site_agent.training.checkpoint import Keeper, Progress
@@ -68,6 +74,7 @@ def train_round(
     micro_batch: MicroBatch | None = None,
     keeper: Keeper | None = None,
     group: Group = ALONE,
+    stream: Stream | None = None,
 ) -> float:
     """Train the model in place for one round; return the mean loss of its first pass's last epoch. Raises Stopped when asked to.
 
@@ -77,10 +84,13 @@ def train_round(
     keeper, training goes on from the newest checkpoint, and leaves one now and then and when it is stopped.
 
     Of several processes rank 0 has the keeper, and its hooks say when to stop. All begin with the same model and end with it.
+
+    stream: what patients and noise of the pass that trains the shared part are drawn from, where the recipe asks for differential
+    privacy. Raises InputError if there is none then. The loss is nan if nobody was drawn in the last epoch.
     """
-    batches = list(schedule.batches(cases, recipe, position))
-    fitting = micro_batch or MicroBatch()
-    group.gathered(lambda: fitting.find(model, activations, batches[0].views, memory.for_training(group.local_size)))
+    batches = _batches(cases, recipe, position, stream)
+    fitting, largest = micro_batch or MicroBatch(), max((batch.views for batch in batches), key=len)
+    group.gathered(lambda: fitting.find(model, activations, largest, memory.for_training(group.local_size)))
     if any(phase.anchored for phase in recipe.method.passes):
         adapter_tensors.begin_personal(model)
     penalties = Penalties.of(model, recipe, owned, len(cases))
@@ -98,6 +108,7 @@ def train_round(
         )
         loss_of = CaseLoss.of(cases, recipe, device)
         gradient = Gradient(model, activations, parameters, loss_of, fitting, group)
+        private = _private(gradient, groups, owned, recipe, position.round, len(cases), stream)
         first, losses = 0, list[float]()
         held, *_ = group.gathered(lambda: keeper.newest() if keeper is not None else None)
         if held is not None:
@@ -112,19 +123,51 @@ def train_round(
                     raise Stopped
                 lora.use(model, batch.phase.active)
                 _set_rates(optimiser, recipe, position, batch)
-                loss = gradient.of(batch, looked)
+                if private is not None and batch.phase == GLOBAL_ALONE:
+                    loss = private.of(batch, step, looked)
+                else:
+                    loss = gradient.of(batch, looked)
                 penalties.add_gradient(batch.phase)
                 _let_rest(optimiser, batch.phase)
                 nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
                 optimiser.step()
                 penalties.keep_bounds()
-                if batch.epoch == recipe.local_epochs - 1 and batch.phase in recipe.passes()[0]:
+                if batch.epoch == recipe.local_epochs - 1 and batch.phase in recipe.passes()[0] and batch.views:
                     losses.append(loss)
                 hooks.on_step(step + 1, len(batches), optimiser)
         lora.use(model, recipe.method.serves)
     if recipe.method.fused:
         group.gathered(lambda: fusion.fit(model, activations, cases, loss_of, position.seed))
-    return float(np.mean(losses))
+    return float(np.mean(losses)) if losses else math.nan
+
+
+def _batches(cases: Sequence[Case], recipe: Recipe, position: Position, stream: Stream | None) -> list[Batch]:
+    if not recipe.dp_noise:
+        return list(schedule.batches(cases, recipe, position))
+    if stream is None:
+        raise InputError(
+            f"recipe parameter dp_noise is {recipe.dp_noise:g}, and there is no key to draw noise from; nothing is trained "
+            "without one"
+        )
+    return list(sampling.batches(cases, recipe, position, stream))
+
+
+def _private(
+    gradient: Gradient,
+    groups: Sequence[Mapping[str, Any]],
+    owned: Ownership,
+    recipe: Recipe,
+    round_number: int,
+    patients: int,
+    stream: Stream | None,
+) -> PrivateGradient | None:
+    """Return what makes the gradients of the pass that trains what is shared; None without differential privacy."""
+    if not recipe.dp_noise or stream is None:
+        return None
+    travelling = adapter_tensors.travelling(gradient.model, owned, recipe, round_number)
+    trained = [p for group in groups if PART_OF[group["name"]] in GLOBAL_ALONE.trained for p in group["params"]]
+    private_gradient.check_covers(travelling, trained)
+    return PrivateGradient(gradient, travelling, recipe, patients, stream)
 
 
 class CaseLoss(nn.Module):

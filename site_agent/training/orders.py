@@ -17,6 +17,7 @@ from shared.contract import Contract
 from shared.errors import InputError
 from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort
+from site_agent.privacy.stream import Stream
 from site_agent.training import local
 from site_agent.training.checkpoint import Checkpoints
 from site_agent.training.evaluate import Judged
@@ -90,9 +91,10 @@ class LeadingTrainer(SiteTrainer):
         local_before: Mapping[str, np.ndarray],
         hooks: local.Hooks,
         checkpoints: Checkpoints | None = None,
+        stream: Stream | None = None,
     ) -> Trained:
         self._group.told(Train(round_number, received, dict(local_before)))
-        return super().train(round_number, received, local_before, hooks, checkpoints)
+        return super().train(round_number, received, local_before, hooks, checkpoints, stream)
 
     def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> Judged:
         self._group.told(Validate(adapter, dict(local_now)))

@@ -26,7 +26,8 @@ from site_agent.models.classifier import CineClassifier
 from site_agent.models.config import FRAMES, ConvViTConfig, Frames
 from site_agent.models.head import HeadPolicy
 from site_agent.models.lora import DualLoRAConfig
-from site_agent.training import arms, augment, evaluate, filled, local, schedule
+from site_agent.privacy.stream import Stream
+from site_agent.training import arms, augment, evaluate, filled, local, schedule, views
 from site_agent.training.activations import Activations
 from site_agent.training.arms import Arm
 from site_agent.training.checkpoint import Binding, Checkpoints
@@ -58,7 +59,7 @@ class Trained:
 
     global_tensors: exactly the tensors that travel in this round, to be sealed; none of them is private.
     local_tensors: everything private, also what the recipe trains of the global part and does not share.
-    metrics: aggregate figures.
+    metrics: aggregate figures that may be told; none under differential privacy.
     """
 
     global_tensors: Tensors
@@ -85,6 +86,11 @@ class SiteTrainer:
     ) -> None:
         self._group = group
         self.contract, self.recipe = contract, contract.recipe
+        if self.recipe.dp_noise and group.size > 1:
+            raise InputError(
+                f"differential privacy trains a site in one process, and this one has {group.size}; start the agent "
+                "without torchrun"
+            )
         self.metadata = contract.manifest.metadata
         self.owned = Ownership.of(self.metadata, self.recipe)
         self.network = loaded.model.config
@@ -125,6 +131,14 @@ class SiteTrainer:
         cases = (*self.train_cases, *self.validation_cases, *self.cohort.test())
         return f"{self.seed}, {self.activations.seed}, {_digest(cases)}"
 
+    def made_from(self) -> str:
+        """SHA-256 of all that a round's update is a function of besides contract, round, version and key, hex: training cases with
+        their images and labels, and how numbers are computed here."""
+        compute = self.activations.compute
+        cases = [[case.key, case.label, self.activations.image_digest(case)] for case in self.train_cases]
+        how = [self.seed, self.activations.seed, str(self.activations.stored), torch.__version__, repr(compute)]
+        return sha256_hex(canonical_json([cases, how, torch.get_num_threads()]))
+
     @property
     def training_patients(self) -> int:
         """Patients trained on: what the site's weight is computed from."""
@@ -150,8 +164,19 @@ class SiteTrainer:
         return filled.fill(self.activations, list(dict.fromkeys(views)), self._group, should_stop, on_progress)
 
     def _views(self, round_number: int) -> list[View]:
-        batches = schedule.batches(self.train_cases, self.recipe, self._position(round_number))
-        return [view for batch in batches for view in batch.views]
+        """What a round may ask for; under differential privacy any patient's views, whoever will be drawn."""
+        recipe, epochs = self.recipe, self.recipe.local_epochs
+        batches = schedule.batches(self.train_cases, recipe, self._position(round_number))
+        found = [view for batch in batches for view in batch.views]
+        if recipe.dp_noise:
+            first = (round_number - 1) * epochs
+            found += [
+                view
+                for epoch in range(first, first + epochs)
+                for case in self.train_cases
+                for view in views.at_a_time(case, recipe, self.seed, epoch)
+            ]
+        return found
 
     def _position(self, round_number: int) -> Position:
         return Position(round_number, self.contract.policy.rounds, self.seed)
@@ -193,11 +218,13 @@ class SiteTrainer:
         local_before: Mapping[str, np.ndarray],
         hooks: local.Hooks,
         checkpoints: Checkpoints | None = None,
+        stream: Stream | None = None,
     ) -> Trained:
         """Train one round from the received global and the site's own local part, or go on where a checkpoint of exactly
-        this stands. Raises local.Stopped."""
+        this stands. `stream`: what the noise of differential privacy is drawn from. Raises local.Stopped."""
         self._load(received, local_before)
-        keeper = checkpoints.keeper(self._binding(round_number, received, local_before)) if checkpoints else None
+        binding = self._binding(round_number, received, local_before, stream.id if stream else "")
+        keeper = checkpoints.keeper(binding) if checkpoints else None
         self.activations.begin_round()
         memory.give_back()  # of the frozen blocks, whose passing values are larger than those of training
         loss = local.train_round(
@@ -211,15 +238,18 @@ class SiteTrainer:
             micro_batch=self._micro_batch,
             keeper=keeper,
             group=self._group,
+            stream=stream,
         )
         shared = adapter_tensors.global_tensors(self.model, self.owned)
         return Trained(
             {name: value for name, value in shared.items() if self.recipe.travels(name, round_number)},
             adapter_tensors.local_tensors(self.model, self.owned),
-            {"train_loss": loss},
+            {} if self.recipe.dp_noise else {"train_loss": loss},
         )
 
-    def _binding(self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray]) -> Binding:
+    def _binding(
+        self, round_number: int, received: Adapter, local_before: Mapping[str, np.ndarray], key: str
+    ) -> Binding:
         return Binding(
             contract=self.contract.sha256,
             round=round_number,
@@ -228,12 +258,13 @@ class SiteTrainer:
             local=sha256_hex(save(dict(local_before))),
             cases=_digest(self.train_cases),
             seed=self.seed,
+            key=key,
         )
 
     def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> Judged:
         """Judge the model on the validation cases.
 
-        In mode non-interference the global part alone is what is spoken of outside.
+        In mode non-interference the global part alone is what is spoken of outside; under differential privacy nothing is.
         """
         if not self.validation_cases:
             return Judged({}, {})
@@ -246,7 +277,8 @@ class SiteTrainer:
             Scored(found, known)
             for found in evaluate.scores(self.model, self.activations, self.validation_cases, states, self._group)
         )
-        return Judged(evaluate.figures(own, own), evaluate.reportable(evaluate.figures(spoken, spoken)))
+        told = {} if self.recipe.dp_noise else evaluate.reportable(evaluate.figures(spoken, spoken))
+        return Judged(evaluate.figures(own, own), told)
 
     def score(self, adapter: Adapter, local_now: Mapping[str, np.ndarray], cases: Sequence[Case]) -> Scored:
         """Scores of cases under the dual model, beside their labels."""

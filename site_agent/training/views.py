@@ -45,6 +45,12 @@ def of_epoch(case: Case, slot: int, recipe: Recipe, seed: int, epoch: int) -> Vi
     return View(case, "random", slot + recipe.views * _generation(case, slot, recipe.view_epochs, seed, epoch))
 
 
+def at_a_time(case: Case, recipe: Recipe, seed: int, epoch: int) -> tuple[View, ...]:
+    """Return all views that a case has in an epoch, of which `of_epoch` shows one: as many for every case."""
+    slots = range(recipe.views + 1)
+    return tuple(dict.fromkeys(of_epoch(case, slot, recipe, seed, epoch) for slot in slots))
+
+
 def _generation(case: Case, slot: int, lifetime: int, seed: int, epoch: int) -> int:
     """How many views were in this slot before."""
     if not lifetime:

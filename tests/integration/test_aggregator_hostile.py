@@ -17,6 +17,7 @@ from shared import chunks, protocol
 from shared.canonical import canonical_json
 from shared.layout import Layout
 from tests.support import adapters
+from tests.support.methods import PRIVATE
 from tests.support.raw_site import RawSite, digest, refusal
 from tests.support.serving import make_store, serve
 
@@ -460,3 +461,18 @@ async def test_two_streams_of_one_upload_cannot_mix(site: RawSite) -> None:
 
 async def _raise(error: BaseException) -> None:
     raise error
+
+
+async def test_under_differential_privacy_no_figure_is_taken(tmp_path: Path) -> None:
+    values = {name: str(value).lower() for name, value in PRIVATE.items() if name != "name"}
+    store = make_store(tmp_path, recipe=PRIVATE["name"], parameters=values)
+    async with serve(store) as running, RawSite(running.address, "ge") as site:
+        await site.join(recipes=[PRIVATE["name"]])
+        payload = adapters.delta(site.layout, 1)
+        assert (await refusal(site.begin(payload, metrics={"train_loss": 0.5})))[1:] == (
+            "InputError",
+            "metric 'train_loss' was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent",
+        )
+        for metrics in ({"auc": 0.5}, {}):
+            request = pb.ReportEvaluationRequest(agent_id=site.agent_id, cases=3, metrics=metrics)
+            assert (await refusal(site.call("ReportEvaluation", request)))[1] == "InputError"

@@ -290,6 +290,24 @@ async def test_a_site_joins_in_three_commands_renews_and_is_revoked_while_it_run
     assert [one for _, one in told][2:] == [serial, number]
 
 
+async def test_both_sides_say_that_the_ca_ends(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "CA_DAYS", 20)
+    files = federation.make_certificates(tmp_path / "certs", ("siemens",))
+    store = federation.create_store(tmp_path / "store", materials.adapter, ("siemens",), rounds=1)
+    with structlog.testing.capture_logs() as events:
+        async with serve(store, files["aggregator"]) as running:
+            config = federation.site_config(
+                materials, tmp_path, running.address, "siemens", tls=files["siemens"], federation=federation.NAME
+            )
+            await federation.finish(Agent(config, Silent()))
+    ends = held.holder_in(files["siemens"].ca).expires_at
+    said = [one for one in events if one["event"] == "certificate_expires" and one.get("holder") == "CA"]
+    assert len(said) == 2  # one of each
+    assert all(one["expires_at"] == ends for one in said)
+
+
 async def test_a_server_takes_a_new_certificate_with_the_next_connection(tmp_path: Path) -> None:
     certs, later = tmp_path / "certs", tmp_path / "later"
     certificates.make(certs, ["127.0.0.1"], SITES)

@@ -28,6 +28,7 @@ from site_agent.lineage import Start
 from site_agent.local_rounds import LocalRounds
 from site_agent.models.config import ConvViTConfig
 from site_agent.training import local
+from site_agent.training.evaluate import Judged
 from site_agent.training.site import SiteTrainer, Trained
 from site_agent.view import Silent
 from tests.support import adapters, methods, tiny_site
@@ -113,8 +114,8 @@ class Trainer:
     def initial_local(self) -> dict[str, np.ndarray]:
         return {PRIVATE: np.zeros((2, 6), np.float32)}
 
-    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {}
+    def validate(self, adapter: Adapter, local_now: Mapping[str, np.ndarray]) -> Judged:
+        return Judged({}, {})
 
     def train(
         self, number: int, received: Adapter, local_before: Mapping[str, np.ndarray], hooks: local.Hooks, *_: Any

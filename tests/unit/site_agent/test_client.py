@@ -34,6 +34,7 @@ from site_agent import client
 from site_agent.client import FederationClient, Task
 from site_agent.connection import Dialled
 from site_agent.consent import ConsentWithheld
+from site_agent.download import Download
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
 from tests.support.ledgers import throwaway
@@ -268,8 +269,18 @@ async def test_a_contract_that_hashes_differently_here_is_not_entered():
     [
         ({"recipe": "run-this-code"}, "recipe 'run-this-code' is not installed here"),
         ({"recipe_parameters": b'{"shell":"rm"}'}, "has no parameter 'shell'"),
-        ({"recipe_parameters": b"{"}, "recipe parameters are not JSON"),
-        ({"recipe_parameters": b"[]"}, "recipe parameters are a list"),
+        ({"recipe_parameters": b"{"}, "recipe's parameters is not JSON"),
+        ({"recipe_parameters": b"[]"}, "recipe's parameters are a list"),
+        ({"recipe_parameters": b'{"views":1,"views":2}'}, "recipe's parameters names 'views' twice"),
+        (
+            {"recipe_parameters": b'{"views":' + b"[" * 600 + b"]" * 600 + b"}"},
+            "recipe's parameters is nested 601 deep",
+        ),
+        (
+            {"recipe_parameters": b"[" + b"[]," * 9000 + b"[]]"},
+            "recipe's parameters of 27004 bytes is over the limit of 16384",
+        ),
+        ({"adapter_manifest": b"[" * 990 + b"]" * 990}, "header is nested 990 deep"),
         ({"recipe_parameters": b'{"local_epochs":0}'}, "local_epochs must be at least 1, got 0"),
         ({"adapter_manifest": b'{"layout":[]}'}, "an adapter manifest has layout and metadata"),
     ],
@@ -277,6 +288,28 @@ async def test_a_contract_that_hashes_differently_here_is_not_entered():
 async def test_a_recipe_or_manifest_that_is_not_understood_here_is_refused(changes, message):
     with pytest.raises(ConsentWithheld, match=message):
         await join(ScriptedClient(join_response(**changes)))
+
+
+async def test_an_answer_that_is_no_message_is_refused():
+    layout, none = CONTRACT.manifest.layout, None  # what gRPC hands out for bytes that it cannot parse
+    with pytest.raises(IncompatibleProtocol, match="answer to Join cannot be read"):
+        await join(ScriptedClient(none))
+    with pytest.raises(IncompatibleProtocol, match="answer to FetchAdapter cannot be read"):
+        await ScriptedClient([none]).fetch(CONTRACT, TASK, None)
+    with pytest.raises(IncompatibleProtocol, match="answer to UploadDelta cannot be read"):
+        await ScriptedClient(none).upload(Update(FACTS, layout, PAYLOAD), fresh=True)
+
+
+async def test_an_answer_larger_than_any_that_is_meant_is_refused():
+    with pytest.raises(IncompatibleProtocol, match=r"answer to Join has 30[0-9]{4} bytes, allowed are 262144"):
+        await join(ScriptedClient(join_response(recipe="x" * 300_000)))
+    with pytest.raises(IncompatibleProtocol, match=r"answer to AwaitRound has 70[0-9]{3} bytes, allowed are 65536"):
+        await ask(ScriptedClient(answer(reason="x" * 70_000)))
+    chunk = pb.FetchAdapterResponse(chunk=pb.Chunk(data=bytes(1 << 20)))
+    with pytest.raises(
+        IncompatibleProtocol, match=r"answer to FetchAdapter has 10[0-9]{5} bytes, allowed are 6[0-9]{4}"
+    ):
+        await ScriptedClient([chunk]).fetch(CONTRACT, TASK, None)
 
 
 # --- downloads ------------------------------------------------------------------------------------------------------
@@ -389,6 +422,17 @@ async def test_what_cannot_be_rebuilt_here_is_asked_for_again_plainly(wrong: Cal
         assert (await used.fetch(CONTRACT, TASK, held)).digest == ADAPTER.digest
     assert [request.any_form for request in used.aggregator.requests] == [True, False]
     assert [event["event"] for event in events if event["log_level"] == "warning"] == ["download_not_reproduced"]
+
+
+def test_more_changes_than_there_are_rounds_are_not_applied_one_after_the_other():
+    """Each takes as long as the adapter is large, and a message has room for a hundred thousand."""
+    held, rounds = adapters.adapter(seed=5), CONTRACT.policy.rounds
+    used = Download(CONTRACT, held)
+    changes = [pb.Change(size=10)] * (rounds + 1)
+    used.begin(pb.AdapterInfo(size=10 * len(changes), form="FORM_CHANGES", base_digest=held.digest, changes=changes))
+    used.add(pb.Chunk(data=bytes(10 * len(changes))))
+    with pytest.raises(InvalidAdapter, match=f"{rounds + 1} changes are more than there are rounds"):
+        used.adapter(1, "")
 
 
 async def test_a_download_is_not_gone_on_with_in_other_bytes():

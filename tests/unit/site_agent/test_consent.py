@@ -13,7 +13,7 @@ from shared.recipe import Recipe
 from site_agent import consent
 from site_agent.consent import ConsentWithheld, Pins, Window
 from site_agent.ledger import Spent
-from tests.support import adapters
+from tests.support import adapters, methods
 
 ADAPTER = adapters.adapter()
 CONTRACT = Contract(
@@ -160,12 +160,21 @@ def test_windows_may_go_past_midnight(text: str, inside: tuple[int, ...], outsid
 # what differs
 
 
+BESIDE: dict[str, dict[str, Any]] = {
+    "attackers": {"robust": "krum", "attackers": 1},
+    "norm_gate": {"norm_gate": 4.0},
+    "dp_noise": methods.PRIVATE,
+    "dp_epsilon": methods.PRIVATE,
+}
+"""What a parameter needs beside it."""
+
+
 def different(name: str, value: Any) -> Any:
     """Return another value of the same kind that a contract may have."""
     choices = {
         "mode": "alternating", "weighting": "uniform", "augmentation": "none", "server_optimiser": "adam", "codec": "bf16",
         "broadcast_codec": "f32+zstd", "name": "fdlora", "rank_local": 4, "lr_floor": 0.5, "topk_share": 0.5,
-        "beta1": 0.5, "beta2": 0.5, "server_beta1": 0.5, "server_beta2": 0.5,
+        "robust": "geometric-median", "dp_delta": 0.5, "beta1": 0.5, "beta2": 0.5, "server_beta1": 0.5, "server_beta2": 0.5,
     }  # fmt: skip
     if name in choices:
         return choices[name]
@@ -174,10 +183,10 @@ def different(name: str, value: Any) -> Any:
 
 @pytest.mark.parametrize("name", [one.name for one in fields(Recipe)])
 def test_every_recipe_parameter_that_changed_is_named(name: str) -> None:
-    changed = replace(
-        CONTRACT, recipe=replace(CONTRACT.recipe, **{name: different(name, getattr(CONTRACT.recipe, name))})
-    )
-    named = [line.partition(":")[0] for line in consent.differences(CONTRACT, changed)]
+    policy = RoundPolicy(invited=9, quorum=9)
+    before = replace(CONTRACT, policy=policy, recipe=replace(CONTRACT.recipe, **BESIDE.get(name, {})))
+    changed = replace(before, recipe=replace(before.recipe, **{name: different(name, getattr(before.recipe, name))}))
+    named = [line.partition(":")[0] for line in consent.differences(before, changed)]
     assert named == ["recipe" if name == "name" else f"recipe parameter {name}"]
 
 

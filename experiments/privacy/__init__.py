@@ -1,0 +1,1 @@
+"""Accuracy under differential privacy on the SYNTHETIC phantom: `python -m experiments.privacy`."""
