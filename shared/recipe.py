@@ -291,7 +291,7 @@ _SINCE_1_2 = (
 )
 _WHOLE = {
     "rank_local": (0, 1024),
-    "local_epochs": (1, 10_000),
+    "local_epochs": (1, 1_000_000),
     "batch_size": (1, 1 << 16),
     "views": (0, 1000),
     "view_epochs": (0, 1_000_000),

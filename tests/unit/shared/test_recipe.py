@@ -89,7 +89,7 @@ def test_an_unknown_parameter_says_which_there_are() -> None:
         ("weight_decay", math.inf, "recipe parameter weight_decay must not be negative, got inf"),
         ("views", -1, "recipe parameter views must be at least 0, got -1"),
         ("rank_local", 1025, "recipe parameter rank_local must be at most 1024, got 1025"),
-        ("local_epochs", 10**9, "recipe parameter local_epochs must be at most 10000, got 1000000000"),
+        ("local_epochs", 10**9, "recipe parameter local_epochs must be at most 1000000, got 1000000000"),
         ("batch_size", 10**9, "recipe parameter batch_size must be at most 65536, got 1000000000"),
         ("norm_gate", 0.5, "recipe parameter norm_gate must be 0 or above 1, got 0.5"),
         ("cosine_least", 1.5, "must be a cosine and a probability, got 1.5 and 1e-05"),
