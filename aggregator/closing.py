@@ -6,6 +6,7 @@ Kill this at any instruction and start it anywhere: a round left closing is fini
 import asyncio
 from collections.abc import Mapping
 
+import numpy as np
 import sqlalchemy as sa
 import structlog
 
@@ -55,7 +56,7 @@ class Closer:
             try:
                 wait_s = await self._step()
                 failures = 0
-            except MedDualLoRAError as error:
+            except (MedDualLoRAError, np.linalg.LinAlgError) as error:
                 failures += 1
                 wait_s = min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(failures, 10))
                 event = "closing_postponed" if isinstance(error, StoreUnavailable) else "closing_failed"

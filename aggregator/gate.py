@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from aggregator import products, rules
-from aggregator.robust import inner_products
+from aggregator.robust import change, inner_products
 from shared.layout import TensorSpec
 from shared.methods import Rule
 from shared.recipe import factor_of
@@ -35,7 +35,7 @@ def norms(
         part = LOW_RANK if factor_of(name) else OTHERS
         if factor_of(name) and rule != "factors":
             with products.one_thread():
-                found = float(inner_products(base, tuple(unit), [unit])[0, 0])
+                found = float(inner_products([change(base, unit)])[0, 0])
         else:
             found = sum(float(np.sum(np.square(array, dtype=np.float64))) for array in unit.values())
         squared[part] = squared.get(part, 0.0) + max(found, 0.0)
@@ -43,15 +43,25 @@ def norms(
 
 
 def too_large(sizes: Mapping[str, Mapping[str, float]], most: float) -> dict[str, str]:
-    """Return the sites of a round with a norm above `most` times the median of all sites', in words. None if `most` is 0."""
+    """Return the sites of a round that are more than `most` times as large as the median site, in words. None if `most` is 0.
+
+    As large as: in the part in which it is largest, in units of that part's median. So fewer than half can be.
+    """
     if not most or len(sizes) < FEWEST:
         return {}
-    found: dict[str, str] = {}
-    for part in sorted({part for norms in sizes.values() for part in norms}):
-        median = statistics.median(norms.get(part, 0.0) for norms in sizes.values())
-        for site, norms in sorted(sizes.items()):
-            if site not in found and norms.get(part, 0.0) > most * median:
-                found[site] = (
-                    f"{part} part has norm {norms[part]:.3g}, the median is {median:.3g} and the gate {most:g} times that"
-                )
-    return dict(sorted(found.items()))
+    parts = sorted({part for norms in sizes.values() for part in norms})
+    medians = {part: statistics.median(norms.get(part, 0.0) for norms in sizes.values()) for part in parts}
+    times = {
+        site: max(((_times(norms.get(part, 0.0), medians[part]), part) for part in parts), default=(0.0, ""))
+        for site, norms in sorted(sizes.items())
+    }
+    limit = most * max(1.0, statistics.median_high(value for value, _ in times.values()))
+    return {
+        site: f"{part} part has norm {sizes[site][part]:.3g}, the median is {medians[part]:.3g} and the gate {limit:.3g} times that"
+        for site, (value, part) in times.items()
+        if value > limit
+    }
+
+
+def _times(norm: float, median: float) -> float:
+    return norm / median if median else (math.inf if norm else 0.0)

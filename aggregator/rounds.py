@@ -19,6 +19,10 @@ from shared.errors import ConflictingUpdate, InputError, StaleRound
 RoundPhase = Literal["open", "closing", "closed", "abandoned"]
 FederationPhase = Literal["running", "paused", "finished"]
 SitePhase = Literal["enrolled", "joined", "evicted"]
+EVICTED, QUARANTINED = "evicted", "quarantined"
+"""How reasons begin why a site's update is not in a round."""
+FEWEST_TO_HIDE_IN = 3
+"""Updates of a round below which one can be read, see `quorum_warning`."""
 Instruction = Literal["NONE", "TRAIN", "WAIT", "ABANDON", "PAUSED", "FINISHED", "EVICTED"]
 
 
@@ -202,14 +206,14 @@ def active_sites(federation: FederationState) -> tuple[str, ...]:
 
 def quorum(federation: FederationState) -> int:
     """Return how many updates the round needs. A quorum of all invited means all who have not been evicted, and whose update is
-    not quarantined.
+    not quarantined: three at least, or as few as the sites agreed to.
 
     Sites that were asked in place of others never raise it.
     """
-    policy = federation.policy
+    policy, active = federation.policy, len(active_sites(federation))
     if policy.quorum != policy.invited:
         return policy.quorum
-    return min(policy.quorum, len(active_sites(federation)) - len(quarantined(federation)))
+    return min(policy.quorum, active, max(active - len(quarantined(federation)), FEWEST_TO_HIDE_IN))
 
 
 def is_quorate(federation: FederationState) -> bool:
@@ -338,9 +342,9 @@ def left_out(federation: FederationState) -> dict[str, str]:
         if name in held:
             continue
         if site.phase == "evicted":
-            reasons[name] = f"evicted: {site.reason}" if site.reason else "evicted"
+            reasons[name] = f"{EVICTED}: {site.reason}" if site.reason else EVICTED
         elif name in out:
-            reasons[name] = f"quarantined: {out[name]}"
+            reasons[name] = f"{QUARANTINED}: {out[name]}"
         elif name not in state.invited:
             reasons[name] = "not invited"
         elif name in state.announced:
@@ -430,7 +434,7 @@ def check_eviction(federation: FederationState, site: str, allow_quorum: int = 0
             "pause the federation instead, and start another one"
         )
     needed = min(policy.quorum, rest)
-    if needed < min(3, policy.quorum) and not 1 <= allow_quorum <= needed:
+    if needed < min(FEWEST_TO_HIDE_IN, policy.quorum) and not 1 <= allow_quorum <= needed:
         raise InputError(
             f"evicting '{site}' would leave {rest} sites: {quorum_warning(needed)}. The sites agreed to a quorum of "
             f"{policy.quorum}; if {needed} is acceptable to them, say so with --allow-quorum {needed}"

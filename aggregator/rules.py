@@ -148,6 +148,8 @@ class _Module:
         self._most = 2 * min(len(self._received.b), self._received.a.shape[1])
 
     def add(self, share: float, deltas: Unit) -> None:
+        if not share:
+            return
         a, b = (deltas[name].astype(np.float64) for name in self._names)
         for mean, delta in zip(self._mean, (a, b), strict=True):
             mean += share * delta
@@ -166,21 +168,21 @@ class _Module:
             residual, left = _residual(missed, before, floor=ROUNDING * products.total(whole, before).norm)
             made = dict(zip((*self._names, *names), (a, b, *residual), strict=True))
         else:
-            factors = _best(whole, a)
+            factors = _best(whole, self._received.a)
             left = products.total(whole, -LowRank.of(*factors))
             made = dict(zip(self._names, factors, strict=True))
         return made, Errors(left.norm**2, missed.norm**2, whole.norm**2)
 
 
-def _best(whole: LowRank, mean_a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _best(whole: LowRank, before_a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return A and B of the best B A of A's rank r, float32.
 
-    Where fewer than r singular values are there, A keeps the averaged factor's rows and B's columns are zero. With both zero
-    neither would ever have a gradient again.
+    Where fewer than r singular values are there, A keeps rows of the version before, which no site has a say in, and B's columns
+    are zero. With both zero neither would ever have a gradient again.
     """
-    rank = len(mean_a)
+    rank = len(before_a)
     found = products.truncated(whole, rank, floor=ROUNDING * whole.norm)
-    a = np.concatenate([found.a, mean_a[found.rank :]])
+    a = np.concatenate([found.a, before_a[found.rank :]])
     return a.astype(np.float32), _widened(found.b, rank)
 
 

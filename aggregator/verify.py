@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from aggregator import aggregation, gate, manifest, payload, recomputation, rounds
 from aggregator.manifest import ManifestEntry, RoundManifest
 from aggregator.recomputation import Difference, Ground
-from aggregator.rounds import SiteState
+from aggregator.rounds import EVICTED, QUARANTINED, SiteState
 from aggregator.store import federations, schema, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
@@ -33,7 +33,6 @@ from shared.contract import Contract
 from shared.errors import InputError, MedDualLoRAError, NotFound
 from shared.recipe import Recipe
 
-QUARANTINED = "quarantined: "
 ROUNDED = 1e-6
 """Share of an update's norm by which two machines may differ."""
 
@@ -289,12 +288,12 @@ def _check_participants(ground: Ground, record: RoundRecord, decided: RoundManif
         found = accepted[site].digest if site in accepted else "none"
         recomputation.same(f"update of site '{site}', set aside", digest, found)
     for site, reason in decided.left_out.items():
-        evicted = reason.startswith("evicted")
+        evicted = reason.startswith(EVICTED)
         if evicted != _was_evicted(ground.sites[site], reason) or (
             not evicted and (reason == "not invited") != (site not in invited)
         ):
             raise Difference(f"manifest: site '{site}' was left out as '{reason}', which its row does not say")
-        out = reason.startswith(("evicted", QUARANTINED))
+        out = reason.startswith((EVICTED, QUARANTINED))
         if site in decided.set_aside and not out:
             raise Difference(
                 f"manifest: the update of site '{site}' is set aside, and the site neither evicted nor quarantined"
@@ -307,11 +306,11 @@ def _check_quarantined(most: float, record: RoundRecord, decided: RoundManifest)
     arrived = {
         site: update.norms
         for site, update in record.state.accepted.items()
-        if not decided.left_out.get(site, "").startswith("evicted")
+        if not decided.left_out.get(site, "").startswith(EVICTED)
     }
     expected = gate.too_large(arrived, most)
     said = {
-        site: reason.removeprefix(QUARANTINED)
+        site: reason.removeprefix(f"{QUARANTINED}: ")
         for site, reason in decided.left_out.items()
         if reason.startswith(QUARANTINED)
     }
@@ -324,7 +323,7 @@ def _check_quarantined(most: float, record: RoundRecord, decided: RoundManifest)
 
 
 def _was_evicted(site: SiteState, reason: str) -> bool:
-    return site.phase == "evicted" and reason == (f"evicted: {site.reason}" if site.reason else "evicted")
+    return site.phase == "evicted" and reason == (f"{EVICTED}: {site.reason}" if site.reason else EVICTED)
 
 
 def _check_entry(record: RoundRecord, entry: ManifestEntry, weight: float) -> None:
@@ -377,7 +376,9 @@ def _check_norms(ground: Ground, key: UpdateKey, base_version: int, held: Mappin
         layout = recipe.upload_layout(ground.contract.manifest, key.round, ground.contract.policy.invited)
         before = ground.store.read(federations.adapter, ground.contract.federation, base_version).tensors
         found = gate.norms(recipe.rule, before, payload.tensors(layout, updates.pieces(ground.store, key)))
-    if held.keys() != found.keys() or any(not math.isclose(held[part], found[part], rel_tol=ROUNDED) for part in found):
+    if held.keys() != found.keys() or any(
+        not math.isclose(held[part], found[part], rel_tol=ROUNDED, abs_tol=ROUNDED) for part in found
+    ):
         raise Difference(f"update of site '{key.site}' has norms {dict(found)}, its row says {dict(held)}")
 
 

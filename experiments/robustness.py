@@ -68,9 +68,10 @@ class Task:
     attack: str
     seed: int
 
-    def path(self, out: Path) -> Path:
+    def path(self, bench: Bench) -> Path:
+        """Where its cell is kept: others for other rounds and another scale."""
         name = "".join(c if c.isalnum() else "-" for c in f"{self.rule} {self.attack}")
-        return out / "cells" / f"{name}-{self.seed}.json"
+        return bench.out / "cells" / f"{bench.rounds}-rounds-scale-{bench.scale:g}" / f"{name}-{self.seed}.json"
 
 
 def halves(cohorts: Mapping[str, Cohort]) -> dict[str, Cohort]:
@@ -135,7 +136,7 @@ def run_one(bench: Bench, task: Task) -> str:
         "weights_of_last_round": weight,
     }
     facts["seconds"] = round(time.perf_counter() - began, 1)
-    write_atomically(task.path(bench.out), json.dumps(facts, indent=1).encode())
+    write_atomically(task.path(bench), json.dumps(facts, indent=1).encode())
     return f"balanced accuracy {mean['at_validation']:.3f}, AUC {mean['auc']:.3f}; {facts['seconds']:.0f} s"
 
 
@@ -158,7 +159,7 @@ def main(
             raise typer.Exit(3)
     names = rule or list(RULES)
     tasks = [Task(name, attack, seed) for seed in range(seeds) for name in names for attack in ATTACKS]
-    missing = [task for task in tasks if not task.path(out).exists()]
+    missing = [task for task in tasks if not task.path(bench).exists()]
     minutes = len(missing) * CELL_SECONDS * scale / 60 / jobs
     print(f"SYNTHETIC. {len(missing)} of {len(tasks)} federations to run, about {minutes:.0f} min", flush=True)
     failed = 0
@@ -170,7 +171,7 @@ def main(
     if failed:
         print(f"robustness: {failed} federation(s) failed; the same command runs them again", file=sys.stderr)
         raise typer.Exit(1)
-    cells = [json.loads(task.path(out).read_text(encoding="utf-8")) for task in tasks]
+    cells = [json.loads(task.path(bench).read_text(encoding="utf-8")) for task in tasks]
     lines, rows = summary(cells)
     print("\n".join(lines))
     text = json.dumps({"synthetic": True, "seeds": seeds, "rounds": rounds, "scale": scale, "rows": rows}, indent=1)
@@ -180,7 +181,7 @@ def main(
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the table as lines and as rows. A poisoned run is neutralised if its mean lies in the clean run's interval.
+    """Return the table as lines and as rows. An attack is neutralised if the mean does not lie below the clean runs' interval.
 
     The interval: Student's, 95 %, over the seeds' figures of the plain mean with nobody poisoned.
     """
@@ -193,7 +194,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[st
         row: dict[str, Any] = {"rule": rule, **{attack: float(np.mean(values[rule, attack])) for attack in ATTACKS}}
         if clean is not None:
             row |= {"low": clean.low, "high": clean.high}
-            row["neutralised"] = {a: bool(clean.low <= row[a] <= clean.high) for a in ATTACKS if a != "nobody"}
+            row["neutralised"] = {a: bool(row[a] >= clean.low) for a in ATTACKS if a != "nobody"}
         rows.append(row)
     head = ["rule", *ATTACKS, "neutralised"]
     return output.table(head, [[row["rule"], *(row[a] for a in ATTACKS), _words(row)] for row in rows]), rows
@@ -207,7 +208,7 @@ def _words(row: Mapping[str, Any]) -> str:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table as Markdown."""
     lines = [
-        f"| rule | {' | '.join(ATTACKS)} | in the clean interval |",
+        f"| rule | {' | '.join(ATTACKS)} | not below the clean interval |",
         "| --- |" + " ---: |" * len(ATTACKS) + " --- |",
     ]
     lines += [f"| {row['rule']} | {' | '.join(f'{row[a]:.3f}' for a in ATTACKS)} | {_words(row)} |" for row in rows]

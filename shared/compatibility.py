@@ -38,14 +38,31 @@ def check(recipe: "Recipe") -> None:
             raise InputError(message)
 
 
-def robust_quorum(recipe: "Recipe") -> int:
-    """Return the fewest updates of a round from which the recipe's robust rule withstands its number of attackers.
+def honest_more(recipe: "Recipe") -> int:
+    """Return by how many the honest sites of a round must outnumber the attackers for the recipe's robust rule to hold.
 
-    Krum needs 2 f + 3 (Blanchard et al. 2017, arXiv:1703.02757), whoever cuts f on either side, or the f farthest, 2 f + 1.
+    Krum: K at least 2 f + 3 (Blanchard et al. 2017, arXiv:1703.02757); whoever cuts f on either side, or the f farthest: 2 f + 1.
     """
-    if recipe.robust in ("krum", "multi-krum"):
-        return 2 * recipe.attackers + 3
-    return 2 * recipe.attackers + 1
+    return 3 if recipe.robust in ("krum", "multi-krum") else 1
+
+
+def robust_quorum(recipe: "Recipe") -> int:
+    """Return the fewest updates of a round from which the recipe's robust rule withstands its number of attackers."""
+    return 2 * recipe.attackers + honest_more(recipe)
+
+
+def blended(recipe: "Recipe", updates: int) -> int:
+    """Return of how many updates the result of a round of so many may be made: who has the version before and after has them when
+    it is one, and of two each site the other's."""
+    left = {
+        "trimmed-distance": updates - recipe.attackers,
+        "krum": 1,
+        "multi-krum": updates - recipe.attackers - 2,
+        "cosine-gate": 1,
+        "median": 1 if updates % 2 else 2,
+        "trimmed-mean": updates - 2 * recipe.attackers,
+    }
+    return max(1, left.get(recipe.robust, updates))
 
 
 def _must_be(recipe: "Recipe", name: str, wanted: object, why: str) -> str:
@@ -182,6 +199,14 @@ def _factorwise(recipe: "Recipe") -> str:
     return _must_be(recipe, "weighting", "uniform", f"robust rule {robust} counts every site once")
 
 
+def _idle(recipe: "Recipe") -> str:
+    if recipe.cosine_least and recipe.robust != "cosine-gate":
+        return (
+            f"recipe parameter cosine_least is for robust rule cosine-gate, and robust is {recipe.robust}: it must be 0"
+        )
+    return ""
+
+
 def _attackers(recipe: "Recipe") -> str:
     if (recipe.robust in COUNTED_RULES) == (recipe.attackers > 0):
         return ""
@@ -204,5 +229,6 @@ CONFLICTS = (
     Conflict("robust rules", "fedex-lora", _exact),
     Conflict("median, trimmed-mean", "rules on products, weights by patients", _factorwise),
     Conflict("attackers", "rules that are told no number", _attackers),
+    Conflict("cosine_least", "other rules than cosine-gate", _idle),
 )  # fmt: skip
 """Every contradiction there is between two choices of a recipe. What one parameter alone may be, `Recipe` says."""

@@ -120,4 +120,6 @@ def check_told(contract: Contract, metrics: Mapping[str, float], *, always: bool
     check_metrics(dict(metrics))
     if contract.recipe.dp_noise and (metrics or always):
         told = f"metric '{min(metrics)}'" if metrics else "an evaluation"
-        raise InputError(f"{told} was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent")
+        raise InputError(
+            f"{told} was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent"
+        )

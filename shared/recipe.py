@@ -116,8 +116,8 @@ class Recipe:
     cosine_least: float = 0.0
     """cosine-gate: the least median cosine of a site's change with the others'."""
     norm_gate: float = 0.0
-    """Updates are quarantined whose norm is more than so many times the median of the round's, or less than the inverse; 0: none.
-    It needs five updates to say anything."""
+    """Updates are quarantined that are more than so many times as large as the median one of the round; 0: none. It needs five
+    updates to say anything."""
     dp_noise: float = 0.0
     """Noise multiplier sigma of DP-SGD (Abadi et al. 2016, arXiv:1607.00133) on what is shared; 0: no differential privacy."""
     dp_clip: float = 1.0

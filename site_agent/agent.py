@@ -44,6 +44,7 @@ from site_agent.permission import Permission
 from site_agent.privacy import budget
 from site_agent.privacy.budget import Budget
 from site_agent.report import REPORT, Phases
+from site_agent.round_files import Tensors
 from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
 from site_agent.training import local
@@ -104,7 +105,7 @@ class Agent:
             may_send=lambda number, size: self._permission.may_send(number, size),
         )
         self._permission = Permission(config, self._state, self._ledger, view, self._write)
-        self._budget = Budget(self._state.folder, self._ledger, self._write)
+        self._budget = Budget(self._state.folder, self._ledger, self._write, view.warned)
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
         self._abandoned = threading.Event()
@@ -191,7 +192,7 @@ class Agent:
         began = time.monotonic()
         first = await asyncio.to_thread(starting.first_look, config)
         joined = await self._permission.agree(
-            lambda: starting.join(self._client, self._state, config, first, self._view)
+            lambda: starting.join(self._client, self._state, config, first, self._view), first.training_patients
         )
         budget.check_ready(joined.contract)
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
@@ -248,7 +249,7 @@ class Agent:
         One that is not `fresh` may have arrived before: it costs one call to learn that, and no bytes.
         """
         began, number = time.monotonic(), update.facts.round
-        self._budget.forget(number)
+        await self._budget.forget(number)
         if not await self._permission.may_leave(update, lambda: self._is_asked(number)):
             await self._write(lambda: self._state.rounds.mark(number, "refused"))
             return
@@ -323,17 +324,13 @@ class Agent:
         received: Adapter,
         local_before: dict[str, np.ndarray],
     ) -> bool:
-        """Train in a thread, seal, commit. False if the round was abandoned meanwhile.
-
-        Under differential privacy the round is paid for first; until it is done it says nothing of how far it is, because how
-        long a step takes tells how many patients were drawn.
-        """
+        """Train in a thread, seal, commit. False if the round was abandoned meanwhile. Under differential privacy it is paid for
+        first."""
         began = time.monotonic()
         self._progress = 0.0
         self._abandoned.clear()
         beginning = self._begin(trainer, task.round, received)
-        on_step = self._on_unsaid_step if trainer.recipe.dp_noise else self._on_step
-        hooks = local.Hooks(on_step=on_step, should_stop=self._should_stop)
+        hooks = self._hooks(trainer, self._should_stop)
         await self._permission.window(lambda: self._is_asked(task.round))
         if self._abandoned.is_set():
             return self._abandon(task)
@@ -364,11 +361,27 @@ class Agent:
             beginning.residual,
             canonical_json([trainer.seed, task.round]),
         )
-        await self._write(lambda: self._state.rounds.commit(update, trained.local_tensors, beginning.start, owed))
+        local_now = self._finite(task.round, trained.local_tensors, local_before)
+        await self._write(lambda: self._state.rounds.commit(update, local_now, beginning.start, owed))
         self._checkpoints.clear()
         self._phases.add("training", began)
-        log.info("round_trained", round=task.round, duration_s=round(time.monotonic() - began, 3), **trained.metrics)
+        took = {} if trainer.recipe.dp_noise else {"duration_s": round(time.monotonic() - began, 3)}
+        log.info("round_trained", round=task.round, **took, **trained.metrics)
         return True
+
+    def _finite(self, number: int, trained: Tensors, before: Tensors) -> Tensors:
+        """Return the local part as a round left it; as it was before where that holds what is no number: no round could begin
+        with it."""
+        name = next((name for name in sorted(trained) if not np.isfinite(trained[name]).all()), None)
+        if name is None:
+            return trained
+        reason, fallback = f"tensor {name} is not finite", "the local part stays as it was before the round"
+        log.warning("local_part_not_finite", round=number, reason=reason, fallback=fallback)
+        self._view.warned(
+            f"round {number}: {reason} after training; {fallback}, and the update leaves all the same. If it happens again, ask "
+            "the coordinator for a smaller lr_local"
+        )
+        return before
 
     def _abandon(self, task: Task) -> bool:
         if self._abandoned.is_set():
@@ -387,6 +400,12 @@ class Agent:
             await asyncio.wait([running])
             running.exception()  # Stopped, most likely: looked at, so that nobody reports it as forgotten
             raise
+
+    def _hooks(self, trainer: SiteTrainer, should_stop: Callable[[], bool]) -> local.Hooks:
+        """What training is watched by. Under differential privacy heartbeats do not say how far it is: how long a step takes tells
+        how many patients were drawn."""
+        on_step = self._on_unsaid_step if trainer.recipe.dp_noise else self._on_step
+        return local.Hooks(on_step=on_step, should_stop=should_stop)
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         del optimiser
@@ -472,7 +491,7 @@ class Agent:
         began = time.monotonic()
         self._view.comparing()
         initial = await self._initial(joined, trainer)
-        hooks = local.Hooks(should_stop=self._stopping.is_set, on_step=self._on_step)  # an abandoned round is past
+        hooks = self._hooks(trainer, self._stopping.is_set)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
         made = report.finite(report.make(joined, trainer, final, compared, self._state.history(), self._phases))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from shared import compatibility
 from shared.canonical import canonical_json
 from shared.contract import ALLOWED_METRICS, Contract
 from shared.errors import InputError, MedDualLoRAError
@@ -67,14 +68,16 @@ class Pins:
     rounds: int = 0
     """The most rounds that the contract may have."""
     sites_at_least: int = 0
-    """The smallest quorum: with two, each can subtract itself from the mean."""
+    """The fewest updates of which a result may be made: with two, each site can subtract itself from the mean."""
     metrics: tuple[str, ...] | None = None
     """Figures that may leave; None: all that the protocol allows."""
     bytes_a_round: int = 0
     """The most bytes of tensors that leave for one round, repeated ones counted."""
     bytes_in_all: int = 0
     epsilon: float = 0.0
-    """Largest dp_epsilon. With it a contract without differential privacy is refused."""
+    """Largest dp_epsilon. With it, or with delta, a contract without differential privacy is refused."""
+    delta: float = 0.0
+    """Largest dp_delta."""
     windows: tuple[Window, ...] = ()
 
     @classmethod
@@ -83,9 +86,11 @@ class Pins:
         types: dict[str, type[Any]] = {
             "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "at_most": dict, "rounds": int,
             "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int, "windows": list, "epsilon": float,
+            "delta": float,
         }  # fmt: skip
         table = {
-            key: float(value) if key == "epsilon" and type(value) is int else value for key, value in table.items()
+            key: float(value) if types.get(key) is float and type(value) is int else value
+            for key, value in table.items()
         }
         for key, value in table.items():
             if key not in types:
@@ -135,16 +140,22 @@ class Pins:
             yield f"recipe parameter {name}", f"at most {most:g}", offered, offered <= most
         policy = contract.policy
         yield "rounds", f"at most {self.rounds}", policy.rounds, not self.rounds or policy.rounds <= self.rounds
+        together = compatibility.blended(contract.recipe, policy.quorum)
+        robust = f" and robust rule {contract.recipe.robust}: results of {together}" if together < policy.quorum else ""
         yield (
             "sites_at_least",
             self.sites_at_least,
-            f"a quorum of {policy.quorum}",
-            policy.quorum >= self.sites_at_least,
+            f"a quorum of {policy.quorum}{robust}",
+            together >= self.sites_at_least,
         )
         recipe = contract.recipe
-        offered = f"dp_epsilon {recipe.dp_epsilon:g}" if recipe.dp_noise else "no differential privacy (dp_noise 0)"
-        inside = not self.epsilon or (recipe.dp_noise > 0 and recipe.dp_epsilon <= self.epsilon)
-        yield "epsilon", f"at most {self.epsilon:g}", offered, inside
+        for name, most, value in (
+            ("epsilon", self.epsilon, recipe.dp_epsilon),
+            ("delta", self.delta, recipe.dp_delta),
+        ):
+            offered = f"dp_{name} {value:g}" if recipe.dp_noise else "no differential privacy (dp_noise 0)"
+            inside = not most or (recipe.dp_noise > 0 and value <= most)
+            yield name, f"at most {most:g}", offered, inside
 
     def check_spent(self, size: int, round_number: int, spent: Spent) -> None:
         """Raise ConsentWithheld if so many more bytes of tensors for a round pass a budget."""

@@ -19,7 +19,7 @@ from site_agent import egress, starting
 from site_agent.client import Joined
 from site_agent.config import SiteConfig
 from site_agent.egress import Update, UpdateFacts
-from site_agent.privacy import sampling
+from site_agent.privacy import accountant, budget, debits, sampling
 from site_agent.privacy.stream import Stream
 from site_agent.training import local
 from site_agent.training.site import SiteTrainer
@@ -61,11 +61,13 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
     adapter: the coordinator's file of version 0; without one it is drawn from the seed in the contract. Nothing is written and
     nothing is sent. Under differential privacy the noise is drawn from a key that is thrown away, and nothing is debited: the bytes
     are not the agent's, and as private as what they are made from. Raises InputError for data, weights or an adapter that the
-    contract cannot be kept with.
+    contract cannot be kept with, and without an accountant; ConsentWithheld for a contract that the agent would refuse.
     """
     config.agreed.check(contract)
+    budget.check_ready(contract)
     site = certificates.holder_in(config.tls.certificate).site if config.tls else config.plain_site
     first = starting.first_look(config)
+    budget.check_offer(contract, first.training_patients)
     trainer = starting.trainer(config, Joined(site, contract, first.training_patients, 0), first.cohort)
     received = _version_0(starting.version_0(trainer, contract), contract, adapter)
     local_before = trainer.initial_local()
@@ -116,19 +118,26 @@ def run(config: SiteConfig, contract: Contract, adapter: Path | None, hooks: loc
             "metrics": "of version 1, which other sites have a part in: "
             + ", ".join(config.agreed.may_leave(judged.reportable)),
         },
-        privacy=_privacy(trainer) if trainer.recipe.dp_noise else {},
+        privacy=_privacy(trainer, config.state) if trainer.recipe.dp_noise else {},
         update=update,
         numbers=update.layout.split(update.payload),
     )
 
 
-def _privacy(trainer: SiteTrainer) -> dict[str, Any]:
-    release = sampling.release(trainer.training_patients, trainer.recipe)
+def _privacy(trainer: SiteTrainer, state: Path) -> dict[str, Any]:
+    recipe, rounds = trainer.recipe, trainer.contract.policy.rounds
+    release = sampling.release(trainer.training_patients, recipe)
+    cost = accountant.epsilon([release], recipe.dp_delta)
+    spent = [debits.release_of(one.facts) for one in debits.read(state, missing_ok=True).entries]
+    afforded = accountant.afforded(spent, release, recipe.dp_delta, recipe.dp_epsilon, rounds)
     return {
         "noise": "of a key that was thrown away: the agent draws another one, so its bytes differ",
         "debit": "none was written: these numbers are in no budget, so they must not leave this site",
         "figures": "none leave, and no evaluation is reported",
         "release": f"{release.steps} steps, every patient in each with probability {release.q:.4g}, noise {release.sigma:g}",
+        "a round": f"epsilon {cost.pld:.4g} at delta {recipe.dp_delta:g} (by RDP {cost.rdp:.4g})",
+        "budget": f"epsilon {recipe.dp_epsilon:g} affords {afforded} of {rounds} rounds"
+        + (f" beside {len(spent)} debits of this state folder" if spent else ""),
     }
 
 

@@ -90,6 +90,11 @@ class Ledger:
         """Return what has left under the contract in force."""
         return self._spent.of(self.contract, round_number)
 
+    @property
+    def updates(self) -> frozenset["UpdateName"]:
+        """The updates that have left, under any contract."""
+        return self._spent.updates
+
     def left(self, number: int, rpc: str, code: str, message_bytes: int, payload_bytes: int) -> None:
         """Write how the call of a `leaving` line ended. Raises OSError; the call then counts as unfinished."""
         facts = {"line": number, "rpc": rpc, "code": code, "bytes": message_bytes, "payload_bytes": payload_bytes}
@@ -145,6 +150,15 @@ class Ledger:
         return self._head.count
 
 
+UpdateName = tuple[str, int]
+"""Of an update of which tensors left: SHA-256 of its contract, hex, and its round."""
+
+
+def updates(chain: Chain) -> frozenset[UpdateName]:
+    """Return the updates of which tensors have left, or may have."""
+    return _Accounts.of_chain(chain).updates
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """Bytes of tensors that have left under a contract: for one round, and in all; and the rounds that something left for.
@@ -186,6 +200,10 @@ class _Accounts:
         if line in self._begun:
             key, most = self._begun.pop(line)
             self._bytes[key] += size - most
+
+    @property
+    def updates(self) -> frozenset[UpdateName]:
+        return frozenset(name for name, size in self._bytes.items() if size)
 
     def of(self, contract: str, round_number: int) -> Spent:
         mine = {number: size for (held, number), size in self._bytes.items() if held == contract and size}

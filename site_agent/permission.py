@@ -17,6 +17,7 @@ from site_agent.config import SiteConfig
 from site_agent.consent import ConsentWithheld
 from site_agent.egress import Update
 from site_agent.ledger import HELD, RELEASED, WITHHELD, Ledger
+from site_agent.privacy import budget
 from site_agent.state import State
 from site_agent.view import View
 
@@ -34,16 +35,18 @@ class Permission:
     def __init__(self, config: SiteConfig, state: State, ledger: Ledger, view: View, write: Write) -> None:
         self._config, self._state, self._ledger, self._view, self._write = config, state, ledger, view, write
 
-    async def agree(self, join: Callable[[], Awaitable[Joined]]) -> Joined:
-        """Join, and bind the state folder to the contract. Stays and asks again as long as the site does not consent to it."""
+    async def agree(self, join: Callable[[], Awaitable[Joined]], training_patients: int) -> Joined:
+        """Join, and bind the state folder to the contract. Stays and asks again as long as the site, with so many patients to
+        train on, does not consent to it."""
         while True:
             try:
-                return await self._agreed(await join())
+                return await self._agreed(await join(), training_patients)
             except ConsentWithheld as error:
                 await self.withhold(error)
 
-    async def _agreed(self, joined: Joined) -> Joined:
+    async def _agreed(self, joined: Joined, training_patients: int) -> Joined:
         self._config.agreed.check(joined.contract)
+        budget.check_offer(joined.contract, training_patients)
         await self._write(lambda: self._state.bind(joined.contract))
         self._ledger.contract = joined.contract.sha256
         return joined

@@ -177,9 +177,13 @@ def read_first_local(rounds: Path) -> Tensors | None:
 
 def _tensors(path: Path, data: bytes) -> Tensors:
     try:
-        return dict(load(data))
+        tensors = dict(load(data))
     except SafetensorError as error:
         raise Damaged(path, f"it is no safetensors file ({error})") from error
+    for name, value in sorted(tensors.items()):
+        if not np.isfinite(value).all():
+            raise Damaged(path, f"tensor {name} is not finite")
+    return tensors
 
 
 def _bytes(path: Path) -> bytes:

@@ -40,6 +40,7 @@ from shared.errors import InputError, InvalidAdapter
 from site_agent import consent, lineage, people, round_files
 from site_agent.consent import ConsentWithheld
 from site_agent.damage import Damaged, Infirmary
+from site_agent.ledger import LEDGER
 from site_agent.local_rounds import LocalRounds
 from site_agent.round_files import ROUNDS
 
@@ -51,11 +52,12 @@ INITIAL = "initial.safetensors"
 HISTORY = "history.jsonl"
 AGENT = "agent.json"
 TRAINING = "training"
-PRIVACY = "privacy"
+PRIVACY, DEBITS = "privacy", "debits.jsonl"
 TAKEOVER_S = 120.0
 """How long a new id may wait for the aggregator to let go of the damaged one; it does a minute after that one's last call."""
 PRIVATE = 0o600
 FETCHED_AGAIN = "it is fetched again"
+UNKNOWN = "unknown"
 
 
 class State:
@@ -69,7 +71,9 @@ class State:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.fdopen(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, PRIVATE), "w")
         except OSError as error:
-            raise InputError(f"cannot keep state in {folder}: {error.strerror}; give another --state folder") from error
+            raise InputError(
+                f"cannot keep state in {folder}: {error.strerror}; give another --state folder{_with_journals(folder)}"
+            ) from error
         self.folder = folder
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +102,8 @@ class State:
         """Tie the folder to one contract: local adapters of two do not mix.
 
         Another one than before is taken when a person has accepted it (`site-agent accept`); what belongs to the one before is then
-        moved aside. Raises ConsentWithheld naming what differs until then.
+        moved aside. So are finished rounds of which no contract is left to say whose they are: nothing of them may be offered under
+        this one. Raises ConsentWithheld naming what differs until then.
         """
         path = self.folder / CONTRACT
         if path.exists() and (held := read_contract(self.folder)) != contract:
@@ -108,25 +113,37 @@ class State:
                 raise ConsentWithheld(
                     f"the contract has changed. {differing}. If this hospital agrees: site-agent accept --state {self.folder}"
                 )
-            self._put_aside(held)
+            self._put_aside(held.sha256[:12], CONTRACT)
             log.warning("contract_accepted", before=held.sha256, contract=contract.sha256)
         if not path.exists():
+            if round_files.numbers(self.folder / ROUNDS):
+                self._put_unknown_aside()
             write_atomically(path, contract.to_bytes(), PRIVATE)
         for name in (OFFERED, ACCEPTED):
             (self.folder / name).unlink(missing_ok=True)
 
-    def _put_aside(self, held: Contract) -> None:
-        """Move what belongs to a contract into a folder of its own; the contract last: a kill in between goes on from there."""
-        aside = self.folder / f"contract-{held.sha256[:12]}"
+    def _put_unknown_aside(self) -> None:
+        aside = self._put_aside(UNKNOWN, ROUNDS)
+        log.warning("contract_missing", kept_as=aside.name)
+        self.infirmary.warn(
+            f"{CONTRACT} is missing, so that nobody can say under which contract the rounds here were trained: they are kept in "
+            f"{aside.name}, and this site begins with a new local adapter"
+        )
+
+    def _put_aside(self, whose: str, last: str) -> Path:
+        """Move what belongs to a contract into a folder of its own, and return that. `last` is moved at the end: a kill in between
+        goes on from there."""
+        aside = self.folder / f"contract-{whose}"
         for number in range(2, 1000):
-            if not (aside / CONTRACT).exists():
+            if not (aside / last).exists():
                 break  # a kill left it half done, or it is new
-            aside = self.folder / f"contract-{held.sha256[:12]}-{number}"
+            aside = self.folder / f"contract-{whose}-{number}"
         aside.mkdir(mode=0o700, exist_ok=True)
-        for name in (ROUNDS, TRAINING, GLOBAL, INITIAL, HISTORY, CONTRACT):
+        for name in (TRAINING, GLOBAL, INITIAL, HISTORY, ROUNDS, CONTRACT):
             if (self.folder / name).exists():
                 (self.folder / name).rename(aside / name)
         sync_folder(self.folder)
+        return aside
 
     def store_global(self, adapter: Adapter) -> None:
         """Keep the newest global adapter."""
@@ -233,8 +250,18 @@ def _warn_of_onlookers(folder: Path, warn: Callable[[str], None]) -> None:
         log.warning("state_folder_open_to_others", mode=f"{mode:04o}")
         warn(
             f"state folder {folder} is open to other users of this machine (mode {mode:04o}), and it is private: if it is the "
-            f"agent's alone, close it with `chmod -R go= {folder}`, else use another --state folder"
+            f"agent's alone, close it with `chmod -R go= {folder}`, else use another --state folder{_with_journals(folder)}"
         )
+
+
+def _with_journals(folder: Path) -> str:
+    """What to say beside the advice to use another state folder where differential privacy was paid for in this one."""
+    try:
+        paid = (folder / PRIVACY / DEBITS).exists()
+    except OSError:  # a folder that may not be looked into, most likely the very reason for the advice
+        paid = False
+    words = f"; move {PRIVACY}/ and {LEDGER} along: what was spent of these patients' privacy counts there too"
+    return words if paid else ""
 
 
 def accept(folder: Path, by: str, *, decided: bool = True) -> list[str]:
@@ -279,7 +306,8 @@ def read_contract(folder: Path) -> Contract:
     except InputError as error:
         raise InputError(
             f"{path} is damaged ({error}): it says what this site agreed to, so it is not made anew silently; if the site "
-            "still takes part in the same federation, remove the file and start the agent, else use another --state folder"
+            "still takes part in the same federation, put it back from a backup, or remove the file and start the agent, which "
+            f"then moves finished rounds aside; else use another --state folder{_with_journals(folder)}"
         ) from error
 
 

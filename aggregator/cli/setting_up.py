@@ -1,11 +1,15 @@
 """`aggregator init`, `certificates`, `approve` and `revoke`: who takes part."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aggregator.cli.output import print_json
+
+if TYPE_CHECKING:
+    from shared.contract import Contract
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +46,6 @@ def init(
     """
     import time
 
-    from aggregator import rounds as core
     from aggregator import setup
 
     plan = setup.FederationPlan(
@@ -62,7 +65,7 @@ def init(
     sampled = contract.policy.invited < len(plan.sites)
     updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]  # by turns
     most, fixed = max(layout.size for layout in updates), all(layout.fixed for layout in updates)
-    if warning := core.quorum_warning(contract.policy.quorum):
+    for warning in _warnings(contract):
         typer.echo(f"warning: {warning}", err=True)
     if json_:
         print_json(
@@ -190,3 +193,22 @@ def revoke(
     finally:
         opened.close()
     typer.echo(f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if new else 'was revoked already'}")
+
+
+def _warnings(contract: "Contract") -> Iterator[str]:
+    """Yield what a coordinator should know of a contract that is allowed."""
+    from aggregator import gate
+    from aggregator import rounds as core
+    from shared import compatibility
+
+    recipe, quorum = contract.recipe, contract.policy.quorum
+    if warning := core.quorum_warning(quorum):
+        yield warning
+    together = compatibility.blended(recipe, quorum)
+    if together < min(quorum, core.FEWEST_TO_HIDE_IN):
+        yield (
+            f"robust rule {recipe.robust} may make the result of a round of {quorum} of {together} update(s), which every site can "
+            "read then"
+        )
+    if recipe.norm_gate and quorum < gate.FEWEST:
+        yield f"the norm gate says nothing of rounds below {gate.FEWEST} updates, and the quorum is {quorum}"

@@ -26,6 +26,8 @@ from site_agent.training.evaluate import Scored
 from site_agent.training.site import SiteTrainer
 
 ARMS = ("global", "dual")
+LEAST_SIGMA = 0.1
+"""Noise multipliers below this are not looked at by `sigma_for`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,25 @@ def release(choices: Choices, patients: int) -> Release:
 def sigma_of(choices: Choices, patients: Mapping[str, int], budget: float) -> float:
     """Return the noise multiplier with which every site keeps to the budget over all rounds."""
     ones = {release(choices, count) for count in patients.values()}
-    return max(accountant.sigma_for(one.q, one.steps * choices.rounds, budget, choices.delta) for one in ones)
+    return max(sigma_for(one.q, one.steps * choices.rounds, budget, choices.delta) for one in ones)
+
+
+def sigma_for(q: float, steps: int, epsilon_most: float, delta: float) -> float:
+    """Return the least noise multiplier, rounded up by 0.1 % at most, with which so many steps cost at most this epsilon by PLD."""
+    low, high = 0.0, 1.0
+    while _epsilon(q, high, steps, delta) > epsilon_most:
+        low, high = high, 2 * high
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        if middle >= LEAST_SIGMA and _epsilon(q, middle, steps, delta) <= epsilon_most:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
+    return accountant.epsilon([Release(q=q, sigma=sigma, steps=steps)], delta).pld
 
 
 def spent(choices: Choices, patients: Mapping[str, int], sigma: float) -> dict[str, Epsilon]:

@@ -30,14 +30,18 @@ def show(
 
     Example: site-agent privacy show --state state/
     """
-    from site_agent.privacy import accountant, debits
+    from site_agent import ledger
+    from site_agent.privacy import accountant, budget, debits
 
     chain = debits.read(state, head)
+    path = state / ledger.LEDGER
+    without = budget.without_noise(chain, ledger.updates(ledger.read(path))) if path.exists() else None
     last = chain.entries[-1].facts
     spent = accountant.epsilon([debits.release_of(one.facts) for one in chain.entries], last["delta"])
     if as_json:
         lines = [{"n": one.n, "at": one.at, "event": one.event, **one.facts} for one in chain.entries]
         sums = {"epsilon": spent.pld, "epsilon_rdp": spent.rdp, "delta": last["delta"], "budget": last["budget"]}
+        sums["updates_without_noise"] = without
         print(json.dumps({"releases": lines, "spent": sums, "head": chain.head.digest}))
         return
     print(f"{'line':>5}  {'federation':<16}{'round':>6}{'steps':>7}{'q':>9}{'noise':>8}{'epsilon then':>14}  key")
@@ -48,6 +52,10 @@ def show(
             f"{facts['sigma']:>8.3g}{facts['epsilon']:>14.4f}  {facts['key'][:12]}"
         )
     print(f"{len(chain.entries)} lines hold together; head {chain.head.digest}")
+    if without is None:
+        print(f"there is no {path.name} beside it: what left without noise is not known")
+    elif without:
+        print(budget.in_no_budget(without))
     print(f"spent: epsilon {spent.pld:.4f} at delta {last['delta']:g} (by RDP {spent.rdp:.4f})")
     print(
         f"budget: epsilon {last['budget']:g} by the last contract; {max(0.0, last['budget'] - spent.pld):.4f} is left"

@@ -5,8 +5,9 @@ composed with itself. RDP: Mironov, Talwar and Zhang 2019, arXiv:1908.10530. PLD
 pessimistically (Doroshenko et al. 2022, arXiv:2207.04380): an upper bound too, and a tighter one. Budgets are held against PLD.
 """
 
+import bisect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,11 +17,10 @@ from shared.errors import InputError
 ORDERS = (*(1 + x / 10 for x in range(10, 70)), *range(8, 64), *range(64, 257, 8), 320, 384, 512, 1024)
 """From 2: at lower ones between whole numbers dp-accounting's series does not always converge."""
 HOPELESS = 50.0
-"""An epsilon by RDP above which nothing is protected, and the other figure, which then takes gigabytes, is not asked for."""
+"""An epsilon by RDP above which nothing is protected, and the other figure, which then takes gigabytes, is not asked for.
+No site agrees to a larger budget."""
 MOST_STEPS = 1_000_000
 """Above, it would take hours; the figure by RDP, an upper bound too, stands for both."""
-LEAST_SIGMA = 0.1
-"""Noise multipliers below this are not looked at by `sigma_for`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +61,10 @@ def epsilon(releases: Iterable[Release], delta: float) -> Epsilon:
     return Epsilon(rdp, _spent(accounting.pld.PLDAccountant(), events, delta))
 
 
-def sigma_for(q: float, steps: int, epsilon_most: float, delta: float) -> float:
-    """Return the least noise multiplier, rounded up by 0.1 % at most, with which so many steps cost at most this epsilon by PLD."""
-    low, high = 0.0, 1.0
-    while epsilon([Release(q=q, sigma=high, steps=steps)], delta).pld > epsilon_most:
-        low, high = high, 2 * high
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        if middle >= LEAST_SIGMA and epsilon([Release(q=q, sigma=middle, steps=steps)], delta).pld <= epsilon_most:
-            high = middle
-        else:
-            low = middle
-    return high
+def afforded(spent: Sequence[Release], one: Release, delta: float, budget: float, most: int) -> int:
+    """Return how many releases such as `one`, up to `most`, keep to the budget together with what is spent; errors as above."""
+    costs = range(1, most + 1)
+    return bisect.bisect_right(costs, budget, key=lambda count: epsilon([*spent, *[one] * count], delta).pld)
 
 
 def installed() -> ModuleType:

@@ -26,9 +26,9 @@ from site_agent.ledger import DEBITED
 from site_agent.privacy import accountant
 from site_agent.privacy.accountant import Epsilon, Release
 from site_agent.privacy.stream import Stream
-from site_agent.state import PRIVACY
+from site_agent.state import DEBITS, PRIVACY
 
-DEBITS, KEY = "debits.jsonl", "key.json"
+KEY = "key.json"
 OWNER_ONLY = 0o600
 
 
@@ -51,9 +51,7 @@ class Asked:
     @property
     def binding(self) -> str:
         """SHA-256 of all that makes it the same release with the same key, hex."""
-        value = asdict(self)
-        del value["budget"]
-        return sha256_hex(canonical_json(value))
+        return sha256_hex(canonical_json(asdict(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +104,7 @@ class Debits:
             self._write_key(plan)
         chain = self._chain()
         if plan.paid or any(e.facts["key"] == plan.stream.id for e in chain.entries):
+            sync_folder(self._folder)  # it may have been renamed there, and not be durable yet
             return chain.head.digest
         line = journal.line(chain.head, time.time(), DEBITED, _facts(plan))
         path = self._folder / DEBITS
@@ -114,14 +113,14 @@ class Debits:
         return journal.after(chain.head, line).digest
 
     def forget(self, round_number: int) -> None:
-        """Destroy the key of a round: its update is durable, and about to leave."""
-        path = self._folder / KEY
-        if not path.exists():
+        """Destroy the key of a round: its update is durable, and about to leave. Raises OSError; to be tried again then."""
+        if not self._folder.exists():
             return
+        path = self._folder / KEY
         value = _key_file(path)
         if value is None or value["round"] == round_number:
-            path.unlink()
-            sync_folder(self._folder)
+            path.unlink(missing_ok=True)
+        sync_folder(self._folder)
 
     def _chain(self, noted: Collection[str] = ()) -> Chain:
         chain = read(self._folder.parent, missing_ok=True)
@@ -165,6 +164,8 @@ def read(state: Path, noted: str = "", *, missing_ok: bool = False) -> Chain:
     except OSError as error:
         raise InputError(f"cannot read the privacy journal {path}: {error.strerror}") from error
     try:
+        if not lines:
+            raise InputError("it is empty, as no agent leaves it")
         return journal.verify(lines, noted)
     except InputError as error:
         raise InputError(

@@ -78,7 +78,7 @@ class PrivateGradient:
             losses.append(self.gradient.of(views, iter([found])))
             total.add(self._vector())
         if total.left_out:
-            log.warning("gradient_not_finite", samples=total.left_out)
+            log.warning("gradient_not_finite")  # of how many is a figure without noise
         noise = recipe.dp_noise * recipe.dp_clip * self.stream.normals(NOISE, step, len(total.total))
         self._put((total.total + noise) / sampling.expected(self.patients, recipe))
         return float(np.mean(losses)) if losses else math.nan

@@ -9,6 +9,7 @@ A checkpoint that cannot be written is no reason to stop training: it is said, a
 
 import errno
 import io
+import math
 import pickle
 import re
 import time
@@ -62,6 +63,12 @@ class Progress:
     local_tensors: dict[str, torch.Tensor]
     optimiser: dict[str, Any]
     generators: dict[str, torch.Tensor]
+
+    @property
+    def not_finite(self) -> str:
+        """The first tensor with a value that is not finite; empty if all are."""
+        tensors = self.global_tensors | self.local_tensors
+        return next((name for name in sorted(tensors) if not bool(tensors[name].isfinite().all())), "")
 
 
 def generators(device: torch.device) -> dict[str, torch.Tensor]:
@@ -157,10 +164,11 @@ class Keeper:
                     damage, "training goes on from the checkpoint before, or the round's start"
                 )
                 continue
-            if held is not None and held[0] == self._binding:
+            difference = _difference(held, self._binding)
+            if held is not None and not difference:
                 log.info("training_resumed", round=self._binding.round, step=held[1].step)
                 return held[1]
-            log.info("checkpoint_ignored", path=path.name, differs=_difference(held, self._binding))
+            log.info("checkpoint_ignored", path=path.name, differs=difference)
         return None
 
     @property
@@ -169,7 +177,12 @@ class Keeper:
         return time.monotonic() >= self._due_at
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint and drop those before the last one; a failure is only said."""
+        """Write a checkpoint and drop those before the last one; a failure is only said. None is written of tensors that are not
+        finite: nothing could go on from it."""
+        if name := progress.not_finite:
+            log.warning("checkpoint_not_finite", step=progress.step, reason=f"tensor {name} is not finite")
+            self._due_at = math.inf  # it does not become finite again
+            return
         paths = self._of.paths()
         sequence = _sequence(paths[-1]) + 1 if paths else 1
         try:
@@ -203,8 +216,8 @@ def _sequence(path: Path) -> int:
 
 
 def _difference(held: tuple[Binding, Progress] | None, binding: Binding) -> str:
-    """Name the first thing in which a checkpoint is not of this round."""
+    """Name the first thing in which a checkpoint is not one of this round to go on from; empty if it is."""
     if held is None:
         return "format"
     mine, its = asdict(binding), asdict(held[0])
-    return next(name for name in mine if mine[name] != its[name])
+    return next((name for name in mine if mine[name] != its[name]), "") or held[1].not_finite

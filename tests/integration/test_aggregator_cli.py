@@ -232,7 +232,7 @@ def test_certificates_that_are_none_are_not_called_a_port_in_use(tmp_path: Path)
 def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     with sqlite3.connect(store) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '0007'")
+        raw.execute("UPDATE alembic_version SET version_num = '0008'")
     for command in (["serve", "--plain"], ["status"], ["verify"]):
         fails(3, "has schema revision 0008, this release reads up to 0007; upgrade", *command, "--store", store)
 

@@ -6,8 +6,10 @@ import asyncio
 import json
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from site_agent import state as states
 from site_agent.agent import Agent
 from site_agent.cli import app
 from site_agent.config import SiteConfig
-from site_agent.consent import Pins
+from site_agent.consent import ConsentWithheld, Pins
 from site_agent.egress import Update
 from site_agent.ledger import LEDGER
 from site_agent.privacy import accountant, debits
@@ -38,7 +40,7 @@ PRIVATE = {
     "class_balanced": "false",
     "dp_noise": "2",
     "dp_clip": "0.1",
-    "dp_epsilon": "100",
+    "dp_epsilon": "50",
 }
 LONG = {"local_epochs": "40", "batch_size": "4"}
 SITE = "siemens"
@@ -93,7 +95,9 @@ async def test_a_private_federation_is_paid_for_round_by_round_and_tells_no_figu
     assert lines(tmp_path / "state-siemens")[1]["epsilon"] == pytest.approx(spent(2))
     told = [event for event in events if event["event"] in ("round_trained", "version_evaluated")]
     assert len(told) == 3 * 4
-    assert not any(set(event) & {"train_loss", "auc", "specificity", "sensitivity", "cases"} for event in told)
+    assert not any(
+        set(event) & {"train_loss", "auc", "specificity", "sensitivity", "cases", "duration_s"} for event in told
+    )
     debited = [event for event in events if event["event"] == "privacy_debited" and event["round"] == 1]
     assert len(debited) == 3
 
@@ -118,6 +122,9 @@ async def test_the_key_is_destroyed_before_anything_made_with_it_leaves(material
     where, seen = store(tmp_path, materials), list[tuple[bool, bool]]()
 
     class Watched(Agent):
+        def _on_step(self, *_: Any) -> None:
+            pytest.fail("heartbeats would say how far it is")
+
         async def _send(self, update: Update, fresh: bool = False) -> None:
             key, upload = self._state.folder / "privacy/key.json", self._client.upload
             before = key.exists()
@@ -185,6 +192,48 @@ async def test_what_was_spent_counts_under_the_next_contract(materials: Material
                 await going
     assert federation.order_of_arrival(second, 1) == []
     assert len(lines(config.state)) == 2
+
+
+async def test_what_left_without_noise_is_said_to_be_in_no_budget(materials: Materials, tmp_path: Path) -> None:
+    first = federation.create_store(tmp_path / "a", materials.adapter, (SITE,), rounds=2)
+    second = store(tmp_path / "b", materials, rounds=1)
+    config = federation.site_config(materials, tmp_path, f"127.0.0.1:{federation.free_port()}", SITE)
+    async with serve(first, listen=config.aggregator):
+        await federation.finish(Agent(config, Silent()))
+    with structlog.testing.capture_logs() as events:
+        async with serve(second, listen=config.aggregator):
+            going = asyncio.create_task(Agent(config, Silent()).run(once=True))
+            await federation.until(lambda: (config.state / states.OFFERED).exists())
+            await asyncio.to_thread(CliRunner().invoke, app, ["accept", "--state", str(config.state)])
+            await asyncio.wait_for(going, federation.TIMEOUT_S)
+    assert [event["count"] for event in events if event["event"] == "updates_left_without_noise"] == [2]
+    shown = CliRunner().invoke(app, ["privacy", "show", "--state", str(config.state)])
+    assert "2 update(s) left without noise under other contracts" in shown.output
+    told = json.loads(CliRunner().invoke(app, ["privacy", "show", "--state", str(config.state), "--json"]).output)
+    assert told["spent"]["updates_without_noise"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("dp_delta", "0.05", "dp_delta: the contract says 0.05, which must be below 1 / 21"),
+        ("dp_epsilon", "51", "epsilon: the contract allows 51, and a site agrees to 50 at most"),
+    ],
+)
+async def test_privacy_in_name_alone_is_refused_at_join(
+    materials: Materials, tmp_path: Path, name: str, value: str, reason: str
+) -> None:
+    where = store(tmp_path, materials, **{name: value})
+    with structlog.testing.capture_logs() as events:
+        async with serve(where) as running:
+            config = federation.site_config(materials, tmp_path, running.address, SITE)
+            agent = Agent(config, Silent())
+            going = asyncio.create_task(agent.run(once=True))
+            await federation.until(lambda: any(reason in str(event.get("reason")) for event in events))
+            agent.stop()
+            with pytest.raises(asyncio.CancelledError):
+                await going
+    assert not (config.state / "contract.json").exists()
 
 
 async def test_a_site_that_pins_epsilon_takes_no_part_without_differential_privacy(
@@ -308,7 +357,7 @@ async def test_show_says_what_was_spent(materials: Materials, tmp_path: Path) ->
     shown = CliRunner().invoke(app, ["privacy", "show", "--state", str(config.state)])
     assert shown.exit_code == 0
     assert f"spent: epsilon {spent(2):.4f} at delta 1e-05 (by RDP " in shown.output
-    assert f"budget: epsilon 100 by the last contract; {100 - spent(2):.4f} is left" in shown.output
+    assert f"budget: epsilon 50 by the last contract; {50 - spent(2):.4f} is left" in shown.output
     told = json.loads(CliRunner().invoke(app, ["privacy", "show", "--state", str(config.state), "--json"]).output)
     assert told["spent"]["epsilon"] == pytest.approx(spent(2))
     assert [one["round"] for one in told["releases"]] == [1, 2]
@@ -335,3 +384,22 @@ async def test_a_dry_run_uses_a_key_of_its_own_debits_nothing_and_says_so(materi
     words = found[0].fields["differential privacy"]
     assert words["debit"].startswith("none was written")
     assert words["release"] == "3 steps, every patient in each with probability 0.381, noise 2"
+    assert words["a round"].startswith(f"epsilon {spent(1):.4g} at delta 1e-05 (by RDP ")
+    assert words["budget"] == "epsilon 50 affords 1 of 1 rounds beside 1 debits of this state folder"
+
+
+async def test_a_dry_run_refuses_what_the_agent_would(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = store(tmp_path, materials, rounds=1)
+    async with serve(where) as running:
+        config = federation.site_config(materials, tmp_path, running.address, SITE)
+        agent = Agent(config, Silent())
+        joined, _ = await agent._join()
+        await agent._client.close()
+    loose = replace(joined.contract, recipe=replace(joined.contract.recipe, dp_delta=0.05))
+    with pytest.raises(ConsentWithheld, match=r"dp_delta: the contract says 0\.05"):
+        dry_run.run(config, loose, None)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(InputError, match=r"pip install 'med-duallora\[dp\]'"):
+        dry_run.run(config, joined.contract, None)

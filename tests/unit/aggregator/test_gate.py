@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aggregator import gate, rounds
 from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteState
 from shared.contract import RoundPolicy
 from tests.unit.aggregator import test_rules as dense
-from tests.unit.aggregator.test_robust import rotated
+from tests.unit.aggregator.test_robust import hidden, rotated
 from tests.unit.aggregator.test_rules import HEAD, A, B
 
 SITES = ("canon", "ge", "philips", "siemens", "toshiba", "uih")
@@ -37,6 +39,23 @@ def test_other_factors_are_longer_and_their_product_is_not():
     assert turned == pytest.approx(one, rel=1e-5)
     plain, longer = (gate.norms("factors", parent, dense.stream(d)) for d in (delta, rotated(parent, delta)))
     assert longer["low-rank"] > 2 * plain["low-rank"]
+
+
+def test_factors_that_nearly_cancel_hide_nothing():
+    parent, (delta,) = dense.base(residual=0), dense.deltas(1)
+    for seed in range(20):
+        forged = hidden(parent, delta, seed=seed)
+        moved = dense.product(dense.trained(parent, forged)) - dense.product(parent)
+        found = gate.norms("products", parent, dense.stream(forged))["low-rank"]
+        assert found == pytest.approx(np.linalg.norm(moved), rel=1e-6)
+
+
+def test_the_norm_of_a_change_that_is_next_to_nothing_is_right():
+    parent, (delta,) = dense.base(residual=0), dense.deltas(1)
+    small = {name: (1e-6 * value).astype(np.float32) for name, value in delta.items()}
+    moved = dense.product(dense.trained(parent, small)) - dense.product(parent)
+    found = gate.norms("products", parent, dense.stream(small))["low-rank"]
+    assert found == pytest.approx(np.linalg.norm(moved), rel=1e-6)
 
 
 # --- who is quarantined ---------------------------------------------------------------------------------------------
@@ -71,6 +90,23 @@ def test_an_update_that_is_large_in_its_head_alone_does_not_hide_behind_its_fact
     found["ge"]["others"] = 7.0
     expected = "others part has norm 7, the median is 1 and the gate 4 times that"
     assert gate.too_large(found, GATE) == {"ge": expected}
+
+
+def test_two_parts_cannot_send_away_more_than_half():
+    found = sizes(100, 100, 1, 1, 1)
+    for site in ("philips", "siemens"):
+        found[site]["others"] = 100.0
+    assert gate.too_large(found, GATE) == {}
+    found = sizes(100, 1, 1, 1, 1)
+    found["ge"]["others"] = 100.0
+    assert gate.too_large(found, GATE).keys() == {"canon", "ge"}
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), min_size=5, max_size=12), st.floats(1.01, 100))
+@settings(max_examples=200, deadline=None)
+def test_fewer_than_half_are_ever_quarantined(norms, most):
+    found = {f"s{k}": {"low-rank": one, "others": two} for k, (one, two) in enumerate(norms)}
+    assert 2 * len(gate.too_large(found, most)) < len(norms)
 
 
 # --- what becomes of the round --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from experiments.privacy import __main__ as command
@@ -62,6 +63,13 @@ def test_a_cell_of_other_choices_is_not_taken_for_this_ones(tmp_path):
         cells.read(tmp_path, replace(CHOICES, rounds=5), 0, 1.0)
 
 
+@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.2, 80), (3.0, 0.2, 80), (8.0, 0.1, 40)])
+def test_sigma_for_an_epsilon_is_the_least_that_keeps_to_it(epsilon, q, steps):
+    sigma = cells.sigma_for(q, steps, epsilon, 1e-5)
+    assert cells._epsilon(q, sigma, steps, 1e-5) <= epsilon
+    assert cells._epsilon(q, sigma * 0.998, steps, 1e-5) > epsilon
+
+
 def test_the_recipes_differ_in_privacy_alone():
     private, without = CHOICES.private(3.0, 2.0), CHOICES.recipe()
     assert replace(private, dp_noise=0.0, dp_epsilon=0.0, dp_clip=1.0) == without
@@ -75,6 +83,14 @@ def test_an_epsilon_is_a_number_above_0_or_inf(text):
     assert command._budget("inf") is None
 
 
+@pytest.fixture
+def _logs_as_before():
+    """The command lets its process log warnings alone."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_logs_as_before")
 def test_finished_cells_are_not_run_again_and_the_table_is_written(tmp_path, capsys):
     choices = Choices(weights=Path("weights"))
     for budget in (1.0, 3.0, 8.0, None):

@@ -48,6 +48,7 @@ REFUSED: dict[str, list[tuple[Mapping[str, Any], str]]] = {
         ({"attackers": 1}, "robust rule none is not told a number of attackers"),
         ({"robust": "krum"}, "set attackers to at least 1"),
     ],
+    "cosine_least": [({"cosine_least": 0.5}, "is for robust rule cosine-gate, and robust is none")],
 }  # fmt: skip
 
 
@@ -82,3 +83,24 @@ def test_a_private_recipe_and_every_robust_rule_can_be_had() -> None:
         attackers = 1 if robust in compatibility.COUNTED_RULES else 0
         one = Recipe(robust=robust, attackers=attackers, weighting="uniform")  # type: ignore[arg-type]
         assert one.rule == ("products" if robust in compatibility.PRODUCT_RULES else "factors")
+
+
+@pytest.mark.parametrize(
+    ("robust", "attackers", "updates", "together"),
+    [
+        ("none", 0, 5, 5),
+        ("krum", 1, 5, 1),
+        ("multi-krum", 1, 8, 5),
+        ("trimmed-distance", 2, 5, 3),
+        ("geometric-median", 0, 5, 5),
+        ("cosine-gate", 0, 5, 1),
+        ("median", 0, 5, 1),
+        ("median", 0, 6, 2),
+        ("trimmed-mean", 1, 5, 3),
+    ],
+)
+def test_a_robust_rule_may_make_a_result_of_fewer_updates_than_a_round_has(
+    robust, attackers, updates, together
+) -> None:
+    one = Recipe(robust=robust, attackers=attackers, weighting="uniform")
+    assert compatibility.blended(one, updates) == together

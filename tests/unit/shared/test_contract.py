@@ -66,6 +66,7 @@ OTHERS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "attackers": {"robust": "krum", "attackers": 1},
     "norm_gate": {"norm_gate": 4.0},
+    "cosine_least": {"robust": "cosine-gate"},
     "dp_noise": PRIVATE,
     "dp_epsilon": PRIVATE,
 }

@@ -41,12 +41,13 @@ LATER: dict[str, Any] = {
     "dp_epsilon": 4.0,
 }
 """Every parameter that protocol 1.1 did not have, with a value that is not its default."""
-WITHOUT = {"attackers", "dp_noise", "dp_epsilon", "robust"}
+WITHOUT = {"attackers", "cosine_least", "dp_noise", "dp_epsilon", "robust"}
 """Of them, those that need others beside them, or are not for every rule."""
 LOSSLESS = {"broadcast_codec": "f32"}
 """A server optimiser takes no other."""
 BESIDE: dict[str, dict[str, Any]] = {
     "attackers": {"robust": "krum"},
+    "cosine_least": {"robust": "cosine-gate"},
     "dp_noise": methods.PRIVATE,
     "dp_epsilon": methods.PRIVATE,
 }

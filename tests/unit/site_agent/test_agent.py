@@ -312,6 +312,32 @@ async def test_a_file_that_goes_bad_after_it_was_found_sound_is_set_aside_and_th
     assert (tmp_path / f"state/rounds/0001/damaged-{name}").exists()
 
 
+class Diverging(Trainer):
+    """Its private numbers are no numbers any more after round 1."""
+
+    def train(self, number: int, *arguments: Any) -> Trained:
+        trained = super().train(number, *arguments)
+        broken = {
+            name: value * np.float32(np.nan if number == 1 else 1) for name, value in trained.local_tensors.items()
+        }
+        return replace(trained, local_tensors=broken)
+
+
+async def test_a_local_part_that_is_not_finite_is_not_kept_and_stops_no_update(tmp_path):
+    second, told = version(1), list[str]()
+    trainer = Diverging()
+    aggregator = Aggregator([train(1, FIRST), train(2, second), END], [FIRST, second])
+    made = Scripted(tmp_path, aggregator, trainer)
+    made._view.warned = told.append  # type: ignore[method-assign]
+    with capture_logs() as events:
+        await take_part(made)
+    assert [update.facts.round for update in aggregator.sent] == [1, 2]
+    assert trainer.trained == [(1, FIRST.digest, 0.0), (2, second.digest, 0.0)]
+    (said,) = [event for event in events if event["event"] == "local_part_not_finite"]
+    assert (said["round"], said["reason"]) == (1, f"tensor {PRIVATE} is not finite")
+    assert any(f"round 1: tensor {PRIVATE} is not finite after training" in text for text in told)
+
+
 # --- version 0 ------------------------------------------------------------------------------------------------------
 
 

@@ -274,6 +274,30 @@ def test_a_checkpoint_that_cannot_be_written_is_said_once_and_training_goes_on(k
     assert_same(kept.keeper(BINDING).newest(), progress(3))
 
 
+def not_finite(step: int) -> Progress:
+    return replace(progress(step), local_tensors={"local.l": torch.tensor([0.0, float("nan")])})
+
+
+def test_none_is_written_of_tensors_that_are_not_finite(kept):
+    keeper = kept.keeper(BINDING)
+    keeper.save(progress(1))
+    with capture_logs() as events:
+        keeper.save(not_finite(2))
+    assert [(one["event"], one["reason"]) for one in events] == [
+        ("checkpoint_not_finite", "tensor local.l is not finite")
+    ]
+    assert not keeper.due
+    assert_same(kept.keeper(BINDING).newest(), progress(1))
+
+
+def test_one_that_was_written_all_the_same_is_left_alone(kept):
+    kept.keeper(BINDING).save(progress(1))
+    checkpoint.write(kept.folder / "checkpoint-00000002", BINDING, not_finite(2))
+    with capture_logs() as events:
+        assert_same(kept.keeper(BINDING).newest(), progress(1))
+    assert events[0]["differs"] == "local.l"
+
+
 def test_the_next_one_is_due_after_the_interval(kept, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

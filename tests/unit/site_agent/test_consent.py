@@ -73,9 +73,9 @@ def test_a_manifest_that_is_not_the_pinned_one_is_named() -> None:
         pins.check(replace(CONTRACT, manifest=larger))
 
 
-def test_a_number_beyond_all_bounds_is_refused_like_any_other() -> None:
+def test_a_number_beyond_its_pin_is_refused_by_name() -> None:
     with pytest.raises(ConsentWithheld, match=r"recipe parameter local_epochs: .* at most 2"):
-        pinned(at_most={"local_epochs": 2}).check(replace(CONTRACT, recipe=Recipe(local_epochs=10**400)))
+        pinned(at_most={"local_epochs": 2}).check(replace(CONTRACT, recipe=Recipe(local_epochs=1_000_000)))
 
 
 def test_what_an_aggregator_writes_reaches_no_screen_as_it_is() -> None:
@@ -162,6 +162,7 @@ def test_windows_may_go_past_midnight(text: str, inside: tuple[int, ...], outsid
 
 BESIDE: dict[str, dict[str, Any]] = {
     "attackers": {"robust": "krum", "attackers": 1},
+    "cosine_least": {"robust": "cosine-gate"},
     "norm_gate": {"norm_gate": 4.0},
     "dp_noise": methods.PRIVATE,
     "dp_epsilon": methods.PRIVATE,
@@ -227,3 +228,19 @@ def test_every_fact_of_the_adapter_that_changed_is_named(name: str, value: Any) 
     manifest = replace(ADAPTER.manifest, metadata=replace(METADATA, **{name: value}))
     lines = consent.differences(CONTRACT, replace(CONTRACT, manifest=manifest))
     assert [line.partition(":")[0] for line in lines] == [f"adapter {name}"]
+
+
+@pytest.mark.parametrize(
+    ("robust", "attackers", "least", "said"),
+    [
+        ("krum", 1, 2, "a quorum of 5 and robust rule krum: results of 1"),
+        ("trimmed-distance", 1, 5, "a quorum of 5 and robust rule trimmed-distance: results of 4"),
+        ("none", 0, 6, "a quorum of 5"),
+    ],
+)
+def test_the_fewest_sites_are_those_a_result_may_be_made_of(robust, attackers, least, said) -> None:
+    policy = replace(CONTRACT.policy, invited=5, quorum=5)
+    offered = replace(CONTRACT, policy=policy, recipe=replace(CONTRACT.recipe, robust=robust, attackers=attackers))
+    pinned(sites_at_least=least - 1).check(offered)
+    with pytest.raises(ConsentWithheld, match=f"sites_at_least: this site's site.toml says {least}, .* {said}$"):
+        pinned(sites_at_least=least).check(offered)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ def test_a_call_is_on_disk_before_it_is_made_and_its_end_after(path: Path) -> No
         "left",
         {"line": 1, "rpc": "UploadDelta", "code": "OK", "bytes": 489, "payload_bytes": 400},
     )
+
+
+def test_updates_of_which_tensors_left_are_known_under_any_contract(path: Path) -> None:
+    opened = Ledger(path)
+    for contract, number in (("a", 1), ("a", 1), ("a", 2), ("b", 1)):
+        opened.contract = contract
+        opened.leaving("UploadDelta", 1, replace(UPDATE, round=number))
+    nothing = opened.leaving("UploadDelta", 1, replace(UPDATE, round=7))
+    opened.left(nothing, "UploadDelta", "UNAVAILABLE", 80, 0)
+    opened.leaving("Join", 1, Leaving())
+    assert opened.updates == {("a", 1), ("a", 2), ("b", 1)}
+    opened.close()
+    assert ledger.updates(ledger.read(path)) == opened.updates
 
 
 def test_it_is_readable_by_its_owner_only(path: Path) -> None:

@@ -198,8 +198,8 @@ def test_folders_of_other_names_are_no_rounds(held, told, name):
 
 
 def test_every_file_can_be_read_by_its_owner_only(held, told):
-    put(held, 1, residual=1.0)
     held.bind(CONTRACT)
+    put(held, 1, residual=1.0)
     held.store_global(RECEIVED)
     held.append_history({"version": 1})
     files = {path.relative_to(held.folder): path for path in held.folder.rglob("*") if path.is_file()}
@@ -276,6 +276,53 @@ def test_going_back_and_forth_between_contracts_loses_nothing(held):
     kept = sorted(path.parent.name + ":" + path.read_text() for path in held.folder.glob("contract-*/history.jsonl"))
     assert len(kept) == 3
     assert {line.split(":", 1)[1] for line in kept} == {f'{{"version":{number}}}\n' for number in range(3)}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_rounds_without_a_contract_are_moved_aside_before_another_is_bound(held, told, monkeypatch, killed):
+    """No old update or residual is offered under it. A kill half-way changes nothing."""
+    held.bind(CONTRACT)
+    put(held, 1, accepted=False, residual=1.0)
+    (held.folder / "history.jsonl").write_text('{"version":1}\n')
+    (held.folder / "contract.json").unlink()
+    if killed:
+        (held.folder / "contract-unknown").mkdir()
+        (held.folder / "history.jsonl").rename(held.folder / "contract-unknown/history.jsonl")
+    other = replace(CONTRACT, federation="lungs")
+    held.bind(other)
+    assert state.read_contract(held.folder) == other
+    assert held.rounds.unsettled(2) == []
+    assert start_of(held, 2, version(1)).residual == 0
+    aside = held.folder / "contract-unknown"
+    assert {path.name for path in aside.iterdir()} == {"rounds", "history.jsonl"}
+    assert "contract.json is missing" in told[0]
+    (held.folder / "contract.json").unlink()
+    put(held, 1)
+    held.bind(CONTRACT)
+    assert (held.folder / "contract-unknown-2/rounds/0001").is_dir()
+
+
+def test_a_local_adapter_to_begin_with_is_no_round_of_another_contract(held, told):
+    (held.folder / "rounds/0000").mkdir(parents=True)
+    held.bind(CONTRACT)
+    assert (held.folder / "rounds/0000").is_dir()
+    assert told == []
+
+
+def test_who_is_told_to_use_another_folder_is_told_to_take_the_journals_along(held, told):
+    along = "move privacy/ and egress.jsonl along"
+    held.bind(CONTRACT)
+    flip(held.folder / "contract.json")
+    for paid in (False, True):
+        if paid:
+            (held.folder / "privacy").mkdir()
+            (held.folder / "privacy/debits.jsonl").write_bytes(b"{}\n")
+        with pytest.raises(InputError, match="else use another --state folder") as raised:
+            state.read_contract(held.folder)
+        assert (along in str(raised.value)) == paid
+    held.folder.chmod(0o750)
+    again(held, told)
+    assert along in told[0]
 
 
 def test_a_folder_that_never_joined_is_told_apart(tmp_path):
@@ -522,6 +569,15 @@ def test_a_version_0_other_than_the_contract_s_is_set_aside_to_be_fetched_again(
         "initial.safetensors is damaged (its digest differs from the one in the contract): it is fetched again"
         in told[0]
     )
+
+
+def test_a_local_adapter_that_is_not_finite_is_set_aside_and_the_one_before_is_taken(held, told):
+    put(held, 1)
+    began = Start(local=1, residual=1, received=version(1).digest)
+    held.rounds.commit(update_of(2), local_of(np.nan), began)
+    held.rounds.mark(2, "accepted")
+    assert start_of(held, 3, version(2)).local == 1
+    assert "lora_A.weight is not finite" in told[0]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]\n", '{"auc":1}\n', "\xff"])

@@ -103,11 +103,11 @@ def test_a_million_steps_and_more_are_counted_by_rdp_at_once():
     assert 0 < found.rdp == found.pld < 1
 
 
-@pytest.mark.parametrize(("epsilon", "q", "steps"), [(1.0, 0.2, 80), (3.0, 0.2, 80), (8.0, 0.1, 40)])
-def test_sigma_for_an_epsilon_is_the_least_that_keeps_to_it(epsilon, q, steps):
-    sigma = accountant.sigma_for(q, steps, epsilon, DELTA)
-    assert of(q, sigma, steps).pld <= epsilon
-    assert of(q, sigma * 0.998, steps).pld > epsilon
+def test_so_many_releases_are_afforded_as_keep_to_the_budget():
+    one, costs = Release(q=0.1, sigma=1.5, steps=20), [0.0, *(of(0.1, 1.5, 20 * count).pld for count in range(1, 6))]
+    for budget, count in ((costs[1] - 1e-6, 0), (costs[1], 1), (costs[4] + 1e-6, 4), (100.0, 5)):
+        assert accountant.afforded([], one, DELTA, budget, 5) == count
+    assert accountant.afforded([one, one], one, DELTA, costs[4] + 1e-6, 5) == 2
 
 
 def test_without_the_accountant_the_extra_is_named(monkeypatch):

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 
 from shared.errors import InputError
-from site_agent.privacy import accountant, debits
+from site_agent import disk
+from site_agent.ledger import LEDGER, Ledger
+from site_agent.privacy import accountant, budget, debits
 from site_agent.privacy.accountant import Epsilon, Release
+from site_agent.privacy.budget import Budget
 from site_agent.privacy.debits import Asked, Debits, OverBudget
 from site_agent.state import State
+from tests.support import disk_order
 
 RELEASE = Release(q=0.2, sigma=2.0, steps=10)
 ASKED = Asked(
@@ -171,6 +175,50 @@ def test_files_are_the_owners_alone(tmp_path):
         "debits.jsonl": 0o600,
         "key.json": 0o600,
     }
+
+
+def test_an_empty_journal_is_a_damaged_one(tmp_path):
+    pay(tmp_path, ASKED)
+    (tmp_path / "privacy/debits.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match=r"debits\.jsonl: it is empty.*put the journal back from a backup"):
+        Debits(tmp_path).plan(replace(ASKED, round=2))
+
+
+def test_updates_under_contracts_that_no_debit_names_are_in_no_budget(tmp_path):
+    pay(tmp_path, ASKED)
+    left = {("c0" * 32, 1), ("c0" * 32, 2), ("", 1), (ASKED.contract, 1)}
+    assert budget.without_noise(debits.read(tmp_path), left) == 3
+    assert budget.without_noise(debits.read(tmp_path), {(ASKED.contract, 1)}) == 0
+
+
+def test_a_write_that_is_tried_again_is_durable_before_anything_is_trained(tmp_path, monkeypatch):
+    """The journal was renamed to its name, and syncing the folder failed."""
+    kept = Debits(tmp_path)
+    plan = kept.plan(ASKED)
+    kept.enter(plan)
+    steps = disk_order.record(monkeypatch)
+    kept.enter(plan)
+    assert steps == [("fsync", tmp_path / "privacy")]
+
+
+async def test_the_key_is_destroyed_however_long_the_disk_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "FIRST_PAUSE_S", 0.01)
+    pay(tmp_path, ASKED)
+    told, full, real = list[str](), [True, False], debits.sync_folder
+
+    def sync(folder):
+        if full and full.pop(0):
+            raise OSError(28, "No space left on device")
+        real(folder)
+
+    monkeypatch.setattr(debits, "sync_folder", sync)
+    ledger = Ledger(tmp_path / LEDGER)
+    kept = Budget(tmp_path, ledger, lambda write: disk.keep_trying(write, tmp_path, told.append))
+    await kept.forget(1)
+    assert full == []  # and synced the second time, with the key gone already
+    assert len(told) == 1
+    assert not (tmp_path / "privacy/key.json").exists()
+    ledger.close()
 
 
 def test_half_a_key_that_a_kill_left_is_removed_at_the_next_start(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
+from structlog.testing import capture_logs
 from torch import nn
 from torch.nn import functional as F
 
@@ -140,6 +141,19 @@ def test_a_patients_views_are_averaged_before_clipping(site):
     expected = mean * min(1, clip / np.linalg.norm(mean))
     found = flat(step(site, private(site, Silenced(bytes(32)), dp_clip=clip), [4]))
     assert found == pytest.approx(expected, abs=1e-6 * clip)
+
+
+def test_the_log_says_that_a_gradient_is_not_finite_and_not_of_how_many_patients(site):
+    made = private(site, Silenced(bytes(32)))
+    one = next(iter(made.travelling.values()))
+    before = one.detach().clone()
+    with capture_logs() as events, torch.no_grad():
+        one.fill_(torch.nan)
+        with torch.enable_grad():
+            found = step(site, made, [1, 2])
+        one.copy_(before)
+    assert events == [{"event": "gradient_not_finite", "log_level": "warning"}]
+    assert not flat(found).any()
 
 
 def test_a_gradient_that_is_not_finite_counts_as_nothing():

@@ -38,9 +38,29 @@ def test_a_contract_without_differential_privacy_is_refused_by_name(offered):
 
 
 @pytest.mark.parametrize("value", [0, -1.0, "8", True, float("nan"), float("inf")])
-def test_an_epsilon_is_a_number_above_0(value):
-    with pytest.raises(InputError, match=r"\[agreed\] epsilon must be a number above 0"):
-        Pins.parse({"epsilon": value})
+@pytest.mark.parametrize("name", ["epsilon", "delta"])
+def test_a_pin_is_a_number_above_0(name, value):
+    with pytest.raises(InputError, match=rf"\[agreed\] {name} must be a number above 0"):
+        Pins.parse({name: value})
+
+
+def test_a_delta_up_to_the_pin_is_agreed_to_and_a_larger_one_refused_by_name(offered):
+    Pins.parse({"delta": 1e-5}).check(offered(private_site.RECIPE))
+    with pytest.raises(
+        ConsentWithheld,
+        match=r"^delta: this site's site.toml says at most 1e-06, the aggregator offers dp_delta 1e-05$",
+    ):
+        Pins.parse({"delta": 1e-6}).check(offered(private_site.RECIPE))
+    with pytest.raises(ConsentWithheld, match=r"^delta: .* no differential privacy"):
+        Pins.parse({"delta": 1e-5}).check(offered(Recipe(rank_local=methods.RANK)))
+
+
+def test_an_epsilon_that_protects_nothing_is_refused_whatever_is_pinned(offered):
+    recipe = private_site.RECIPE
+    budget.check_offer(offered(replace(recipe, dp_epsilon=50.0)), 9)
+    with pytest.raises(ConsentWithheld, match=r"^epsilon: the contract allows 50\.1, and a site agrees to 50 at most"):
+        budget.check_offer(offered(replace(recipe, dp_epsilon=50.1)), 9)
+    budget.check_offer(offered(Recipe(rank_local=methods.RANK)), 9)
 
 
 def test_a_delta_that_would_allow_to_publish_a_patient_is_refused(tmp_path):

@@ -55,6 +55,15 @@ def test_what_leaves_does_not_depend_on_the_local_adapter_with_the_same_key(made
     assert not same(private[0], private[1])
 
 
+def test_what_leaves_is_the_same_where_the_local_part_blows_up(made, tmp_path_factory):
+    trainer, initial = made
+    wild, its_initial = private_site.make(tmp_path_factory.mktemp("wild"), lr_local=1e30)
+    trained = wild.train(1, its_initial, wild.initial_local(), Hooks(), stream=stream())
+    assert not all(np.isfinite(value).all() for value in trained.local_tensors.values())
+    calm = trainer.train(1, initial, trainer.initial_local(), Hooks(), stream=stream())
+    assert sent(wild, its_initial, trained) == sent(trainer, initial, calm)
+
+
 def test_another_key_is_another_update(made):
     trainer, initial = made
     one, again, other = (
