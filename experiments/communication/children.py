@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import parents
 from shared.errors import MedDualLoRAError
 
 ENVIRONMENT = {
@@ -72,12 +71,11 @@ async def started(name: str, command: Sequence[object], folder: Path) -> AsyncIt
     errors = folder / f"{name}.err"
     with errors.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
-            *map(str, command),
+            *parents.ending_with(os.getpid(), command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=sink,
             env=ENVIRONMENT,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     try:
         yield Child(name, process, errors)
@@ -95,9 +93,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_S):
                     await process.wait()
-
-
-def _end_with_parent() -> None:
-    """In the child, before its program: let the kernel end it when the parent is gone, even by SIGKILL (prctl(2))."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -5,11 +5,9 @@ children. So no child can be started and forgotten, and stopping is never itself
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from experiments import parents
 from shared.errors import MedDualLoRAError
 
 POLL_S = 0.05
@@ -124,13 +123,12 @@ class Processes:
         out, err = self._folder / f"{name}.out", self._folder / f"{name}.err"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             popen = subprocess.Popen(
-                [str(part) for part in command],
+                parents.ending_with(os.getpid(), command),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         child = Child(name, popen, out, err, goes_on)
         self._children.append(child)
@@ -187,9 +185,3 @@ def _how_it_ended(child: Child) -> str:
     if child.exit_code < 0:
         return f"was ended by {signal.Signals(-child.exit_code).name}"
     return f"ended with exit code {child.exit_code}" + (", too early" if child.exit_code == 0 else "")
-
-
-def _end_with_parent() -> None:
-    """In the child, before its program: let the kernel end it when the parent is gone, even by SIGKILL (prctl(2))."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
