@@ -304,7 +304,7 @@ class Federation:
         """Write a site's metrics down. Raises InputError naming a metric that is not on the allow-list."""
         self.check_name(federation)
         await self.member(caller)
-        check_told(self.contract, evaluation.metrics, always=True)
+        check_told(self.contract.recipe, evaluation.metrics, always=True)
         await self.adapter(evaluation.version)  # raises NotFound
         last = (await self.state()).round.number
         if evaluation.round > last:

@@ -99,7 +99,7 @@ class Uploads:
                 f"site '{site.name}' has not joined; Join first, which checks what both sides agreed to"
             )
         check_patients(site, header.training_patients)
-        check_told(federation.contract, header.metrics)
+        check_told(federation.contract.recipe, header.metrics)
         self._check_header(announcement)
 
     async def _announce(self, caller: Caller, header: rounds.UpdateHeader, began: float) -> Progress:

@@ -114,12 +114,13 @@ def check_metrics(metrics: dict[str, float]) -> None:
             raise InputError(f"metric '{name}' is {value}, expected a finite number")
 
 
-def check_told(contract: Contract, metrics: Mapping[str, float], *, always: bool = False) -> None:
-    """Raise InputError for a metric that may not leave a site under this contract: under differential privacy none may, for none is
+def check_told(recipe: Recipe, metrics: Mapping[str, float], *, always: bool = False) -> None:
+    """Raise InputError for a metric that may not leave a site under this recipe: under differential privacy none may, for none is
     noised. `always`: an evaluation, which may not even be reported empty then."""
     check_metrics(dict(metrics))
-    if contract.recipe.dp_noise and (metrics or always):
+    if recipe.dp_noise and (metrics or always):
         told = f"metric '{min(metrics)}'" if metrics else "an evaluation"
         raise InputError(
-            f"{told} was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent"
+            f"{told} is computed from cases without noise, and may not be told under differential privacy (dp_noise "
+            f"{recipe.dp_noise:g}); keep it at the site"
         )

@@ -19,13 +19,12 @@ from med_duallora.v1 import federation_pb2 as pb
 
 from shared import chunks, json_text, status
 from shared.adapter import MAX_HEADER, Adapter, AdapterManifest
-from shared.contract import Contract, RoundPolicy
+from shared.contract import Contract, RoundPolicy, check_told
 from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, MESSAGE_BYTES, SITE_KEY, VERSION
 from shared.recipe import CODECS, INSTALLED, Recipe, make
 from shared.rpc import CallRecord, new_id
 from shared.tls import TlsFiles
-from site_agent import egress
 from site_agent.connection import Connection, Moves, Stub, is_transient
 from site_agent.consent import ConsentWithheld
 from site_agent.download import Download
@@ -281,7 +280,7 @@ class FederationClient:
     async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
         """Report aggregate metrics of a version on the validation cases. Raises InputError under differential privacy."""
         if self._recipe is not None:
-            egress.check_may_report(self._recipe)
+            check_told(self._recipe, metrics, always=True)
         await self._unary(
             "ReportEvaluation",
             pb.ReportEvaluationRequest(
@@ -297,7 +296,7 @@ class FederationClient:
 
     def _begin_request(self, update: Update) -> pb.BeginUploadRequest:
         if self._recipe is not None:
-            egress.check_unspoken(self._recipe, update.facts.metrics)
+            check_told(self._recipe, update.facts.metrics)
         return pb.BeginUploadRequest(
             federation=self.federation,
             agent_id=self._agent_id,

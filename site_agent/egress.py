@@ -18,8 +18,7 @@ import numpy as np
 from shared import codecs, feedback
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
-from shared.contract import check_metrics
-from shared.errors import InputError
+from shared.contract import check_told
 from shared.layout import Layout
 from shared.recipe import Recipe
 
@@ -57,24 +56,6 @@ class Update:
         return {"layout_json": canonical_json(self.layout.to_jsonable())}
 
 
-def check_unspoken(recipe: Recipe, metrics: Mapping[str, float]) -> None:
-    """Raise InputError for a figure under differential privacy: it is computed from patients without noise, and in no budget."""
-    if recipe.dp_noise and metrics:
-        raise InputError(
-            f"figure '{min(metrics)}' is computed from cases without noise, and may not leave under differential privacy (dp_noise "
-            f"{recipe.dp_noise:g}); keep it at the site"
-        )
-
-
-def check_may_report(recipe: Recipe) -> None:
-    """Raise InputError under differential privacy: how a version does on validation cases may not be told, nor on how many."""
-    if recipe.dp_noise:
-        raise InputError(
-            f"an evaluation is computed from cases without noise, and may not be reported under differential privacy (dp_noise "
-            f"{recipe.dp_noise:g}); keep it at the site"
-        )
-
-
 def seal(
     received: Adapter,
     trained: Mapping[str, np.ndarray],
@@ -93,8 +74,7 @@ def seal(
     InputError for a metric that may not leave (none may under differential privacy): the site fails closed before anything is sent.
     """
     layout = recipe.upload_layout(received.manifest, facts.round, sites)
-    check_metrics(facts.metrics)
-    check_unspoken(recipe, facts.metrics)
+    check_told(recipe, facts.metrics)
     layout.written_as(codecs.PLAIN).check_equal(Layout.of(trained))
     delta = {s.name: (trained[s.name] - received.tensors[s.name]).astype(np.float32) for s in layout.tensors}
     sent = feedback.send(layout, delta, residual or {}, seed)

@@ -471,7 +471,8 @@ async def test_under_differential_privacy_no_figure_is_taken(tmp_path: Path) -> 
         payload = adapters.delta(site.layout, 1)
         assert (await refusal(site.begin(payload, metrics={"train_loss": 0.5})))[1:] == (
             "InputError",
-            "metric 'train_loss' was told, and under differential privacy (dp_noise) no figure may be; upgrade the agent",
+            "metric 'train_loss' is computed from cases without noise, and may not be told under differential privacy "
+            "(dp_noise 1.5); keep it at the site",
         )
         for metrics in ({"auc": 0.5}, {}):
             request = pb.ReportEvaluationRequest(agent_id=site.agent_id, cases=3, metrics=metrics)

@@ -27,7 +27,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a signal of Linux's kernel")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_program_ends_when_its_parent_is_killed(how: signal.Signals) -> None:
     with subprocess.Popen(
@@ -51,7 +50,11 @@ def test_a_program_is_run_as_it_is_and_says_how_it_ended() -> None:
     assert (done.returncode, done.stdout) == (7, "['a b', '--c']\n")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a signal of Linux's kernel")
 def test_one_whose_parent_is_gone_already_does_not_begin() -> None:
     done = subprocess.run(parents.ending_with(1, ["echo", "here"]), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_where_the_kernel_has_no_such_signal_the_command_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert parents.ending_with(1, ["sleep", 60]) == ["sleep", "60"]
