@@ -112,7 +112,7 @@ async def test_a_client_that_joined_a_private_federation_reports_no_evaluation(
         await agent._join()
         before = len(said(tmp_path / "state-siemens"))
         for metrics in ({"auc": 0.9}, {}):
-            with pytest.raises(InputError, match="may not be reported under differential privacy"):
+            with pytest.raises(InputError, match="may not be told under differential privacy"):
                 await agent._client.report_evaluation(1, 1, 5, metrics)
         assert len(said(tmp_path / "state-siemens")) == before
         await agent._client.close()
