@@ -1,21 +1,25 @@
 """A short run of all targets, and that the harness sees what it is there to see."""
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
+from shared import status
 from shared.errors import AggregatorUnreachable, InvalidAdapter, MedDualLoRAError, NewerStore
 from tests.fuzz import __main__ as command
-from tests.fuzz import calls, targets, watch, worker
+from tests.fuzz import calls, loopback, targets, watch, worker
 from tests.fuzz.calls import Call, Case
-from tests.fuzz.target import ACCEPTED, MARGIN_BYTES, Ready
+from tests.fuzz.target import ACCEPTED, MARGIN_BYTES, Ready, Undocumented
 from tests.fuzz.watch import Fault, Seen, Tally
 
 COUNT = 3000
@@ -165,6 +169,43 @@ def test_a_case_of_calls_is_read_as_it_was_written() -> None:
     case = Case((Call("Join", (b"\n{}", b""), "ge", True), Call("Probe", ())), 1)
     assert calls.unpacked(calls.packed(case)) == case
     assert calls.unpacked(b"no case") is None
+
+
+class Dropping:
+    """A channel whose uploads end in gRPC's own INTERNAL a number of times before they are answered."""
+
+    def __init__(self, times: int, text: str) -> None:
+        self.left, self._text = times, text
+
+    def stream_unary(self, path: str) -> Callable[..., Awaitable[bytes]]:
+        async def call(requests: object, **options: object) -> bytes:
+            if self.left == 0:
+                return b""
+            self.left -= 1
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, self._text)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("times", "text", "passes"),
+    [
+        (2, "Internal error from Core", True),
+        (loopback.REPEATS, "Internal error from Core", False),
+        (1, status.INTERNAL_TEXT, False),
+    ],
+)
+def test_a_status_that_grpc_lost_is_asked_for_again_and_one_of_the_aggregator_is_not(
+    times: int, text: str, passes: bool
+) -> None:
+    channel: Any = Dropping(times, text)
+    call = loopback.answer(channel, Call("UploadDelta", ()))
+    if passes:
+        assert asyncio.run(call) == ACCEPTED
+    else:
+        with pytest.raises(Undocumented, match="INTERNAL"):
+            asyncio.run(call)
 
 
 @pytest.mark.parametrize("name", ["files", "contracts", "payloads"])
