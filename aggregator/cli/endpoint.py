@@ -38,7 +38,7 @@ def tls_files(
 
 
 def call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable[T]]) -> T:
-    """Call the coordinator service at `address` and return the answer.
+    """Call the coordinator service at `address` and return the answer. Says first if the person's certificate or the CA ends soon.
 
     Raises AggregatorUnreachable if nobody answers, or the error the aggregator raised.
     """
@@ -49,7 +49,24 @@ def call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal() and 1 <= int(port) <= MAX_PORT):
         raise InputError(f"--aggregator must be host:port with a port of 1 to {MAX_PORT}, got '{address}'")
+    if tls is not None:
+        _say_expiry(tls)
     return asyncio.run(_call(address, tls, method))
+
+
+def _say_expiry(tls: "TlsFiles") -> None:
+    import time
+
+    import typer
+
+    from shared.certificates import expiry_words, holder_in
+
+    for path, next_step in (
+        (tls.certificate, "ask whoever runs the aggregator for a new one"),
+        (tls.ca, "a new CA must come before"),
+    ):
+        if words := expiry_words(holder_in(path).expires_at, time.time()):
+            typer.echo(f"warning: {path} {words}; {next_step}", err=True)
 
 
 async def _call(address: str, tls: "TlsFiles | None", method: Callable[[Any], Awaitable[T]]) -> T:

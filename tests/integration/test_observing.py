@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,17 @@ def test_it_says_what_it_needs():
     done = run_program("aggregator", "observe", "--aggregator", "fed.example.org:50051")
     assert done.returncode == 3
     assert "an observer's certificate (aggregator certificates --observer NAME)" in done.stderr
+
+
+async def test_people_are_told_before_their_certificate_ends(tmp_path, certs):
+    twenty_left = datetime.now(UTC) - timedelta(days=certificates.DAYS - 20)
+    certificates.make(tmp_path / "soon", ["127.0.0.1"], [], observers=["olga"], now=twenty_left)
+    files = tls_of(tmp_path / "soon", "olga")
+    async with serve(make_store(tmp_path), tls_of(tmp_path / "soon", "aggregator")) as running:
+        done = await run_beside("aggregator", "observe", "--aggregator", running.address, *words(files))
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {files.certificate} expires on " in done.stderr
+    assert "in 20 days; ask whoever runs the aggregator for a new one" in done.stderr
+    async with serve(make_store(tmp_path / "other"), tls_of(certs, "aggregator")) as running:
+        good = await run_beside("aggregator", "observe", "--aggregator", running.address, *words(tls_of(certs, "olga")))
+    assert (good.returncode, good.stderr) == (0, "")
