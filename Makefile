@@ -19,6 +19,8 @@ RUNS ?= 300
 FUZZ_COUNT ?= 1000000
 FUZZ_OUT ?= runs/fuzz
 UV_VERSION := 0.13.9
+# What `make servers` looks for beside PostgreSQL, and the Debian package it is in.
+TOOLS := haproxy:haproxy tc:iproute2 chromium:chromium promtool:prometheus nginx:nginx systemd-analyze:systemd
 # Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
@@ -43,11 +45,12 @@ demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT
 	@$(BIN)/python -m experiments.demo --seed $(SEED) --out $(OUT)
 
 .PHONY: servers
-servers: ## PostgreSQL, HAProxy and iproute2, which the tests use; installed when run as root
+servers: ## real servers and tools that the tests use (PostgreSQL, HAProxy, Chromium, ...); installed when run as root
 	@missing=""; \
-	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
-	PATH="$$PATH:/usr/sbin" command -v haproxy >/dev/null || missing="$$missing haproxy"; \
-	PATH="$$PATH:/usr/sbin" command -v tc >/dev/null || missing="$$missing iproute2"; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	for pair in $(TOOLS); do \
+	  PATH="$$PATH:/usr/sbin" command -v "$${pair%:*}" >/dev/null || missing="$$missing $${pair#*:}"; \
+	done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "installing$$missing"; log=$$(mktemp); \
