@@ -87,14 +87,14 @@ class AdapterMetadata:
                 base_model_sha256=str(values["base_model_sha256"]),
                 rank=int(values["rank"]),
                 alpha=float(values["alpha"]),
-                target_modules=tuple(str(v) for v in values["target_modules"]),
-                blocks=tuple(int(v) for v in values["blocks"]),
+                target_modules=tuple(str(v) for v in _listed(values, "target_modules")),
+                blocks=tuple(int(v) for v in _listed(values, "blocks")),
                 head_policy=str(values["head_policy"]),
                 frames=str(values["frames"]),
                 task=str(values["task"]),
-                class_names=tuple(str(v) for v in values["class_names"]),
+                class_names=tuple(str(v) for v in _listed(values, "class_names")),
                 **{name: int(values[name]) for name in _OPTIONAL_NUMBERS if name in values},
-                dense=tuple(str(v) for v in values["dense"]) if "dense" in values else None,
+                dense=tuple(str(v) for v in _listed(values, "dense")) if "dense" in values else None,
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidAdapter(f"adapter metadata cannot be read: {error}") from error
@@ -241,6 +241,14 @@ def _metadatum(name: str, text: str) -> Any:
         return json_text.read(text.encode("utf-8", "surrogatepass"), MAX_HEADER, MAX_METADATA_VALUES)
     except ValueError as error:
         raise ValueError(f"'{name}' {error}") from error
+
+
+def _listed(values: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a metadatum that must be a list: a long text would be taken for one, letter by letter."""
+    value = values[name]
+    if not isinstance(value, list):
+        raise ValueError(f"'{name}' is a {type(value).__name__}, expected a list")
+    return value
 
 
 def _bounded_json(data: bytes | memoryview) -> dict[str, Any]:

@@ -195,6 +195,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: file_of(metadata(class_names="[" + "[]," * 60_000 + "[]]")),
         r"'class_names' has \d+ values, the limit is 512",
     ),
+    "a text for a list": (
+        lambda: file_of(metadata(target_modules='"' + "x" * 50_000 + '"')),
+        r"'target_modules' is a str, expected a list",
+    ),
     "duplicate tensor": (
         lambda: file_of(HEADER_BY_HAND.replace(b"lora_B", b"lora_A")),
         rf"header names '{A}' twice",
