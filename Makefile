@@ -27,7 +27,7 @@ UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Fast tests first, then every other folder of tests there is.
 FAST_TESTS := tests/unit tests/property
 SLOW_TESTS := $(filter-out $(addsuffix /,$(FAST_TESTS)),$(sort $(wildcard tests/*/)))
-CHECKED := aggregator site_agent shared experiments tests
+CHECKED := aggregator site_agent shared experiments tests docs
 
 # One stamp per set of extras: set up once, and again only when the pins change.
 DEMO_READY := $(VENV)/.ready-demo
@@ -108,6 +108,10 @@ format: $(DEV_READY) ## rewrite the code in the house format
 .PHONY: proto
 proto: ## regenerate the protocol's Python code beside the .proto files
 	proto/generate.sh
+
+.PHONY: reference
+reference: $(DEV_READY) ## docs/reference from the code and the .proto files
+	@$(BIN)/python docs/generate_reference.py
 
 .PHONY: pins
 pins: $(DEV_READY) ## bring constraints.txt up to pyproject.toml; UPGRADE=--upgrade for the newest of everything

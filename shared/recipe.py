@@ -53,18 +53,29 @@ class Recipe:
     non-interference: all epochs train global and shared head with everything private off, then all epochs again the private parts
     beside them; what leaves, figures too, does not depend on anything private that was trained."""
     rank_local: int = 8
+    """r_l, rank of the site's own part; 0: no local part."""
     alpha_local: float = 16.0
+    """alpha_l; the local product is scaled by alpha_l / r_l."""
     lr_global: float = 2e-3
+    """Learning rate of the global part in the first round."""
     lr_local: float = 2e-3
+    """Of the local part."""
     lr_head: float = 1e-2
+    """Of the head, shared and private."""
     lr_floor: float = 0.05
     """Learning rates fall over the rounds along half a cosine to this share."""
     weight_decay: float = 0.0
+    """Of AdamW; gates have none."""
     beta1: float = 0.9
+    """Of AdamW."""
     beta2: float = 0.95
+    """Of AdamW."""
     clip_norm: float = 1.0
+    """Largest norm of a step's gradient."""
     local_epochs: int = 2
+    """Epochs over a site's training cases in a round."""
     batch_size: int = 16
+    """Cases in a step."""
     class_balanced: bool = True
     """Cross entropy weighted by the inverse class frequency at the site."""
     views: int = 2
@@ -77,6 +88,7 @@ class Recipe:
     weighting: Weighting = "patients"
     """w_k of a site's n_k training patients: n_k / sum n; the same with no n_k above weight_cap times their median; or 1 / K."""
     weight_cap: float = 1.0
+    """Of weighting capped: how many times the median n_k counts at most."""
     server_lr: float = 1.0
     """eta in global_r = global_(r-1) + eta * sum_k w_k delta_k."""
     codec: str = "f32"
@@ -107,8 +119,11 @@ class Recipe:
     """How the weighted mean of the deltas is applied (Reddi et al. 2021, arXiv:2003.00295, algorithm 2; momentum: Hsu et al. 2019,
     arXiv:1909.06335)."""
     server_beta1: float = 0.9
+    """Momentum of the server optimiser."""
     server_beta2: float = 0.99
+    """Decay of the squared changes that adam and yogi keep."""
     server_tau: float = 1e-3
+    """What adam and yogi add to their denominator."""
     robust: Robust = "none"
     """What takes the place of the weighted mean so that a few sites cannot move it at will (aggregator/robust.py)."""
     attackers: int = 0
@@ -123,6 +138,7 @@ class Recipe:
     dp_clip: float = 1.0
     """C: the largest norm of one patient's gradient, over everything that is shared."""
     dp_delta: float = 1e-5
+    """delta of (epsilon, delta); a site refuses 1 / n_k or more."""
     dp_epsilon: float = 0.0
     """What a site may spend in all at this delta; it stops before it would pass it."""
 

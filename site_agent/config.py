@@ -30,6 +30,7 @@ class SiteConfig:
     weights_size: str = ""
     """CineMA size (tiny, base) for a bare safetensors file without a config beside it."""
     state: Path = Path("state")
+    """Private folder: local adapter, checkpoints, outbox, ledger, report. Back it up, never share it."""
     federation: str = ""
     """Federation to join; empty takes the one the aggregator serves."""
     tls: TlsFiles | None = None
@@ -38,7 +39,9 @@ class SiteConfig:
     validation_fold: int = 0
     """Fold of the training cases kept for validation and for the decision threshold."""
     seed: int = 0
+    """Of the local adapter and of the order of cases."""
     device: Device = "auto"
+    """auto: CUDA where there is one, else the CPU."""
     threads: int = 1
     """CPU threads of torch; figures repeat bit for bit at the same number."""
     precision: Precision = "auto"
@@ -64,6 +67,7 @@ class SiteConfig:
     agreed: Pins = NO_PINS
     """What of a contract this site pins, and its own budgets: table [agreed]."""
     log: Path | None = None
+    """File to which JSON lines are appended, one an event."""
 
     def __post_init__(self) -> None:
         host, _, port = self.aggregator.rpartition(":")

@@ -56,6 +56,7 @@ class Pins:
     """Table [agreed] of `site.toml`. Empty and 0 pin nothing."""
 
     federation: str = ""
+    """Name of the federation."""
     base_model: str = ""
     """SHA-256 of the base model, hex; the first 12 digits or more."""
     adapter: str = ""
@@ -63,6 +64,7 @@ class Pins:
     manifest: str = ""
     """SHA-256 of what the adapter consists of: tensors, ranks, blocks, head; the first 12 digits or more."""
     recipe: str = ""
+    """Name of the recipe."""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Largest values of recipe parameters, by name, such as local_epochs."""
     rounds: int = 0
@@ -74,11 +76,13 @@ class Pins:
     bytes_a_round: int = 0
     """The most bytes of tensors that leave for one round, repeated ones counted."""
     bytes_in_all: int = 0
+    """The same over all rounds."""
     epsilon: float = 0.0
     """Largest dp_epsilon. With it, or with delta, a contract without differential privacy is refused."""
     delta: float = 0.0
     """Largest dp_delta."""
     windows: tuple[Window, ...] = ()
+    """Times of day at which the site trains, such as 20:00-06:30, by this machine's clock; none: always."""
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> "Pins":
