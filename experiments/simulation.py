@@ -83,7 +83,7 @@ class Setting:
 def centralise(setting: Setting, sites: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Train one model of rank r_g on the pooled training cases; return figures per site, thresholds from pooled validation.
 
-    The upper reference, and a check that the phantom is neither trivial nor hopeless.
+    The pooled reference, and a check that the phantom is neither trivial nor hopeless.
     """
     members = [Cohort.load(setting.cohort / s) for s in sites]
     pooled = replace(members[0], vendor="pooled", cases=tuple(case for member in members for case in member.cases))

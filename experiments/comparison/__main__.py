@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from experiments.comparison.plan import Plan
     from experiments.comparison.tasks import Task
 
+EXIT_CODES = "Exit codes: 0 done, 1 a cell failed, 2 an option cannot be read, 3 wrong input, 130 stopped."
 HELP = """Compare federated fine-tuning methods: on the SYNTHETIC phantom, or on prepared real cohorts with --data.
 
 Tunes every method (same budget), runs all cells that are missing, and writes tables, plots and report.html.
 
 Example: python -m experiments.comparison run --out runs/comparison --jobs 2
 On a cluster: `run --list` prints the cells that can run now, `run --cell LINE` runs one of them. Two times: the first cells choose
-settings, and the others are there when those have ended.
+settings, and the others are there when those have ended."""
 
-Exit codes: 0 done, 1 a cell failed, 3 wrong input, 130 stopped."""
-
-app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help=HELP, epilog=EXIT_CODES, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+)
 
 Out = Annotated[Path, typer.Option(help="Folder of the comparison: begun, gone on with, or reported on.")]
 Data = Annotated[
@@ -37,13 +38,15 @@ Runs = Annotated[int, typer.Option(min=1, help="Runs of the core methods; real d
 OtherRuns = Annotated[int, typer.Option(min=0, help="Runs of all other methods and of the extensions.")]
 Only = Annotated[list[str] | None, typer.Option(help="core, other or extension, repeat; default all.")]
 Scale = Annotated[float, typer.Option(help="Share of the phantom's cases: below 1 for a trial.")]
-TestCases = Annotated[int, typer.Option(min=2, help="Held-out phantom cases of each vendor.")]
+TestCases = Annotated[
+    int, typer.Option(min=2, max=2500, help="Held-out phantom cases of each vendor; tuning has 4 times as many.")
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of every federation.")]
 DEFAULT_OUT = Path("runs/comparison")
 STOPPED = 130
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     out: Out = DEFAULT_OUT,
     data: Data = None,
@@ -63,35 +66,30 @@ def run(
 
     Example: python -m experiments.comparison run --scale 0.1 --runs 2 --other-runs 1 --rounds 2 --out runs/trial
     """
-    from experiments.comparison import engine, tasks, tuning
+    if not listing:
+        print(f"comparison in {out}: reading the plan", flush=True)
+    from experiments.comparison import config, engine, tasks, tuning
 
     whole = _plan(out, data, weights, size, runs, other_runs, rounds, scale, test_cases)
-    whole.check()
-    whole.freeze()
-    groups = _groups(only)
-    if cell is not None:
-        one = tasks.parsed(whole, cell)
-        if not one.tuning:
-            tuning.choose(out)
+    every = tasks.of_comparison(whole, _groups(only))
+    one = None if cell is None else tasks.parsed(whole, cell)
+    begun = config.is_begun(whole)
+    if listing:
+        for task in tasks.ready(whole, every):
+            print(task.planned)
+        return
+    if one is not None and not one.tuning:
+        tuning.choose(out, [one.planned.method])
+    if not begun:
+        whole.check()
+        config.freeze(whole)
+    if others := config.other_versions(out):
+        print(f"comparison: {out} was begun with other versions ({others}); the report says so", file=sys.stderr)
+    if one is not None:
         engine.make_backbone(whole, [one])
         print(engine.run_one(whole, one))
         return
-    settings = [] if (out / tuning.CHOSEN).exists() else [one for one in tasks.of_tuning(whole) if not one.done]
-    wanted = [one for one in tasks.of_comparison(whole, groups) if not one.done]
-    if listing:
-        for one in settings or wanted:
-            print(one.planned)
-        return
-    _announce(whole, settings, wanted, jobs)
-    try:
-        failed = engine.run(whole, settings, jobs)
-        if not failed:
-            tuning.choose(out)
-            engine.make_backbone(whole, wanted)
-            failed = engine.run(whole, wanted, jobs)
-    except KeyboardInterrupt:
-        print("comparison: stopped; what is finished stays, and the same command goes on", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
+    failed = _run_missing(whole, every, jobs)
     for line in failed:
         print(f"comparison: {line}", file=sys.stderr)
     if tasks.finished(whole, of_comparison=True):
@@ -100,24 +98,58 @@ def run(
         raise typer.Exit(1)
 
 
-def _announce(whole: "Plan", settings: list["Task"], wanted: list["Task"], jobs: int) -> None:
+def _run_missing(whole: "Plan", every: list["Task"], jobs: int) -> list[str]:
+    """Run the cells of tuning that `every` needs, choose, and run `every`; return what went wrong, a line a cell."""
+    from experiments.comparison import engine, tasks, tuning
+
+    methods = [task.planned.method for task in every]
+    settings = tasks.of_tuning(whole, methods)
+    _announce(whole, settings, every, jobs)
+    try:
+        if failed := engine.run(whole, settings, jobs, "tuning"):
+            return failed
+        tuning.choose(whole.out, methods)
+        engine.make_backbone(whole, every)
+        return engine.run(whole, every, jobs, "the comparison")
+    except KeyboardInterrupt:
+        when = "" if tasks.finished(whole, of_comparison=True) else ", once a cell of the comparison is finished"
+        print(
+            "comparison: stopped; what is finished stays, and the same command goes on. For a report of what there is"
+            f"{when}: python -m experiments.comparison report --out {whole.out}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(STOPPED) from None
+
+
+def _announce(whole: "Plan", settings: list["Task"], every: list["Task"], jobs: int) -> None:
     """Say how much there is to do before it begins."""
     from experiments.comparison import engine, tasks
 
-    if not settings and not wanted:
+    left = [task for task in (*settings, *every) if not task.done]
+    if not left:
         return
-    minutes = tasks.estimate_s(whole, [*settings, *wanted], jobs) / 60
-    if engine.needs_one_frame(whole, wanted):
+    minutes = tasks.estimate_s(whole, left, jobs) / 60
+    if engine.needs_one_frame(whole, every):
         minutes += engine.ONE_FRAME_MINUTES * whole.scale
-    known = "" if tasks.finished(whole) else ", by what cells of phantoms took elsewhere"
+    known = "" if tasks.finished(whole) else ", a guess from cells of phantoms elsewhere"
+    phases = [_counted(settings, "tuning")] if settings else []
     print(
-        f"{len(settings)} cells to choose settings by and {len(wanted)} of the comparison, {jobs} at a time: about "
-        f"{minutes / 60:.1f} hours{known}. Stopped, the same command goes on.",
+        f"{' and '.join([*phases, _counted(every, 'the comparison')])}. What is left, {jobs} at a time: about "
+        f"{_duration(minutes)}{known}. The first cell of a run also makes its cohort. Stopped, the same command goes on.",
         flush=True,
     )
 
 
-@app.command()
+def _counted(cells: list["Task"], phase: str) -> str:
+    done = sum(task.done for task in cells)
+    return f"{len(cells)} cells of {phase}" + (f" ({done} finished, {len(cells) - done} left)" if done else "")
+
+
+def _duration(minutes: float) -> str:
+    return f"{max(1, round(minutes))} min" if minutes < 90 else f"{minutes / 60:.1f} hours"
+
+
+@app.command(epilog=EXIT_CODES)
 def pilots(
     out: Annotated[Path, typer.Option(help="Folder of the pilots.")] = Path("runs/pilots"),
     variant: Annotated[list[str] | None, typer.Option(help="One of them, repeat; default all.")] = None,
@@ -128,14 +160,13 @@ def pilots(
     Example: python -m experiments.comparison pilots --variant fedit16 --variant d12r4-l2e3-s1
     """
     from experiments.comparison import pilots as variants
-    from experiments.comparison.plan import Plan
-    from experiments.training.phantom import WEIGHTS
+    from experiments.comparison.plan import WEIGHTS, Plan
 
     if not variants.run(Plan(out=out, weights=WEIGHTS), jobs, variant or ()):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def report(out: Out = DEFAULT_OUT) -> None:
     """Write tables, plots and report.html from the cells that are finished.
 
@@ -157,11 +188,15 @@ def _plan(
     scale: float,
     test_cases: int,
 ) -> "Plan":
-    from experiments.comparison.plan import Plan
-    from experiments.training.phantom import WEIGHTS
+    from experiments.comparison.plan import WEIGHTS, Plan
 
-    if data is not None and weights is None:
+    if weights is None and data is not None:
         raise InputError("--data needs --weights: the demo's backbone was pre-trained on phantoms")
+    if weights is None and size:
+        raise InputError(
+            f"--size {size} says which network a bare CineMA file holds, and the demo's backbone says that itself; give that file "
+            "with --weights, or leave --size out"
+        )
     return Plan(
         out=out,
         weights=weights or WEIGHTS,

@@ -7,12 +7,14 @@ many. Ranks: r = 8 for one low-rank part, 16 where a contender is to have as man
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared.errors import InputError
 from shared.methods import METHODS
 from shared.recipe import Recipe, make
-from site_agent.new_adapter import AdapterChoices
+
+if TYPE_CHECKING:
+    from site_agent.new_adapter import AdapterChoices
 
 Together = Literal["federated", "alone", "pooled"]
 """federated: the sites, by the recipe. alone: every site by itself, a federation of one. pooled: one site that has all cases."""
@@ -95,6 +97,12 @@ class Contender:
     is_written: str = ""
     """Its formula, if that is not its method's."""
 
+    def said(self, setting: Setting) -> str:
+        """Return a setting in words, without a rate of the local part where there is none."""
+        local = bool(self.recipe.get("rank_local"))
+        shown = {name: value for name, value in setting.recipe.items() if local or name != "lr_local"}
+        return replace(setting, recipe=shown).text
+
     @property
     def source(self) -> str:
         return self.paper or METHODS[self.method].source
@@ -122,11 +130,13 @@ class Contender:
             values["local_epochs"] = epochs // 2
         return make(self.method, values)
 
-    def choices(self, common: Options, depth: int, most_residual: int) -> AdapterChoices:
+    def choices(self, common: Options, depth: int, most_residual: int) -> "AdapterChoices":
         """Return what version 0 is made of.
 
         depth: the network's number of blocks. most_residual: the rank that an exact rule's residual can grow to; enough for it.
         """
+        from site_agent.new_adapter import AdapterChoices  # which brings PyTorch, and lists of cells need none
+
         blocks = {"blocks": tuple(range(depth))} if self.every_block else {}
         residual = {"residual_rank": most_residual} if METHODS[self.method].rule == "exact" else {}
         return AdapterChoices(**{**common, **self.adapter, **blocks, **residual})
@@ -153,7 +163,7 @@ CONTENDERS: tuple[Contender, ...] = (
         together="pooled",
         paper="Hu et al. 2021, arXiv:2106.09685 (LoRA)",
         is_written="y = W0 x + dW x on all sites' cases",
-        sent="all images (no federation: the upper reference)",
+        sent="all images (no federation: the pooled reference)",
         stays="nothing",
         adapter=R16 | SHARED_HEAD,
     ),

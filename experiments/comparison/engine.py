@@ -9,12 +9,12 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from experiments.comparison import tuning
+from experiments.comparison import config, tuning
 from experiments.comparison.extensions import PLUS, SWITCHES
 from experiments.comparison.plan import Plan
 from experiments.comparison.scenarios import SHIFTED, locked
+from experiments.comparison.shots import UNSEEN
 from experiments.comparison.tasks import Task
-from experiments.comparison.unseen import UNSEEN
 from experiments.comparison.workers import Workers
 
 ONE_FRAME_SWITCHES = frozenset(name for name, switch in SWITCHES.items() if switch.one_frame)
@@ -53,17 +53,27 @@ def make_backbone(plan: Plan, wanted: Sequence[Task]) -> None:
             (plan.one_frame / "finished").touch()
 
 
-def run(plan: Plan, wanted: Sequence[Task], jobs: int) -> list[str]:
-    """Run what is missing of `wanted`; return what went wrong, a line a cell. The others are not held up by it."""
+def run(plan: Plan, wanted: Sequence[Task], jobs: int, phase: str) -> list[str]:
+    """Run what is missing of `wanted`; return what went wrong, a line a cell. The others are not held up by it.
+
+    `phase`: what `wanted` is called. Lines count all of it, finished ones too; the time left is of what is missing, by what cells
+    took after the first ones, which may have made cohorts.
+    """
     missing = [task for task in wanted if not task.done]
-    failed, began = [], time.monotonic()
+    failed, first_ended = [], 0.0
     with closing(Workers(partial(run_one, plan), missing, jobs).outcomes()) as outcomes:
         for number, (task, line, error) in enumerate(outcomes, 1):
             if error is not None:
                 failed.append(f"{task.planned}: {error}")
-            left = (time.monotonic() - began) / number * (len(missing) - number)
+            now = time.monotonic()
+            if number <= jobs:
+                first_ended, left = now, ""
+            else:
+                left_s = (now - first_ended) / (number - jobs) * (len(missing) - number)
+                left = f", {left_s / 60:.0f} min of it left"
             said = line if error is None else f"FAILED: {error}"
-            print(f"[{number}/{len(missing)}, {left / 60:.0f} min left] {task.planned}  {said}", flush=True)
+            place = f"{len(wanted) - len(missing) + number}/{len(wanted)} of {phase}"
+            print(f"[{place}{left}] {task.planned}  {said}", flush=True)
     return failed
 
 
@@ -99,15 +109,14 @@ def run_one(plan: Plan, task: Task) -> str:
         contender = tuning.tuned(plan.out, planned.method)
         scenario = SHIFTED if planned.scenario == UNSEEN else planned.scenario
         sites = source.sites(scenario, planned.run)
-    code = commit()
-    network = load_base(plan.weights, plan.weights_size, plan.frames).model  # type: ignore[arg-type]
+    computed_by = partial(replace, code=commit(), versions=dict(config.versions()))
+    network = load_base(plan.weights, plan.weights_size, plan.frames).model
     bench = plan.bench(len(network.blocks), network.embed_dim)
     if planned.scenario == UNSEEN:
         for cell, predictions in unseen.run(bench, contender, sites, planned.run):
-            records.write(task.folder, replace(cell, code=code), predictions)
+            records.write(task.folder, computed_by(cell), predictions)
     else:
         cell, predictions = cells.run(bench, contender, sites, planned.scenario, planned.run)
-        records.write(task.folder, replace(cell, code=code), predictions)
-    figures = {name: metrics.over_runs(predictions, metrics.FIGURES[name]) for name in tuning.FIGURES_USED}
-    found = ", ".join(f"{value:.3f}" for value in figures.values())
-    return f"AUC, balanced accuracy {found}; {cell.seconds:.0f} s"
+        records.write(task.folder, computed_by(cell), predictions)
+    area, accuracy = (metrics.over_runs(predictions, metrics.FIGURES[name]) for name in tuning.FIGURES_USED)
+    return f"AUC {area:.3f}, balanced accuracy {accuracy:.3f}; {cell.seconds:.0f} s"

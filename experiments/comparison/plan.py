@@ -1,36 +1,29 @@
 """What a comparison consists of: its setting, fixed before the first cell, and its cells in order."""
 
 import hashlib
-import json
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import site_agent.models
 from experiments.comparison import extensions
-from experiments.comparison.cells import Bench
-from experiments.comparison.contenders import Contender, Group
+from experiments.comparison.contenders import Group
 from experiments.comparison.extensions import everyone
-from experiments.comparison.scenarios import (
-    FIRST_SEED,
-    SCENARIOS,
-    SHIFTED,
-    TUNING_SEED,
-    Phantom,
-    Real,
-    first_seed,
-)
-from experiments.comparison.unseen import BASES, EPOCHS, SHOTS, UNSEEN
-from shared.canonical import canonical_json, sha256_hex, write_atomically
+from experiments.comparison.scenarios import SCENARIOS, SHIFTED, Phantom, Real
+from experiments.comparison.shots import BASES, UNSEEN
 from shared.errors import InputError
-from shared.recipe import Recipe
 from site_agent.data.cases import CASES
+from site_agent.data.phantom import PhantomConfig
+from site_agent.models.config import Frames
 
-CONFIG, ONE_FRAME = "config.json", "one-frame-backbone"
+if TYPE_CHECKING:
+    from experiments.comparison.cells import Bench
+
+WEIGHTS = Path(site_agent.models.__file__).parent / "demo"
+"""The demo's backbone, which was pre-trained on phantoms."""
+ONE_FRAME = "one-frame-backbone"
 REAL = "real"
-PACKAGES = ("med-duallora", "torch", "monai", "numpy", "scipy", "scikit-learn", "statsmodels")
 PHANTOM_CACHE_MB, REAL_CACHE_MB = 16_384, 65_536
 """Disk for frozen activations: a run on 513 real patients has some 27 GB of them, with three views of two frames each."""
 SEVERAL = 10
@@ -52,9 +45,12 @@ class Plan:
     rounds: int = 8
     local_epochs: int = 2
     augmentation: str = "none"
-    frames: str = "stacked"
+    frames: Frames = "stacked"
     scale: float = 1.0
     test_cases: int = 100
+
+    def __post_init__(self) -> None:
+        PhantomConfig(scale=self.scale)  # refuses one that no cohort can have
 
     @property
     def synthetic(self) -> bool:
@@ -72,8 +68,10 @@ class Plan:
         """Weights of a network that was pre-trained on single frames: CineMA's own, or with phantoms one that is made here."""
         return self.out / ONE_FRAME if self.synthetic else self.weights
 
-    def bench(self, depth: int, width: int) -> Bench:
+    def bench(self, depth: int, width: int) -> "Bench":
         """Return what all cells have in common; the network's number of blocks and embedding dimension."""
+        from experiments.comparison.cells import Bench  # which brings PyTorch, and lists of cells need none
+
         return Bench(
             weights=self.weights,
             weights_size=self.weights_size,
@@ -99,37 +97,13 @@ class Plan:
         return values
 
     def check(self) -> None:
-        """Read real cohorts' images once, before the plan is frozen. Raises InputError if a patient is in twice."""
-        if isinstance(source := self.source, Real) and not (self.out / CONFIG).exists():
-            source.check()
+        """Read the network and real cohorts' images once, before the plan is frozen. Raises InputError if the network cannot be
+        read, or a patient is in twice."""
+        from site_agent.training.site import load_base
 
-    def freeze(self) -> None:
-        """Write the plan into its folder, or see that the one that is there is the same. Raises InputError if it is not."""
-        path = self.out / CONFIG
-        facts: dict[str, Any] = {"plan": self.settled(), "contenders_sha256": contenders_digest()}
-        if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in facts.items():
-                if held.get(name) != value:
-                    raise InputError(
-                        f"{self.out} holds another comparison ({name} differs); give the options it was begun with, or choose "
-                        "another --out"
-                    )
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        whole = {
-            **facts,
-            "synthetic": self.synthetic,
-            "scenarios": {name: text for name, (text, _) in SCENARIOS.items()}
-            if self.synthetic
-            else {REAL: "real patients"},
-            "seeds": {"tuning": TUNING_SEED, **{name: first_seed(name) for name in SCENARIOS}}
-            if self.synthetic
-            else {REAL: FIRST_SEED},
-            "runs": {"core": self.runs, "other": self.other_runs},
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        }
-        write_atomically(path, json.dumps(whole, indent=1).encode())
+        load_base(self.weights, self.weights_size, self.frames, warn=False)
+        if isinstance(source := self.source, Real):
+            source.check()
 
 
 def _content(path: Path, pattern: str) -> str:
@@ -176,27 +150,3 @@ def cells(plan: Plan, groups: tuple[Group, ...]) -> Iterator[Planned]:
                     yield Planned(scenario, run, one.key)
     if "extension" in groups:
         yield from (Planned(UNSEEN, run, base) for run in range(plan.other_runs) for base in BASES)
-
-
-def contenders_digest() -> str:
-    """SHA-256 of everything that decides what a cell is besides the plan and the code: contenders and what is tried of each,
-    switches, scenarios, the recipes' defaults, and how a left-out vendor is served."""
-    return sha256_hex(
-        canonical_json(
-            {
-                "contenders": [_jsonable(one) for one in everyone()],
-                "scenarios": {name: [text, asdict(config)] for name, (text, config) in SCENARIOS.items()},
-                "seeds": {"tuning": TUNING_SEED, **{name: first_seed(name) for name in SCENARIOS}},
-                "defaults": asdict(Recipe()),
-                "unseen": [list(BASES), list(SHOTS), EPOCHS],
-            }
-        )
-    )
-
-
-def _jsonable(one: Contender) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in asdict(one).items()
-        if name not in ("title", "paper", "is_written", "sent", "stays")
-    }

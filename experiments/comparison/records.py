@@ -67,6 +67,8 @@ class Cell:
     code: str = ""
     """The commit that the cell was computed by, with "+" if files differed from it; empty outside of a checkout, and of cells of
     releases that did not note it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python and packages that computed it; empty of cells of releases that noted the folder's alone."""
 
 
 def write(folder: Path, cell: Cell, predictions: Iterable[Prediction]) -> None:

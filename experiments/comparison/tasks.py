@@ -1,16 +1,16 @@
 """The cells of a plan as tasks: where each goes, whether it is done, and about how long those that are not will take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from experiments.comparison import plan as plans
 from experiments.comparison import records, tuning
 from experiments.comparison.contenders import Group
-from experiments.comparison.extensions import PLUS, basis_of, everyone
-from experiments.comparison.plan import REAL, Plan, Planned
-from experiments.comparison.scenarios import SCENARIOS
-from experiments.comparison.unseen import BASES, SHOTS, UNSEEN, key
+from experiments.comparison.extensions import PLUS, basis_of
+from experiments.comparison.plan import Plan, Planned
+from experiments.comparison.shots import SHOTS, UNSEEN, key
 from shared.errors import InputError
 
 CELLS = "cells"
@@ -45,14 +45,20 @@ class Task:
         return self.record.exists() and self.record.with_suffix(".csv").exists()
 
 
-def of_tuning(plan: Plan) -> list[Task]:
-    """Return the cells that settings are chosen by."""
-    return [placed(plan, Planned(tuning.SCENARIO, 0, one.key)) for one in tuning.candidates()]
+def of_tuning(plan: Plan, methods: Iterable[str]) -> list[Task]:
+    """Return the cells by which settings are still to be chosen for these methods, finished ones too."""
+    return [placed(plan, Planned(tuning.SCENARIO, 0, one.key)) for one in tuning.lacking(plan.out, methods)]
 
 
 def of_comparison(plan: Plan, groups: tuple[Group, ...]) -> list[Task]:
     """Return the cells of these groups."""
     return [placed(plan, one) for one in plans.cells(plan, groups)]
+
+
+def ready(plan: Plan, wanted: Sequence[Task]) -> list[Task]:
+    """Return what can run now and is not done: the cells that choose settings for `wanted`, and when those are, `wanted`."""
+    settings = of_tuning(plan, [task.planned.method for task in wanted])
+    return [task for task in settings if not task.done] or [task for task in wanted if not task.done]
 
 
 def placed(plan: Plan, one: Planned) -> Task:
@@ -63,17 +69,21 @@ def placed(plan: Plan, one: Planned) -> Task:
 def parsed(plan: Plan, text: str) -> Task:
     """Read a cell's text. Raises InputError for one that is none of this comparison's."""
     planned = Planned.parse(text)
-    known = {one.key for one in everyone()}
-    methods = {
-        tuning.SCENARIO: {one.key for one in tuning.candidates()},
-        **dict.fromkeys(SCENARIOS if plan.synthetic else (REAL,), known),
-        UNSEEN: set(BASES),
-    }
-    if planned.scenario not in methods:
-        raise InputError(f"no scenario is called '{planned.scenario}'; there are: {', '.join(methods)}")
-    if planned.method not in methods[planned.scenario]:
-        raise InputError(f"no method of {planned.scenario} is called '{planned.method}'; `run --list` names the cells")
-    return placed(plan, planned)
+    every = [Planned(tuning.SCENARIO, 0, one.key) for one in tuning.candidates()]
+    every += plans.cells(plan, get_args(Group))
+    if planned in every:
+        return placed(plan, planned)
+    if planned.scenario not in (names := list(dict.fromkeys(one.scenario for one in every))):
+        raise InputError(f"no scenario is called '{planned.scenario}'; there are: {', '.join(names)}")
+    runs = sum((one.scenario, one.method) == (planned.scenario, planned.method) for one in every)
+    if not runs:
+        raise InputError(
+            f"no run of a method '{planned.method}' is planned in {planned.scenario}; `run --list` names the cells"
+        )
+    raise InputError(
+        f"{planned} is not planned: there {'is 1 run' if runs == 1 else f'are {runs} runs'} of it, counted from 0; `run --list` "
+        "names the cells, and --runs and --other-runs plan more"
+    )
 
 
 def estimate_s(plan: Plan, missing: Sequence[Task], jobs: int) -> float:

@@ -6,13 +6,15 @@ decides, whose patients other folds hold out too. The report says so.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from experiments.comparison import contenders, extensions, metrics, records
+from experiments.comparison import config, contenders, extensions, metrics, records
 from experiments.comparison.contenders import CONTENDERS, MOST_SETTINGS, Contender
 from experiments.comparison.metrics import FIGURES
+from experiments.comparison.scenarios import locked
 from shared.canonical import write_atomically
 from shared.errors import InputError
 
@@ -34,41 +36,58 @@ def candidates() -> Iterator[Contender]:
                 yield replace(one.with_setting(setting), key=f"{one.key}{MARK}{number}")
 
 
-def scores(out: Path) -> dict[str, list[dict[str, float]]]:
+def origin(key: str) -> str:
+    """Return the key of the method whose setting a method takes: the one that it doubles or extends, or its own."""
+    return extensions.basis_of(key).removesuffix("-2x")
+
+
+def lacking(out: Path, methods: Iterable[str]) -> list[Contender]:
+    """Return the candidates among which a setting is still to be chosen for these methods."""
+    wanted = {origin(key) for key in methods} - _held(out).keys()
+    return [one for one in candidates() if one.key.partition(MARK)[0] in wanted]
+
+
+def choose(out: Path, methods: Iterable[str]) -> None:
+    """Add the choices for these methods with all scores to tuned.json; those that are there stay. Raises InputError if a cell of
+    tuning is missing."""
+    if not (wanted := lacking(out, methods)):
+        return
+    tried = _scores(out, wanted)
+    with locked(out / CHOSEN):
+        held = _held(out)
+        held = {
+            **{method: _choice(contenders.find(method, CONTENDERS), rows) for method, rows in tried.items()},
+            **held,
+        }
+        ordered = {one.key: held.pop(one.key) for one in CONTENDERS if one.key in held}
+        write_atomically(out / CHOSEN, json.dumps({**ordered, **held}, indent=1).encode())
+
+
+def _held(out: Path) -> Mapping[str, Any]:
+    return config.read(out / CHOSEN) or {}
+
+
+def _scores(out: Path, wanted: Collection[Contender]) -> dict[str, list[dict[str, float]]]:
     """Return the figures of every setting by method. Raises InputError if a cell is missing."""
-    found: dict[str, list[dict[str, float]]] = {}
-    wanted = list(candidates())
-    lacking = [one for one in wanted if not (out / FOLDER / f"{records.stem(one.key, 0)}.json").exists()]
-    if lacking:
+    missing = [one for one in wanted if not (out / FOLDER / f"{records.stem(one.key, 0)}.json").exists()]
+    if missing:
         raise InputError(
-            f"settings are not chosen yet: {len(lacking)} of {len(wanted)} cells of tuning are missing; give the command without "
+            f"settings are not chosen yet: {len(missing)} of {len(wanted)} cells of tuning are missing; give the command without "
             "--cell, or run the cells that `run --list` prints"
         )
+    found: dict[str, list[dict[str, float]]] = {}
     for one in wanted:
-        method = one.key.partition(MARK)[0]
         predictions = records.read_predictions(out / FOLDER / f"{records.stem(one.key, 0)}.csv")
         figures = {name: metrics.over_runs(predictions, FIGURES[name]) for name in FIGURES_USED}
-        found.setdefault(method, []).append(figures)
+        found.setdefault(one.key.partition(MARK)[0], []).append(figures)
     return found
 
 
-def choose(out: Path) -> dict[str, int]:
-    """Write the choices with all scores to tuned.json, unless they are there, and return the number of each method's setting."""
-    path = out / CHOSEN
-    if not path.exists():
-        tried = scores(out)
-        best = {method: _best(rows) for method, rows in tried.items()}
-        text = {one.key: [setting.text for setting in one.settings] for one in CONTENDERS}
-        whole = {
-            method: {
-                "chosen": best[method],
-                "settings": [{"what": w, **r} for w, r in zip(text[method], rows, strict=True)],
-            }
-            for method, rows in tried.items()
-        }
-        write_atomically(path, json.dumps(whole, indent=1).encode())
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return {method: int(values["chosen"]) for method, values in held.items()}
+def _choice(one: Contender, rows: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        "chosen": _best(rows),
+        "settings": [{"what": one.said(s), **row} for s, row in zip(one.settings, rows, strict=True)],
+    }
 
 
 def _best(rows: list[dict[str, float]]) -> int:
@@ -93,9 +112,7 @@ def edge(one: Contender, number: int) -> str:
 
 def tuned(out: Path, key: str) -> Contender:
     """Return a contender with the setting that was chosen for it, or for the one that it is derived from."""
-    chosen = choose(out)
-    basis = extensions.basis_of(key)
-    one = contenders.find(basis, (*CONTENDERS, *contenders.doubles()))
-    origin = basis.removesuffix("-2x")
-    settled = one.with_setting(one.settings[chosen.get(origin, 0)])
-    return extensions.extend(settled, key)
+    choose(out, [key])
+    one = contenders.find(extensions.basis_of(key), (*CONTENDERS, *contenders.doubles()))
+    chosen = _held(out).get(origin(key), {"chosen": 0})
+    return extensions.extend(one.with_setting(one.settings[int(chosen["chosen"])]), key)

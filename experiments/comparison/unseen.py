@@ -16,22 +16,13 @@ from experiments.comparison.cells import Bench, Federation
 from experiments.comparison.contenders import RANK, SCALE, Contender
 from experiments.comparison.records import Cell, Prediction
 from experiments.comparison.scenarios import VALIDATION_FOLD, Sites
+from experiments.comparison.shots import EPOCHS, SHOTS, UNSEEN, key
 from shared.contract import Contract
 from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.data.cohort import Cohort
 from site_agent.training.local import Hooks
-
-UNSEEN = "unseen"
-BASES = ("fedit-r16", "med-duallora", "ours")
-SHOTS = (0, 4, 8, 16)
-EPOCHS = 20
-
-
-def key(base: str, shots: int) -> str:
-    """Return what a base's predictions after so many shots are called."""
-    return f"{base}@{shots}"
 
 
 def run(bench: Bench, contender: Contender, sites: Sites, number: int) -> Iterator[tuple[Cell, list[Prediction]]]:

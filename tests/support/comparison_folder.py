@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.comparison import records
+from experiments.comparison import config, records
 from experiments.comparison.contenders import CONTENDERS
 from experiments.comparison.plan import Plan
 from experiments.comparison.records import Cell, Prediction, RoundRecord
@@ -31,7 +31,7 @@ def make(
     (prepared / "ge").mkdir(parents=True, exist_ok=True)
     weights.write_bytes(b"no network")
     (prepared / "ge" / "cases.csv").write_text("no cases")
-    Plan(out=out, weights=weights, data=None if synthetic else prepared, runs=3, other_runs=2).freeze()
+    config.freeze(Plan(out=out, weights=weights, data=None if synthetic else prepared, runs=3, other_runs=2))
     if tuned:
         (out / "tuned.json").write_text(json.dumps(choices()))
     for scenario, method, runs in cells:

@@ -1,29 +1,29 @@
 """What is finished of a comparison: methods by scenario with what their runs gave, and in words what is missing."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from experiments.comparison import config as configuration
 from experiments.comparison import contenders, metrics, records
+from experiments.comparison.config import CONFIG, CONTENT, DIGEST_SHOWN
 from experiments.comparison.contenders import Contender, Group
 from experiments.comparison.extensions import everyone, is_tried
 from experiments.comparison.metrics import FIGURES, Cases, Figure
 from experiments.comparison.records import Cell, Prediction
 from experiments.comparison.scenarios import SHIFTED
-from experiments.comparison.unseen import BASES, SHOTS, UNSEEN
-from experiments.comparison.unseen import key as unseen_key
+from experiments.comparison.shots import BASES, SHOTS, UNSEEN
+from experiments.comparison.shots import key as unseen_key
 from shared.errors import InputError
 
-CONFIG, TUNED, CELLS, PREDICTIONS = "config.json", "tuned.json", "cells", "predictions"
-CONTENT = ("weights", "data")
-"""What of a plan is the digest of files."""
-MOST_NAMED = 6
-"""Missing methods beyond so many are counted instead."""
+TUNED, CELLS, PREDICTIONS = "tuned.json", "cells", "predictions"
+CALLED: Mapping[Group, str] = {"core": "core methods", "other": "other methods", "extension": "extensions"}
+MOST_NAMED = 3
+"""Methods that lack runs are named up to so many."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,11 +86,19 @@ class Comparison:
     def setting(self) -> Mapping[str, Any]:
         """The plan; files stand by the beginning of their digests."""
         plan: dict[str, Any] = self.config["plan"]
-        return {name: value[:12] if name in CONTENT and value else value for name, value in plan.items()}
+        return {name: value[:DIGEST_SHOWN] if name in CONTENT and value else value for name, value in plan.items()}
 
     def planned_runs(self, group: Group) -> int:
         """Return how many runs a method of this group was to have when the comparison was begun."""
         return int(self.config["runs"]["core" if group == "core" else "other"])
+
+    def versions(self) -> list[str]:
+        """Return the sets of versions that computed the cells; where a cell does not say, those of the folder's beginning."""
+        cells = (cell for one in (*self.results.values(), *self.unseen) for cell in one.cells.values())
+        began: dict[str, str] = self.config["versions"]
+        return sorted(
+            {", ".join(f"{name} {value}" for name, value in (one.versions or began).items()) for one in cells}
+        )
 
     @property
     def home(self) -> str:
@@ -115,7 +123,7 @@ class Comparison:
 
 def load(out: Path) -> Comparison:
     """Read a comparison's folder. Raises InputError if it is none, nothing is finished, or a cell is damaged or misplaced."""
-    config = _json(out / CONFIG)
+    config = configuration.read(out / CONFIG)
     if config is None:
         raise InputError(f"{out} holds no comparison: it has no {CONFIG}; begin with `run --out {out}`")
     results, unknown = {}, set[str]()
@@ -131,7 +139,7 @@ def load(out: Path) -> Comparison:
     _check_same_cases([*results.values(), *shots])
     return Comparison(
         config=config,
-        tuned=_json(out / TUNED) or {},
+        tuned=configuration.read(out / TUNED) or {},
         results=results,
         unseen=shots,
         unknown=tuple(sorted(unknown)),
@@ -143,23 +151,13 @@ def _unseen(out: Path) -> tuple[Result, ...]:
     return tuple(_result(out, UNSEEN, one, held[one.key]) for one in _served() if one.key in held)
 
 
-def _served() -> list[Contender]:
-    """Return what a left-out vendor is served: every base after every number of shots."""
+def _served(after: Sequence[int] = SHOTS) -> list[Contender]:
+    """Return what a left-out vendor is served: every base after each of these numbers of shots."""
     return [
         replace(one, key=unseen_key(one.key, shots), title=f"{one.title}, {shots} shots")
         for one in map(contenders.find, BASES)
-        for shots in SHOTS
+        for shots in after
     ]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); restore it, or begin in another folder") from error
-    return values
 
 
 def _cells(folder: Path) -> dict[str, dict[int, Cell]]:
@@ -206,34 +204,38 @@ def write_predictions(out: Path, comparison: Comparison) -> None:
         records.write_predictions(folder / f"{one.scenario}-{one.method}.csv", one.every())
 
 
+def not_begun(comparison: Comparison) -> list[Group]:
+    """Return the groups that were planned and of which no cell is finished: left out with --only, or still to come."""
+    begun = {one.contender.group for one in comparison.results.values()}
+    begun |= {"extension"} if comparison.unseen else set()
+    return [group for group in get_args(Group) if comparison.planned_runs(group) and group not in begun]
+
+
 def missing(comparison: Comparison) -> list[str]:
-    """Return what is not finished of the runs that were planned, in words."""
-    lines = [line for scenario in comparison.scenarios for line in _missing(comparison, scenario)]
-    unseen = {one.method: one for one in comparison.unseen}
-    lines += _lacking(UNSEEN, _served(), unseen, comparison.planned_runs("extension"), "methods at vendors left out")
-    return lines if comparison.tuned else [*lines, f"the choice of settings ({TUNED})"]
-
-
-def _missing(comparison: Comparison, scenario: str) -> Iterator[str]:
-    held, home = comparison.within(scenario, extended=True), scenario == comparison.home
+    """Return what is not finished of the groups that are begun, a line a group and scenario, and whether settings are lacking."""
     frames = str(comparison.setting.get("frames", ""))
     tried = [one for one in everyone() if is_tried(one, frames, synthetic=comparison.synthetic)]
-    core, others = ([one for one in tried if (one.group == "core") == wanted] for wanted in (True, False))
-    yield from _lacking(scenario, core, held, comparison.planned_runs("core"), "core methods")
-    if home:
-        runs = comparison.planned_runs("other")
-        yield from _lacking(scenario, others, held, runs, "other methods and extensions")
+    absent = not_begun(comparison)
+    lines: list[str] = []
+    for scenario in comparison.scenarios:
+        held = comparison.within(scenario, extended=True)
+        for group in get_args(Group):
+            if group not in absent and (group == "core" or scenario == comparison.home):
+                expected = [one for one in tried if one.group == group]
+                lines += _lacking(scenario, expected, held, comparison.planned_runs(group), CALLED[group])
+    if "extension" not in absent:
+        unseen = {one.method: one for one in comparison.unseen}
+        last = _served(SHOTS[-1:])  # one cell makes all, in this order
+        lines += _lacking(UNSEEN, last, unseen, comparison.planned_runs("extension"), "left-out vendors")
+    return lines if comparison.tuned else [*lines, f"the choice of settings ({TUNED})"]
 
 
 def _lacking(
     scenario: str, expected: Sequence[Contender], held: Mapping[str, Result], runs: int, what: str
 ) -> Iterator[str]:
-    absent = [one.title for one in expected if one.key not in held] if runs else []
-    if len(absent) > MOST_NAMED or len(absent) == len(expected):
-        yield f"{scenario}: {'all' if len(absent) == len(expected) else f'{len(absent)} of {len(expected)}'} {what}"
-    elif absent:
-        yield f"{scenario}: {'; '.join(absent)}"
-    begun = [(one.title, len(held[one.key].cells)) for one in expected if one.key in held]
-    short = [f"{title} ({there} of {runs} runs)" for title, there in begun if there < runs]
+    """Say how many cells of so many runs are there, and where they are lacking if that is in few methods."""
+    there = {one.title: min(runs, len(held[one.key].cells)) if one.key in held else 0 for one in expected}
+    short = [f"{title} ({count} of {runs})" for title, count in there.items() if count < runs]
     if short:
-        yield f"{scenario}: runs of {'; '.join(short)}"
+        named = f": {'; '.join(short)}" if len(short) <= MOST_NAMED else ""
+        yield f"{scenario}: {sum(there.values())} of {runs * len(expected)} cells of the {what} are finished{named}"

@@ -1,11 +1,12 @@
 """Tables of what was compared: each method with its paper and what leaves a site, the settings tried, switches, new vendors."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.comparison import metrics, tuning
-from experiments.comparison.contenders import Contender
+from experiments.comparison.contenders import CONTENDERS, Contender
 from experiments.comparison.extensions import PLUS, SWITCHES, everyone
 from experiments.comparison.report.finished import Comparison
 from experiments.comparison.report.main_tables import KEY, METHOD, OVER_RUNS, RUNS, spread
@@ -55,8 +56,16 @@ def _method_row(comparison: Comparison, one: Contender) -> Mapping[str, Value]:
 
 
 def _chosen(comparison: Comparison, key: str) -> str | None:
-    held = comparison.tuned.get(key.removesuffix("-2x"))
-    return str(held["settings"][held["chosen"]]["what"]) if held else None
+    method = tuning.origin(key)
+    held = comparison.tuned.get(method)
+    return _in_words(method, held, held["chosen"]) if held else None
+
+
+def _in_words(method: str, held: Mapping[str, Any], number: int) -> str:
+    """Return a setting that was tried as its method says it now, or as it was written if the method has none like it."""
+    what = str(held["settings"][number]["what"])
+    said = {setting.text: one.said(setting) for one in CONTENDERS if one.key == method for setting in one.settings}
+    return said.get(what, what)
 
 
 def tuning_table(comparison: Comparison) -> Table:
@@ -77,7 +86,8 @@ def tuning_table(comparison: Comparison) -> Table:
             {
                 "key": key,
                 "method": known[key].title if key in known else key,
-                **{name: value for name, value in setting.items() if name == "what" or name in tuning.FIGURES_USED},
+                "what": _in_words(key, held, number),
+                **{name: setting[name] for name in tuning.FIGURES_USED},
                 "merit": float(np.mean([setting[name] for name in tuning.FIGURES_USED])),
                 "chosen": _choice(known.get(key), number) if number == held["chosen"] else None,
             }

@@ -1,12 +1,12 @@
 """report.html: one file without scripts and without anything to load."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from experiments.comparison.report import finished, html, primary
-from experiments.comparison.report.finished import Comparison
+from experiments.comparison.report.finished import Comparison, Result
 from experiments.comparison.report.plots import Plot
 from experiments.comparison.report.primary import Primary
 from experiments.comparison.report.resampling import DRAWS, SEED
@@ -68,7 +68,16 @@ def _head(of: Contents) -> str:
         f"<header>\n{label}<h1>Comparison of federated fine-tuning methods</h1>\n"
         f"<p>{escape(_compared(comparison))} Same trainer, cases, seeds and evaluation for all. {runs}</p>\n"
         f'<div class="result"><h2>Primary result</h2>{told}</div>\n{_missing(comparison)}\n'
-        f'{html.tiles(list(_tiles(comparison)))}\n<p class="quiet">Scenarios: {escape(places)}.</p>\n</header>'
+        f'{html.tiles(list(_tiles(comparison)))}\n<p class="quiet">{escape(_size(comparison))} Scenarios: {escape(places)}.</p>\n'
+        "</header>"
+    )
+
+
+def _size(comparison: Comparison) -> str:
+    plan = comparison.setting
+    rounds = f"{_several(plan['rounds'], 'round')} of {_several(plan['local_epochs'], 'epoch')}"
+    return (
+        f"{rounds}; scale {plan['scale']:g} of the phantom's training cases." if comparison.synthetic else f"{rounds}."
     )
 
 
@@ -89,9 +98,9 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
     core, others = ([one for one in held if (one.contender.group == "core") == wanted] for wanted in (True, False))
     yield f"{sum(len(one.cells) for one in held):,}", "finished cells: one method, one run"
     if core:
-        yield f"{max(len(one.cells) for one in core)}", "runs of the core methods in a scenario"
+        yield _runs(core), "runs of a core method in a scenario"
     if others:
-        yield f"{max(len(one.cells) for one in others)}", "runs of the other methods"
+        yield _runs(others), "runs of another method"
     tested = {(one.scenario, run): len(cases) for one in held for run, cases in one.predictions.items()}
     yield f"{sum(tested.values()) / len(tested):,.0f}", "held-out cases a run"
     yield f"{sum(tested.values()):,}", "held-out cases of all runs"
@@ -99,13 +108,25 @@ def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield f"{sum(seconds) / len(seconds):.0f} s", "a cell, on one thread"
 
 
+def _runs(held: Sequence[Result]) -> str:
+    """Return how many runs methods have, the fewest and the most."""
+    counts = {len(one.cells) for one in held}
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+
+
 def _missing(comparison: Comparison) -> str:
     lines = finished.missing(comparison)
     lines += [f"passed over: cells of '{key}', which is no method of this version" for key in comparison.unknown]
-    if not lines:
-        return ""
-    shown = html.bullets(lines)
-    return f'<div class="missing"><h2>Not finished</h2><p>This report is of what there is. Missing:</p>{shown}</div>'
+    parts = [_box("Not finished", lines)] if lines else []
+    if (sets := len(comparison.versions())) > 1:
+        parts.append(_box("Versions differ", [f"Cells were computed by {sets} sets of versions; Setting names them."]))
+    if absent := finished.not_begun(comparison):
+        parts.append(f'<p class="quiet">Not begun: {", ".join(finished.CALLED[group] for group in absent)}.</p>')
+    return "\n".join(parts)
+
+
+def _box(title: str, lines: Sequence[str]) -> str:
+    return f'<div class="missing"><h2>{title}</h2>{html.bullets(lines)}</div>'
 
 
 def _primary(of: Contents) -> str:
@@ -159,7 +180,8 @@ def _exploratory(of: Contents) -> str:
 def _rounds(of: Contents) -> str:
     home = of.comparison.home
     others = [of.plot(f"local-part-{name}") for name in of.comparison.scenarios if name != home]
-    local = of.plot(f"local-part-{home}") or "<p>No method with a local part is finished.</p>"
+    where = f" in the scenario {home}" if any(others) else ""
+    local = of.plot(f"local-part-{home}") or f"<p>No method with a local part is finished{where} yet.</p>"
     return html.section(
         "Round by round",
         local,
@@ -196,7 +218,8 @@ def _reading(of: Contents) -> str:
         f"Holm: over the {len(of.primary.tests)} primary tests, and apart from them over all exploratory p values together.",
         "Validation thresholds come from each site's own validation cases, never from held-out ones. Specificity at a given "
         "sensitivity is read off the held-out cases themselves, and flatters all methods alike.",
-        "Centralised training sends all images to one place: a reference, not a federated method.",
+        "Centralised training is the pooled reference: it sends all images to one place, and is neither a federated method nor an "
+        "upper bound.",
         "The predictions of every held-out case are in predictions/, one CSV for each scenario and method: all figures can be "
         "computed again from them.",
     ]
@@ -212,7 +235,7 @@ def _setting(of: Contents) -> str:
         ),
         "contenders": f"SHA-256 {config['contenders_sha256']}",
         "computed by": ", ".join(sorted({cell.code or "a release that did not note it" for cell in cells})),
-        "versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
+        "versions": "; ".join(of.comparison.versions()),
         "seeds": "; ".join(
             [*(f"{name} {seed}" for name, seed in config["seeds"].items()), f"plus run; bootstrap {SEED}"]
         ),

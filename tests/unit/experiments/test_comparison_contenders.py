@@ -7,7 +7,7 @@ import pytest
 
 from experiments.comparison import contenders, extensions
 from experiments.comparison.contenders import CONTENDERS, MOST_SETTINGS, Contender, Setting
-from experiments.comparison.plan import everyone
+from experiments.comparison.extensions import everyone
 from shared.contract import Contract, RoundPolicy
 from shared.errors import InputError
 from shared.methods import METHODS
@@ -88,6 +88,17 @@ def test_the_rank_matched_have_as_many_trained_low_rank_numbers_as_two_parts(bac
 def test_settings_replace_the_contender_s_own_numbers():
     one = contenders.find("fedit-r8").with_setting(Setting(recipe={"lr_global": 0.5}, adapter={"rank": 3}))
     assert (one.made_recipe(COMMON).lr_global, one.choices({}, 2, 12).rank) == (0.5, 3)
+
+
+def test_a_setting_names_the_local_rate_of_methods_with_a_local_part_alone():
+    said = {
+        key: one.said(one.settings[0]) for one in CONTENDERS if (key := one.key) in ("fedit-r8", "feddpa", "fedprox")
+    }
+    assert said == {
+        "fedit-r8": "lr_global 0.002",
+        "feddpa": "lr_global 0.002, lr_local 0.002",
+        "fedprox": "proximal 0.01, lr_global 0.005",
+    }
 
 
 def test_switches_change_what_they_say_and_keep_the_rest():

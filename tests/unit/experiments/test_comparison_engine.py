@@ -2,17 +2,28 @@
 
 import dataclasses
 import json
-import shutil
+import re
 
 import pytest
 from typer.testing import CliRunner
 
-from experiments.comparison import cells, contenders, engine, plan, records, tasks, tuning, unseen
+from experiments.comparison import (
+    cells,
+    config,
+    contenders,
+    engine,
+    extensions,
+    plan,
+    records,
+    tasks,
+    tuning,
+    unseen,
+)
 from experiments.comparison.__main__ import app
-from experiments.comparison.plan import Plan, Planned
-from experiments.training.phantom import WEIGHTS
+from experiments.comparison.plan import WEIGHTS, Plan, Planned
 from shared.errors import InputError
 from site_agent.data.phantom import VENDORS
+from tests.support import comparison_folder
 
 METHODS = ("fedit-r8", "med-duallora")
 FIGURES = {"auc_site_mean": 0.8, "balanced_accuracy_validation_site_mean": 0.7}
@@ -30,7 +41,7 @@ def trial(tmp_path_factory):
         runs=2,
         other_runs=1,
     )
-    made.freeze()
+    config.freeze(made)
     choices = {one.key: {"chosen": 0, "settings": []} for one in contenders.CONTENDERS}
     (made.out / tuning.CHOSEN).write_text(json.dumps(choices))
     return made
@@ -42,7 +53,7 @@ def wanted(trial):
 
 @pytest.fixture(scope="module")
 def finished(trial):
-    assert engine.run(trial, wanted(trial), jobs=1) == []
+    assert engine.run(trial, wanted(trial), 1, "the comparison") == []
     return trial
 
 
@@ -55,6 +66,7 @@ def test_every_cell_leaves_its_record_and_a_prediction_of_each_held_out_case(fin
         assert cell.bytes_up > 0
         assert cell.seconds > 0
         assert len(cell.rounds) == 1
+        assert cell.versions == config.versions()
 
 
 def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished, capsys):
@@ -63,8 +75,9 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished, caps
     before = {task.record: task.record.stat().st_mtime_ns for task in every}
     gone = lost.record.with_suffix(".csv").read_bytes()
     lost.record.unlink()
-    assert engine.run(finished, every, jobs=2) == []
-    assert capsys.readouterr().out.startswith("[1/1, 0 min left] shifted/med-duallora/0  AUC, balanced accuracy")
+    assert engine.run(finished, every, 2, "the comparison") == []
+    line = r"\[4/4 of the comparison\] shifted/med-duallora/0  AUC 0\.\d{3}, balanced accuracy 0\.\d{3}; \d+ s\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
     after = {task.record: task.record.stat().st_mtime_ns for task in every}
     assert [record for record in before if before[record] != after[record]] == [lost.record]
     assert lost.record.with_suffix(".csv").read_bytes() == gone
@@ -96,23 +109,6 @@ def test_a_cell_by_itself_has_the_same_numbers(finished):
     assert task.record.with_suffix(".csv").read_bytes() == held
 
 
-def test_a_folder_of_another_comparison_is_refused(finished):
-    with pytest.raises(InputError, match=r"holds another comparison \(plan differs\)"):
-        dataclasses.replace(finished, rounds=2).freeze()
-    finished.freeze()
-
-
-def test_a_comparison_may_move_and_knows_its_files_by_what_is_in_them(finished, tmp_path):
-    """A folder that is taken elsewhere, with a copy of the same weights, is the same comparison."""
-    copied = shutil.copytree(WEIGHTS, tmp_path / "weights")
-    dataclasses.replace(finished, weights=copied).freeze()
-    (copied / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(InputError, match=r"holds another comparison \(plan differs\)"):
-        dataclasses.replace(finished, weights=copied).freeze()
-    with pytest.raises(InputError, match=r"there is no \*.safetensors at .*nowhere; correct the path"):
-        dataclasses.replace(finished, weights=tmp_path / "nowhere").freeze()
-
-
 @pytest.mark.parametrize("text", ["shifted", "shifted/fedit-r8", "shifted/fedit-r8/x", "//3"])
 def test_a_cell_that_cannot_be_read_is_refused(text):
     with pytest.raises(InputError, match="--cell takes scenario/method/run"):
@@ -122,18 +118,36 @@ def test_a_cell_that_cannot_be_read_is_refused(text):
 def test_a_cell_that_is_none_of_the_comparison_s_is_refused_with_what_there_is(trial):
     with pytest.raises(InputError, match="no scenario is called 'snow'; there are: tuning, homogeneous, shifted"):
         tasks.parsed(trial, "snow/ours/0")
-    with pytest.raises(InputError, match="no method of shifted is called 'fedsgd'"):
+    with pytest.raises(InputError, match="no run of a method 'fedsgd' is planned in shifted; `run --list` names"):
         tasks.parsed(trial, "shifted/fedsgd/0")
+    with pytest.raises(InputError, match="no run of a method 'ffa' is planned in homogeneous"):
+        tasks.parsed(trial, "homogeneous/ffa/0")
     assert str(tasks.parsed(trial, "unseen/ours/0").planned) == "unseen/ours/0"
     assert tasks.parsed(trial, "tuning/fedit-r16~2/0").tuning
 
 
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("shifted/ours/2", "are 2 runs"),
+        ("shifted/ffa/1", "is 1 run"),
+        ("unseen/ours/1", "is 1 run"),
+        ("tuning/ours~0/1", "is 1 run"),
+    ],
+)
+def test_a_run_beyond_those_planned_is_refused_with_their_number(trial, text, runs):
+    with pytest.raises(
+        InputError, match=f"{text} is not planned: there {runs} of it, counted from 0; .*--other-runs plan more"
+    ):
+        tasks.parsed(trial, text)
+
+
 def test_a_cell_that_fails_is_said_and_holds_nobody_up(trial, tmp_path):
     broken = dataclasses.replace(trial, out=tmp_path)
-    broken.freeze()
+    config.freeze(broken)
     (tmp_path / tuning.CHOSEN).write_text((trial.out / tuning.CHOSEN).read_text())
     unknown, good = (tasks.placed(broken, Planned(scenario, 0, "fedit-r8")) for scenario in ("snow", "shifted"))
-    failed = engine.run(broken, [unknown, good], jobs=1)
+    failed = engine.run(broken, [unknown, good], 1, "the comparison")
     assert len(failed) == 1
     assert failed[0].startswith("snow/fedit-r8/0: no scenario is called 'snow'")
     assert good.done
@@ -172,10 +186,9 @@ def test_a_scheduler_gets_the_cells_of_tuning_first_and_the_others_when_those_ha
 
 def test_a_cell_before_settings_are_chosen_is_refused_with_what_to_do(trial, tmp_path):
     words = ["run", "--out", str(tmp_path), *OPTIONS, "--cell", "shifted/ours/0"]
-    count = len(list(tuning.candidates()))
-    with pytest.raises(InputError, match=rf"not chosen yet: {count} of {count} cells of tuning are missing; .*--list"):
+    with pytest.raises(InputError, match=r"not chosen yet: 4 of 4 cells of tuning are missing; .*--list"):
         CliRunner().invoke(app, words, catch_exceptions=False)
-    assert not (tmp_path / "cells").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["local-only", "centralised", "med-duallora+picked", "med-duallora-all"])
@@ -210,16 +223,52 @@ def test_settings_are_chosen_from_their_cells(trial, tmp_path, monkeypatch):
     one = contenders.find("fedit-r8")
     monkeypatch.setattr(tuning, "CONTENDERS", (dataclasses.replace(one, settings=one.settings[1:3]),))
     small = dataclasses.replace(trial, out=tmp_path)
-    tried = tasks.of_tuning(small)
+    tried = tasks.of_tuning(small, ["fedit-r8"])
     assert [str(task.planned) for task in tried] == ["tuning/fedit-r8~0/0", "tuning/fedit-r8~1/0"]
     for task in tried:
         engine.run_one(small, task)
-    chosen = tuning.choose(tmp_path)
+    tuning.choose(tmp_path, ["fedit-r8"])
     held = json.loads((tmp_path / tuning.CHOSEN).read_text())["fedit-r8"]
     merits = [sum(setting[name] for name in tuning.FIGURES_USED) for setting in held["settings"]]
-    assert chosen == {"fedit-r8": merits.index(max(merits))}
-    assert [setting["what"] for setting in held["settings"]] == [setting.text for setting in one.settings[1:3]]
+    assert held["chosen"] == merits.index(max(merits))
+    assert [setting["what"] for setting in held["settings"]] == ["lr_global 0.005", "lr_global 0.01"]
+    assert tasks.of_tuning(small, ["fedit-r8"]) == []
     assert {len(records.read_predictions(task.record.with_suffix(".csv"))) for task in tried} == {8 * len(VENDORS)}
+
+
+def give_settings(out, methods):
+    """Write cells of tuning whose best setting is the third of every method."""
+    for one in tuning.candidates():
+        method, _, number = one.key.partition(tuning.MARK)
+        if method in methods:
+            rows = comparison_folder.predictions(0, [1.0, 2.0, -1.0, 1.0 if number != "2" else -2.0], [1, 1, 0, 0])
+            records.write(out / tuning.FOLDER, comparison_folder.cell(tuning.SCENARIO, one.key, 0), rows)
+
+
+def test_only_what_is_wanted_is_tuned_and_what_others_need_is_added_later(trial, tmp_path):
+    """One group after another, in any order, choose what all of them at once do."""
+    core = [one.key for one in contenders.CONTENDERS if one.group == "core"]
+    both = [*core, "fedex", "ditto-2x", "med-duallora+gate"]
+    parts, whole = (dataclasses.replace(trial, out=tmp_path / name) for name in ("parts", "whole"))
+    assert len(tasks.of_tuning(parts, core)) == 28
+    assert len(tasks.of_tuning(parts, ["fedit-r16+capped", "ours"])) == 8
+    for out, steps in ((parts.out, (["ditto-2x"], core, both)), (whole.out, (both,))):
+        give_settings(out, {tuning.origin(key) for key in both})
+        for methods in steps:
+            tuning.choose(out, methods)
+    assert (parts.out / tuning.CHOSEN).read_bytes() == (whole.out / tuning.CHOSEN).read_bytes()
+    held = json.loads((whole.out / tuning.CHOSEN).read_text())
+    assert list(held) == [*core, "fedex", "ditto"]
+    assert {one["chosen"] for one in held.values()} == {2}
+    assert tasks.of_tuning(whole, both) == []
+    assert {task.planned.method[:3] for task in tasks.of_tuning(whole, [*both, "ffa"])} == {"ffa"}
+
+
+def test_choices_that_are_there_are_taken_as_they_are(tmp_path):
+    held = json.dumps({one.key: {"chosen": 1, "settings": []} for one in contenders.CONTENDERS})
+    (tmp_path / tuning.CHOSEN).write_text(held)
+    tuning.choose(tmp_path, [one.key for one in extensions.everyone()])
+    assert (tmp_path / tuning.CHOSEN).read_text() == held
 
 
 def test_the_edge_of_what_was_tried_is_said():

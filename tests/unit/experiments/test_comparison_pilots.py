@@ -3,9 +3,8 @@
 import pytest
 
 from experiments.comparison import pilots
-from experiments.comparison.plan import Plan
+from experiments.comparison.plan import WEIGHTS, Plan
 from experiments.comparison.scenarios import PILOT_SEEDS, SCENARIOS, TUNING_SEED, first_seed
-from experiments.training.phantom import WEIGHTS
 from shared.errors import InputError
 
 

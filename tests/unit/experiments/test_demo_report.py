@@ -1,62 +1,21 @@
 """The page stands on its own, says it is synthetic, and shows the figures of the summary."""
 
 import math
-import re
-from html.parser import HTMLParser
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.demo import charts, report, summaries, terminal
-from experiments.demo.charts import Bar, Line, Span
+from experiments.demo import report, summaries, terminal
 from tests.support import demo_findings as made
-
-VOID = {"meta", "br", "img", "link", "input", "hr"}
+from tests.support.pages import parsed
 
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
     reference = {site: made.figures(0.9) for site in made.SITES}
     return summaries.build(made.findings(reference=reference), made.seconds())
-
-
-class Balanced(HTMLParser):
-    """Fails on a tag that is closed in the wrong place; collects text and what would be loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.loads: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loads += [
-            f"{name}={value}" for name, value in attrs if name in ("src", "href", "data", "srcset", "action")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def parsed(page: str) -> Balanced:
-    parser = Balanced()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    return parser
 
 
 def test_page_is_whole_and_loads_nothing(summary: dict[str, Any]) -> None:
@@ -115,30 +74,6 @@ def test_intervals_are_as_wide_as_repeated_test_sets_say() -> None:
 
 def test_intervals_of_missing_figures_are_missing() -> None:
     assert report.intervals(made.figures(None), 50, 50) == {}
-
-
-def test_charts_are_well_formed_and_stay_inside() -> None:
-    bars = [("AUC", [Bar("dual", 0.9, "dual", (0.85, 1.0)), Bar("probe", 0.31, "probe"), Bar("alone", None, "alone")])]
-    shown = [
-        charts.score_bars(bars, "a <title>"),
-        charts.curves([Line("AUC", [0.6, None, 0.8, 0.9], "dual"), Line("none", [], "alone")], "t", "version"),
-        charts.curves([Line("AUC", [0.7], "dual")], "one point", "version"),
-        charts.curves([], "empty", "version"),
-        charts.length_bars([("up", 45_000, "45 kB", "dual"), ("full", 3e6, "3 MB", "full")], "bytes"),
-        charts.timeline([("phantom", [Span(0, 4000, "dual", "x & y")], "4000 s")], "time"),
-        charts.timeline([], "empty"),
-    ]
-    for chart in shown:
-        root = ElementTree.fromstring(chart)
-        width = float(root.attrib["viewBox"].split()[2])
-        for box in root.iter("{http://www.w3.org/2000/svg}rect"):
-            assert 0 <= float(box.attrib["x"]) <= float(box.attrib["x"]) + float(box.attrib["width"]) <= width
-
-
-def test_a_gap_splits_a_curve() -> None:
-    chart = charts.curves([Line("AUC", [0.6, 0.7, None, 0.9], "dual")], "t", "version")
-    assert len(re.findall("<polyline", chart)) == 2
-    assert len(re.findall("<circle", chart)) == 3
 
 
 def test_terminal_table_fits_a_hundred_columns_and_has_every_arm(summary: dict[str, Any]) -> None:
