@@ -24,10 +24,9 @@ def read(data: bytes | memoryview, most_bytes: int, most_values: int = MAX_VALUE
         text = str(data, "ascii")
     except UnicodeDecodeError:
         raise ValueError("has characters other than ASCII") from None
-    marks = _marks(data)
-    values = 1 + len(marks) - marks.count(b"]") - marks.count(b"}")
-    if values > most_values:
-        raise ValueError(f"has {values} values, the limit is {most_values}")
+    marks = _marks(data, 2 * most_values)
+    if 1 + len(marks) - marks.count(b"]") - marks.count(b"}") > most_values:
+        raise ValueError(f"has more than {most_values} values")
     depth = max(accumulate((1 if mark in b"[{" else -1 for mark in marks if mark != ord(",")), initial=0))
     if depth > MAX_DEPTH:
         raise ValueError(f"is nested {depth} deep, the limit is {MAX_DEPTH}")
@@ -37,12 +36,17 @@ def read(data: bytes | memoryview, most_bytes: int, most_values: int = MAX_VALUE
         raise ValueError(f"is not JSON: {error}") from error
 
 
-def _marks(data: bytes | memoryview) -> bytearray:
-    """Return the brackets and commas of a text outside its strings, piece by piece: a list of all pieces would be large."""
+def _marks(data: bytes | memoryview, enough: int) -> bytearray:
+    """Return the brackets and commas of a text outside its strings, piece by piece: a list of all pieces would be large.
+
+    It stops after `enough` of them: either they are too many values, or more is closed than was opened, which the parser refuses there.
+    """
     marks, end = bytearray(), 0
     for string in _STRING.finditer(data):
         marks += bytes(data[end : string.start()]).translate(None, _NO_MARKS)
         end = string.end()
+        if len(marks) > enough:
+            return marks
     marks += bytes(data[end:]).translate(None, _NO_MARKS)
     return marks
 

@@ -155,7 +155,7 @@ def is_transient(error: grpc.aio.AioRpcError) -> bool:
 
     A connection that breaks while a message is being written ends in gRPC's own INTERNAL, which is not the aggregator's. So does,
     now and then, a call that the aggregator refuses while its stream is being written: gRPC puts that over the status it received
-    (grpc/grpc#36066), and the repeated call is told the refusal.
+    (grpc/grpc#36066), and `BeginUpload`, by which an upload is repeated, is told the refusal.
     """
     broke = error.code() == grpc.StatusCode.INTERNAL and error.details() != status.INTERNAL_TEXT
     return status.is_retryable(error) or (broke and status.error_of(error) is None)

@@ -10,21 +10,17 @@ import grpc
 from aggregator import server
 from aggregator.server import RunningServer, ServerConfig
 from shared.protocol import ERROR_KEY, SITE_KEY
-from site_agent.connection import is_transient
 from tests.fuzz import calls
 from tests.fuzz.calls import Call, Case
 from tests.fuzz.serving import HELD_S, KINDS, LIMITS, Worlds, drawn, label, path_of
-from tests.fuzz.target import ACCEPTED, HELD, NOTHING, Ready, Undocumented
+from tests.fuzz.target import ACCEPTED, HELD, NOTHING, Ready
 
 TIMEOUT_S = 20.0
 BY_GRPC = frozenset({grpc.StatusCode.RESOURCE_EXHAUSTED})
 """What gRPC answers by itself, without a class of error: to a message over the limit of the channel."""
-REPEATS = 20
-"""Of a call whose status gRPC lost (grpc/grpc#36066, about one refused stream in a thousand)."""
-
-
-class StatusLost(Exception):
-    """A call ended in an INTERNAL that nobody sent."""
+LOST_STATUS = "Internal error from Core"
+"""What gRPC's client puts over the status it received when a stream is refused while it writes (grpc/grpc#36066); no server sends
+it. An agent then asks with `BeginUpload`, which is no stream."""
 
 
 class Loopback:
@@ -85,17 +81,7 @@ class Loopback:
 
 
 async def answer(channel: grpc.aio.Channel, call: Call) -> str:
-    """Return what a call came to. It is made again where the site's agent would: a stream that was refused while gRPC wrote it may
-    lose the refusal. Raises Undocumented if it does so every time, and what `label` does."""
-    for _ in range(REPEATS):
-        try:
-            return await _outcome(channel, call)
-        except StatusLost:
-            continue
-    raise Undocumented(f"{call.method} ended in gRPC's own INTERNAL {REPEATS} times")
-
-
-async def _outcome(channel: grpc.aio.Channel, call: Call) -> str:
+    """Return what a call came to. Raises what `label` does."""
     site = call.note if call.note.isprintable() else "stranger"
     options: dict[str, Any] = {
         "metadata": ((SITE_KEY, site),) if site else (),
@@ -104,12 +90,11 @@ async def _outcome(channel: grpc.aio.Channel, call: Call) -> str:
     try:
         await _answered(channel, call, options)
     except grpc.aio.AioRpcError as error:
-        if call.method == "UploadDelta" and error.code() is grpc.StatusCode.INTERNAL and is_transient(error):
-            raise StatusLost from error
         kind = str(dict(error.trailing_metadata() or ()).get(ERROR_KEY, ""))
         if call.method == "AwaitRound" and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return HELD
-        if not kind and error.code() in BY_GRPC:
+        lost = call.method == "UploadDelta" and error.details() == LOST_STATUS
+        if not kind and (error.code() in BY_GRPC or lost):
             return f"{error.code().name} by gRPC"
         return label(error.code(), kind, error.details() or "")
     return ACCEPTED

@@ -171,41 +171,29 @@ def test_a_case_of_calls_is_read_as_it_was_written() -> None:
     assert calls.unpacked(b"no case") is None
 
 
-class Dropping:
-    """A channel whose uploads end in gRPC's own INTERNAL a number of times before they are answered."""
+class Failing:
+    """A channel whose uploads end in INTERNAL with this text."""
 
-    def __init__(self, times: int, text: str) -> None:
-        self.left, self._text = times, text
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def stream_unary(self, path: str) -> Callable[..., Awaitable[bytes]]:
         async def call(requests: object, **options: object) -> bytes:
-            if self.left == 0:
-                return b""
-            self.left -= 1
             nothing = grpc.aio.Metadata()
             raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, nothing, nothing, self._text)
 
         return call
 
 
-@pytest.mark.parametrize(
-    ("times", "text", "passes"),
-    [
-        (2, "Internal error from Core", True),
-        (loopback.REPEATS, "Internal error from Core", False),
-        (1, status.INTERNAL_TEXT, False),
-    ],
-)
-def test_a_status_that_grpc_lost_is_asked_for_again_and_one_of_the_aggregator_is_not(
-    times: int, text: str, passes: bool
-) -> None:
-    channel: Any = Dropping(times, text)
-    call = loopback.answer(channel, Call("UploadDelta", ()))
-    if passes:
-        assert asyncio.run(call) == ACCEPTED
-    else:
+def test_a_status_that_grpc_lost_is_told_from_an_internal_error_of_the_aggregator() -> None:
+    def answered(text: str) -> str:
+        channel: Any = Failing(text)
+        return asyncio.run(loopback.answer(channel, Call("UploadDelta", ())))
+
+    assert answered(loopback.LOST_STATUS) == "INTERNAL by gRPC"
+    for text in (status.INTERNAL_TEXT, "Exception deserializing request!"):
         with pytest.raises(Undocumented, match="INTERNAL"):
-            asyncio.run(call)
+            answered(text)
 
 
 @pytest.mark.parametrize("name", ["files", "contracts", "payloads"])

@@ -189,11 +189,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "lists by the thousand": (
         lambda: file_of(b'{"a":[' + b"[]," * 60_000 + b"[]]}"),
-        r"header has \d+ values, the limit is 10000",
+        r"header has more than 10000 values",
     ),
     "metadata by the thousand": (
         lambda: file_of(metadata(class_names="[" + "[]," * 60_000 + "[]]")),
-        r"'class_names' has \d+ values, the limit is 512",
+        r"'class_names' has more than 512 values",
     ),
     "a text for a list": (
         lambda: file_of(metadata(target_modules='"' + "x" * 50_000 + '"')),

@@ -59,7 +59,7 @@ def test_what_the_library_writes_is_read_as_it_was_unless_it_is_too_deep(value: 
         ('"ä"'.encode(), "has characters other than ASCII"),
         ("[1]".encode("utf-16"), "has characters other than ASCII"),
         ("[1]".encode("utf-16-le"), "is not JSON"),
-        (b"[" + b"0," * 10_000 + b"0]", "has 10002 values, the limit is 10000"),
+        (b"[" + b"0," * 10_000 + b"0]", "has more than 10000 values"),
         (b" " * (MOST + 1), f"of {MOST + 1} bytes is over the limit of {MOST}"),
         (b"9" * 5000, "."),
     ],
