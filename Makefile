@@ -48,6 +48,7 @@ demo: $(DEMO_READY) ## four hospitals and an aggregator, end to end (SEED=0, OUT
 servers: ## real servers and tools that the tests use (PostgreSQL, HAProxy, Chromium, ...); installed when run as root
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$$missing postgresql"; \
+	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing="$$missing libnginx-mod-stream"; \
 	for pair in $(TOOLS); do \
 	  PATH="$$PATH:/usr/sbin" command -v "$${pair%:*}" >/dev/null || missing="$$missing $${pair#*:}"; \
 	done; \

@@ -35,7 +35,7 @@ def balancing(listen_port: int, first: str, second: str, log: Path) -> Iterator[
         ) as process,
     ):
         try:
-            _wait_for(listen_port, process)
+            wait_for(listen_port, process)
             yield address
         finally:
             process.terminate()
@@ -45,12 +45,13 @@ def balancing(listen_port: int, first: str, second: str, log: Path) -> Iterator[
                 process.kill()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Return when somebody listens on the port; fail if the process that should is gone."""
     end = time.monotonic() + SETTLED_S
     while time.monotonic() < end:
-        assert process.poll() is None, f"HAProxy ended with {process.returncode}"
+        assert process.poll() is None, f"the balancer ended with {process.returncode}"
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise TimeoutError(f"HAProxy does not listen on port {port}")
+    raise TimeoutError(f"the balancer does not listen on port {port}")
