@@ -39,7 +39,7 @@ def read(data: bytes | memoryview, most_bytes: int, most_values: int = MAX_VALUE
 def _marks(data: bytes | memoryview, enough: int) -> bytearray:
     """Return the brackets and commas of a text outside its strings, piece by piece: a list of all pieces would be large.
 
-    It stops after `enough` of them: either they are too many values, or more is closed than was opened, which the parser refuses there.
+    It stops after `enough`: they are too many values then, or more is closed than was opened, which the parser refuses there.
     """
     marks, end = bytearray(), 0
     for string in _STRING.finditer(data):

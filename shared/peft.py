@@ -6,6 +6,7 @@ Format: `adapter_config.json` + `adapter_model.safetensors` (https://huggingface
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,32 +17,24 @@ from shared.errors import InputError
 from shared.recipe import RESIDUAL, factor_of, is_residual
 
 PREFIX = "base_model.model."
+HEADER: Mapping[str, str] = MappingProxyType({"format": "pt"})
 HEADS = ("pred_head_dict.sax", "pred_head_dict.cls")
 
 
 def write_folder(
-    folder: Path, tensors: Mapping[str, np.ndarray], metadata: AdapterMetadata, rank: int, alpha: float
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: AdapterMetadata,
+    rank: int,
+    alpha: float,
+    header: Mapping[str, str] = HEADER,
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors for CineMA's own classifier, frames stacked.
 
     `tensors` have PEFT names; heads without a bias get zeros, since PEFT saves whole modules. A residual becomes part of its
-    module's LoRA. Raises InputError for siamese frames, and for an adapter that is no LoRA.
+    module's LoRA. `header`: metadata of the safetensors file. Raises InputError as `check`.
     """
-    if metadata.dense is not None:
-        raise InputError(
-            "this federation trains weights of the base model itself, and a PEFT adapter holds low-rank parts only; load the "
-            "adapter file of the version, or use `site-agent predict`"
-        )
-    if not any(factor_of(name) for name in tensors):
-        raise InputError(
-            "this adapter has rank 0: a head without low-rank parts, of which PEFT makes no adapter; load the adapter file of the "
-            "version, or use `site-agent predict`"
-        )
-    if metadata.frames != "stacked":
-        raise InputError(
-            "this federation sees frames siamese: its heads take two frames' features, which CineMA's model does not have; "
-            "use `site-agent predict`, or train with frames stacked"
-        )
+    check(tensors, metadata)
     merged, rank, alpha = with_residual(tensors, rank, alpha)
     complete = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in merged.items()}
     for head in HEADS:
@@ -65,8 +58,27 @@ def write_folder(
         "lora_dropout": 0.0,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(complete, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(complete, folder / "adapter_model.safetensors", metadata=dict(header))
     write_atomically(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def check(tensors: Mapping[str, np.ndarray], metadata: AdapterMetadata) -> None:
+    """Raise InputError for what no PEFT folder can hold."""
+    if metadata.dense is not None:
+        raise InputError(
+            "this federation trains weights of the base model itself, and a PEFT adapter holds low-rank parts only; load the "
+            "adapter file of the version, or use `site-agent predict`"
+        )
+    if not any(factor_of(name) for name in tensors):
+        raise InputError(
+            "this adapter has rank 0: a head without low-rank parts, of which PEFT makes no adapter; load the adapter file of the "
+            "version, or use `site-agent predict`"
+        )
+    if metadata.frames != "stacked":
+        raise InputError(
+            "this federation sees frames siamese: its heads take two frames' features, which CineMA's model does not have; "
+            "use `site-agent predict`, or train with frames stacked"
+        )
 
 
 def with_residual(

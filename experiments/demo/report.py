@@ -1,20 +1,18 @@
 """report.html of a demo: one file without scripts and without anything to load, from summary.json alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from experiments.demo import charts
-from experiments.demo.charts import Bar, Line, Span
 from experiments.demo.progress import score
 from experiments.demo.summaries import ARMS, RATES
 from experiments.demo.terminal import AGENT_PHASES, MEANING, agent_seconds, size
+from shared.page import charts, parts
+from shared.page.charts import Bar, Line, Span
 
 Facts = Mapping[str, Any]
 
-STYLE = Path(__file__).with_name("report.css")
 Z_95 = 1.96
 PURPOSES = {
     "adapter_down": "adapter to the sites",
@@ -28,23 +26,9 @@ PHASE_COLOURS = dict(zip(AGENT_PHASES, ("global", "dual", "alone", "none", "full
 
 def page(summary: Facts) -> str:
     """Return the whole page."""
-    sections = [
-        _head(summary),
-        _held_out(summary),
-        _curves(summary),
-        _communication(summary),
-        _time(summary),
-        _facts(summary),
-        _caveats(summary),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Med-DualLoRA demo, seed {summary['seed']} (synthetic)</title>\n"
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    sections = (_head, _held_out, _curves, _communication, _time, _facts, _caveats)
+    title = f"Med-DualLoRA demo, seed {summary['seed']} (synthetic)"
+    return parts.document(title, [section(summary) for section in sections])
 
 
 def _head(summary: Facts) -> str:
@@ -58,15 +42,14 @@ def _head(summary: Facts) -> str:
         (size(each["bytes_up"] + each["bytes_down"]), "a site and round, both ways"),
         (f"{cost['reduction']:.0f} ×", "fewer bytes than the full model both ways"),
     ]
-    shown = "".join(f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
     sites = ", ".join(f"{name} ({site['cases']})" for name, site in summary["sites"].items())
     return (
-        '<span class="label-synthetic">SYNTHETIC DATA</span>\n'
+        f"{parts.stamp('SYNTHETIC DATA')}\n"
         "<h1>Four scanner vendors fine-tune one cardiac-MRI model together</h1>\n"
         f"<p>Federated dual LoRA, {summary['rounds']} rounds, seed {summary['seed']}. An aggregator and one agent for each site "
         f"ran as separate processes over gRPC with mutual TLS. Training cases: {escape(sites)}. Every image was computed; "
         "no patient was scanned, and no figure here says how the method works on patients.</p>\n"
-        f'<div class="tiles">{shown}</div>'
+        f"{parts.tiles(tiles)}"
     )
 
 
@@ -76,18 +59,19 @@ def _held_out(summary: Facts) -> str:
         diseased = site["test_patients"] - site["test_healthy"]
         groups = _arm_bars(site["test"], lambda f, d=diseased, h=site["test_healthy"]: intervals(f, d, h))
         about = f"{site['cases']} cases, {site['healthy_share']:.0%} healthy; tested on {site['test_patients']}"
-        panels.append(_panel(name, about, charts.score_bars(groups, f"{name}: AUC and balanced accuracy of four arms")))
+        panels.append(
+            parts.panel(name, about, charts.score_bars(groups, f"{name}: AUC and balanced accuracy of four arms"))
+        )
     means = _arm_bars(summary["mean"], lambda _: {})
-    panels.append(_panel("mean", "over the sites", charts.score_bars(means, "mean over the sites")))
+    panels.append(parts.panel("mean", "over the sites", charts.score_bars(means, "mean over the sites")))
     worst = _arm_bars(summary["worst_site"], lambda _: {})
     panels.append(
-        _panel("worst", "lowest over the sites, each figure on its own", charts.score_bars(worst, "worst site"))
+        parts.panel("worst", "lowest over the sites, each figure on its own", charts.score_bars(worst, "worst site"))
     )
-    keys = "".join(f'<li><i class="{arm}"></i><b>{arm}</b> {escape(MEANING[arm])}</li>' for arm in ARMS)
     return (
         "<h2>On held-out cases</h2>\n<p class='quiet'>Bars start at 0.5, what a coin scores. Whiskers: 95 % interval of one "
         "figure from the number of test cases alone. They leave out what another seed would change.</p>\n"
-        f'<ul class="keys">{keys}</ul>\n<div class="panels">{"".join(panels)}</div>\n{_result_table(summary)}'
+        f"{parts.keys({arm: MEANING[arm] for arm in ARMS})}\n{parts.panels(panels)}\n{_result_table(summary)}"
     )
 
 
@@ -128,13 +112,13 @@ def _result_table(summary: Facts) -> str:
             cells += [score(point[rate]) for point in (figures["at_half"], own) for rate in RATES]
             cells.append(score(own["threshold"]) if "threshold" in own else "")
             style = " ".join(filter(None, ("first" if index == 0 else "", "best" if arm == "dual" else "")))
-            rows.append(_row([name if index == 0 else "", arm, *cells], style))
+            rows.append(parts.row([name if index == 0 else "", arm, *cells], style))
     columns = ["site", "arm", "cases", "AUC", *("BA", "sens.", "spec.") * 2, "threshold"]
     above = (
         '<tr><th colspan="4"></th><th class="over" colspan="3">threshold 0.5</th>'
         '<th class="over" colspan="4">threshold of the site</th></tr>'
     )
-    return _table(columns, rows, above, "arms")
+    return parts.table(columns, rows, above, "arms")
 
 
 def _curves(summary: Facts) -> str:
@@ -146,11 +130,13 @@ def _curves(summary: Facts) -> str:
             Line("balanced accuracy", [entry["at_validation"]["balanced_accuracy"] for entry in history], "alone"),
         ]
         about = f"{site['validation_patients']} validation cases"
-        panels.append(_panel(name, about, charts.curves(lines, f"{name}: validation figures by version", "version")))
+        panels.append(
+            parts.panel(name, about, charts.curves(lines, f"{name}: validation figures by version", "version"))
+        )
     return (
         "<h2>Round by round</h2>\n<p class='quiet'>Each new version of the global adapter, with the site's own local part, on the "
         "site's validation cases. They are few: a step of one case is a visible step. The threshold is chosen on the same cases, "
-        f'so balanced accuracy flatters here.</p>\n<div class="panels curves">{"".join(panels)}</div>'
+        f"so balanced accuracy flatters here.</p>\n{parts.panels(panels, 'curves')}"
     )
 
 
@@ -164,12 +150,12 @@ def _communication(summary: Facts) -> str:
         ("full model, down", full, size(full), "full"),
     ]
     purposes = [
-        _row([PURPOSES.get(name, name), f"{row['bytes_up']:,}", f"{row['bytes_down']:,}"])
+        parts.row([PURPOSES.get(name, name), f"{row['bytes_up']:,}", f"{row['bytes_down']:,}"])
         for name, row in sorted(cost["by_purpose"].items(), key=lambda item: list(PURPOSES).index(item[0]))
     ]
     rounds = sorted({int(number) for site in cost["bytes_up"].values() for number in site})
     by_round = [
-        _row([f"{site}, {way}", *(f"{cost[f'bytes_{way}'][site].get(str(number), 0):,}" for number in rounds)])
+        parts.row([f"{site}, {way}", *(f"{cost[f'bytes_{way}'][site].get(str(number), 0):,}" for number in rounds)])
         for site in cost["bytes_up"]
         for way in ("up", "down")
     ]
@@ -179,12 +165,12 @@ def _communication(summary: Facts) -> str:
         f"Linear scale: the full model both ways is {cost['reduction']:.0f} times as much. In all {size(total['bytes'])} for "
         f"{cost['updates']} updates.</p>\n"
         f'<div class="panels pair"><div class="panel">{charts.length_bars(bars, "bytes of one site and round")}</div>'
-        f"{_table(['bytes of messages', 'up', 'down'], purposes)}</div>\n"
+        f"{parts.table(['bytes of messages', 'up', 'down'], purposes)}</div>\n"
         f"<p class='quiet'>Exact sizes of serialised messages: {cost['calls_agreed']} of {cost['calls_compared']} calls have the "
         f"same bytes in the aggregator's and the agents' logs. With TLS and HTTP/2 the wire carries, by a measured model, about "
         f"{size(wire['wire_up'])} up and {size(wire['wire_down'])} down. How many times less depends on the model: this one is "
         "small.</p>\n<details><summary>Every site and round</summary>"
-        f"{_table(['bytes', *('start' if n == 0 else f'round {n}' for n in rounds)], by_round)}</details>"
+        f"{parts.table(['bytes', *('start' if n == 0 else f'round {n}' for n in rounds)], by_round)}</details>"
     )
 
 
@@ -238,8 +224,7 @@ def _facts(summary: Facts) -> str:
         ("phantom", f"scale {settings['scale']}, {settings['test_cases']} test cases a site, {phantom}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in summary["versions"].items())),
     ]
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
-    return f"<h2>What was agreed and what came of it</h2>\n<dl>{rows}</dl>"
+    return f"<h2>What was agreed and what came of it</h2>\n{parts.facts(facts)}"
 
 
 def _caveats(summary: Facts) -> str:
@@ -257,22 +242,7 @@ def _caveats(summary: Facts) -> str:
         "Local adapters never leave a site. This is about parameters: a global change is trained on local data and may hold "
         "information about it.",
     ]
-    return f"<h2>How to read this</h2>\n<ul>{''.join(f'<li>{escape(point)}</li>' for point in points)}</ul>"
-
-
-def _panel(name: str, about: str, chart: str) -> str:
-    return f'<div class="panel"><h3>{escape(name)} <span class="quiet">{escape(about)}</span></h3>{chart}</div>'
-
-
-def _row(cells: Sequence[object], style: str = "") -> str:
-    inside = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-    return f'<tr class="{style}">{inside}</tr>' if style else f"<tr>{inside}</tr>"
-
-
-def _table(columns: Sequence[str], rows: Sequence[str], above: str = "", style: str = "plain") -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table class="{style}">{body}</table></div>'
+    return f"<h2>How to read this</h2>\n{parts.bullets(points)}"
 
 
 def _signed(value: float | None, other: float | None) -> str:

@@ -24,7 +24,7 @@ from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import compute, evaluate, local
 from site_agent.training.activations import Activations, Looked
-from site_agent.training.arms import ARMS
+from site_agent.training.case_scores import ARMS
 from site_agent.training.compute import Compute
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.resident import Resident

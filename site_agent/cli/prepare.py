@@ -1,19 +1,19 @@
 """`site-agent prepare`: raw folders of a hospital or a public data set to prepared cohorts."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from site_agent.cli.progress import with_bar
+
 if TYPE_CHECKING:
-    from site_agent.data.convert import Progress
     from site_agent.data.prepare import PrepareReport
 
 HELP = """Turn raw scans into prepared cohorts, one folder per scanner vendor.
 
-SOURCE is an unpacked ACDC, M&Ms or M&Ms-2 folder, or a folder of NIfTI files with one CSV (see docs/data.md). Cases that
+SOURCE is an unpacked ACDC, M&Ms or M&Ms-2 folder, or a folder of NIfTI or DICOM files with one CSV (see docs/data.md). Cases that
 cannot be used are listed in OUT/rejected.csv with the reason; the rest is prepared.
 
 Example: site-agent prepare raw/database raw/OpenDataset --out prepared
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def prepare_command(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Raw folder(s).", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to make; must be empty or new.", show_default=False)],
-    layout: Annotated[str, typer.Option(help="auto, acdc, mnms, mnms2 or generic.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, acdc, mnms, mnms2, dicom or generic.")] = "auto",
     spacing: Annotated[tuple[float, float, float], typer.Option(metavar="X Y Z", help="Voxel size in mm.")] = (
         1.0,
         1.0,
@@ -53,21 +53,8 @@ def prepare_command(
 
     logs.configure()
     options = PrepareOptions(spacing_mm=spacing, size=size, layout=layout, seed=seed, jobs=jobs, overwrite=overwrite)
-    report = _with_progress_bar(lambda told: prepare(sources, out, options, told))
+    report = with_bar("preparing cases", lambda told: prepare(sources, out, options, told))
     typer.echo(json.dumps(report.facts(), indent=2, sort_keys=True) if as_json else _text(report))
-
-
-def _with_progress_bar(work: "Callable[[Progress | None], PrepareReport]") -> "PrepareReport":
-    """Show a bar on a terminal; say nothing when stderr is a file or a pipe."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return work(None)
-    with Bar(console=console, transient=True) as bar:
-        task = bar.add_task("preparing cases", total=None)
-        return work(lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _text(report: "PrepareReport") -> str:

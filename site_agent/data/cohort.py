@@ -27,8 +27,8 @@ __all__ = [
         "load_frames",
         "load_input",
         "load_pair",
-        "load_pair_from_files",
         "pad_to",
+        "read_preparation",
         "scale_jointly",
     ),
 ]
@@ -68,7 +68,7 @@ class Cohort:
         _check_unique(cases, folder)
         if for_training:
             _check_classes(cases, folder)
-        return cls(folder, cases[0].vendor, cases, _preparation(folder))
+        return cls(folder, cases[0].vendor, cases, read_preparation(folder))
 
     def train(self, without_fold: int | None = None) -> tuple[Case, ...]:
         """Training cases, minus those of one fold."""
@@ -112,11 +112,6 @@ def load_pair(case: Case) -> Pair:
 def load_input(case: Case, image_size: ImageSize) -> Pair:
     """`load_pair` padded for a model: float32 (2, X, Y, Z), every axis at least `image_size`; see `windows` for longer ones."""
     return pad_to(load_pair(case), image_size)
-
-
-def load_pair_from_files(ed_path: Path, es_path: Path) -> Pair:
-    """Two preprocessed volumes, scaled jointly: float32 (2, x, y, z). For `predict`, which has files instead of a cohort."""
-    return scale_jointly(_stack(ed_path, es_path))
 
 
 def scale_jointly(frames: nifti.Voxels) -> Pair:
@@ -179,7 +174,8 @@ def _check_classes(cases: tuple[Case, ...], folder: Path) -> None:
             )
 
 
-def _preparation(folder: Path) -> Preparation:
+def read_preparation(folder: Path) -> Preparation:
+    """How the cohort of a folder was made. Raises InputError."""
     path = folder / PREPARATION
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

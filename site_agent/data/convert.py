@@ -13,7 +13,7 @@ import structlog
 
 from shared import logs
 from shared.errors import InputError
-from site_agent.data import nifti, preprocess
+from site_agent.data import dicom, nifti, preprocess
 from site_agent.data.cases import CropCentre
 from site_agent.data.layouts import FrameFile, RawCase
 from site_agent.data.motion import motion_centre
@@ -40,6 +40,16 @@ class Converted:
     n_slices: int
     crop: CropCentre
     ventricles: Ventricles | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedPair:
+    """ED and ES as uint8 volumes of the wanted spacing and size, how the crop centre was found, and the masks cut alike, if any."""
+
+    ed: Volume
+    es: Volume
+    crop: CropCentre
+    masks: tuple[Volume, ...]
 
 
 def convert_all(
@@ -76,15 +86,26 @@ def case_folder(root: Path, case: RawCase) -> Path:
 
 def convert(case: RawCase, root: Path, spacing_mm: Spacing, size: tuple[int, int]) -> Converted:
     """Read, resample, crop, scale and write one case. Raises InputError with the reason if it cannot be used."""
-    if case.ed == case.es:
-        raise InputError(f"ED and ES are the same frame ({case.ed.path.name})")
     files = _Files()
-    ed, es = (files.image(file, name) for file, name in ((case.ed, "ED"), (case.es, "ES")))
-    if ed.voxels.shape != es.voxels.shape:
-        raise InputError(
-            f"ED has shape {ed.voxels.shape}, ES has {es.voxels.shape}; both frames must come from one scan"
-        )
-    masks = _masks(case, files, ed.voxels.shape)
+    ed, es = _pair(case.ed, case.es, files)
+    made = prepare_pair(ed, es, _masks(case, files, ed.voxels.shape), spacing_mm, size)
+    folder = case_folder(root, case)
+    folder.mkdir(parents=True)
+    for volume, name in ((made.ed, "ed"), (made.es, "es")):
+        nifti.write_uint8(folder / f"{name}.nii.gz", volume)
+    volumes = preprocess.ventricles(made.masks[0].voxels, made.masks[1].voxels, spacing_mm) if made.masks else None
+    return Converted(n_slices=made.ed.voxels.shape[2], crop=made.crop, ventricles=volumes)
+
+
+def read_pair(ed: FrameFile, es: FrameFile) -> tuple[Volume, Volume]:
+    """Two frames of one scan as they are stored. Raises InputError if they are one frame, or cannot be used."""
+    return _pair(ed, es, _Files())
+
+
+def prepare_pair(
+    ed: Volume, es: Volume, masks: Sequence[Volume], spacing_mm: Spacing, size: tuple[int, int]
+) -> PreparedPair:
+    """Resample, crop and scale two frames of one scan; `masks` are canonical ones of both, or none. Raises InputError."""
     ed, es = preprocess.resample(ed, spacing_mm), preprocess.resample(es, spacing_mm)
     masks = [preprocess.resample(mask, spacing_mm, nearest=True) for mask in masks]
     shapes = {volume.voxels.shape for volume in (ed, es, *masks)}
@@ -94,14 +115,19 @@ def convert(case: RawCase, root: Path, spacing_mm: Spacing, size: tuple[int, int
         )
     centre, how = _crop_centre(ed, es, masks, spacing_mm)
     box = preprocess.crop_box(centre, ed.voxels.shape, size)
-    masks = [preprocess.crop(mask, box) for mask in masks]
-    folder = case_folder(root, case)
     scaled = [_scaled(preprocess.crop(volume, box), name) for volume, name in ((ed, "ED"), (es, "ES"))]
-    folder.mkdir(parents=True)
-    for volume, name in zip(scaled, ("ed", "es"), strict=True):
-        nifti.write_uint8(folder / f"{name}.nii.gz", volume)
-    volumes = preprocess.ventricles(masks[0].voxels, masks[1].voxels, spacing_mm) if masks else None
-    return Converted(n_slices=ed.voxels.shape[2], crop=how, ventricles=volumes)
+    return PreparedPair(ed=scaled[0], es=scaled[1], crop=how, masks=tuple(preprocess.crop(mask, box) for mask in masks))
+
+
+def _pair(ed: FrameFile, es: FrameFile, files: "_Files") -> tuple[Volume, Volume]:
+    if ed == es:
+        raise InputError(f"ED and ES are the same frame ({ed.name})")
+    first, second = files.image(ed, "ED"), files.image(es, "ES")
+    if first.voxels.shape != second.voxels.shape:
+        raise InputError(
+            f"ED has shape {first.voxels.shape}, ES has {second.voxels.shape}; both frames must come from one scan"
+        )
+    return first, second
 
 
 def _convert_or_reason(case: RawCase, root: Path, spacing_mm: Spacing, size: tuple[int, int]) -> Converted | str:
@@ -121,20 +147,19 @@ class _Files:
     """Frames of one case; a cine that holds both frames is unpacked once."""
 
     def __init__(self) -> None:
-        self._read: dict[Path, Volume] = {}
+        self._read: dict[tuple[Path, tuple[Path, ...]], Volume] = {}
 
     def image(self, file: FrameFile, name: str) -> Volume:
         """One 3D frame with finite numbers. Raises InputError otherwise."""
-        if file.path not in self._read:
-            self._read[file.path] = nifti.read(file.path)
-        volume = _pick(self._read[file.path], file, name)
+        key = file.path, file.slices
+        if key not in self._read:
+            self._read[key] = dicom.read(file.slices) if file.slices else nifti.read(file.path)
+        volume = _pick(self._read[key], file, name)
         if volume.voxels.dtype.kind not in "biuf":
-            raise InputError(
-                f"{name}: {file.path.name} has voxels of type {volume.voxels.dtype}, expected plain numbers"
-            )
+            raise InputError(f"{name}: {file.name} has voxels of type {volume.voxels.dtype}, expected plain numbers")
         bad = int(volume.voxels.size - np.isfinite(volume.voxels).sum()) if volume.voxels.dtype.kind == "f" else 0
         if bad:
-            raise InputError(f"{name}: {file.path.name} has {bad} voxel(s) that are NaN or infinite")
+            raise InputError(f"{name}: {file.name} has {bad} voxel(s) that are NaN or infinite")
         return volume
 
 
@@ -142,14 +167,12 @@ def _pick(volume: Volume, file: FrameFile, name: str) -> Volume:
     """The wanted frame of what a file holds; speaks of frames as the data set counts them."""
     if file.frame is None:
         if volume.frames is not None:
-            raise InputError(f"{name}: {file.path.name} is a cine of {volume.frames} frames, expected one 3D frame")
+            raise InputError(f"{name}: {file.name} is a cine of {volume.frames} frames, expected one 3D frame")
         return volume
     count = volume.frames or 1
     if not 0 <= file.frame < count:
         allowed = f"{file.first} to {count - 1 + file.first}"
-        raise InputError(
-            f"{name} frame {file.frame + file.first} is out of range: {file.path.name} has frames {allowed}"
-        )
+        raise InputError(f"{name} frame {file.frame + file.first} is out of range: {file.name} has frames {allowed}")
     return volume if volume.frames is None else volume.frame(file.frame)
 
 
@@ -171,7 +194,7 @@ def _masks(case: RawCase, files: _Files, shape: tuple[int, ...]) -> list[Volume]
 
 
 def _crop_centre(
-    ed: Volume, es: Volume, masks: list[Volume], spacing_mm: Spacing
+    ed: Volume, es: Volume, masks: Sequence[Volume], spacing_mm: Spacing
 ) -> tuple[tuple[float, float], CropCentre]:
     """Centre (x, y) in resampled voxels, and how it was found."""
     if masks:

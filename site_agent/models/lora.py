@@ -267,6 +267,13 @@ def use(model: CineClassifier, parts: Collection[Part]) -> None:
     model.head_parts = frozenset(parts)
 
 
+def open_gates(root: nn.Module) -> None:
+    """Set every gate to 1, as where there are none: what a site learned of its own in them is gone."""
+    for layer in adapted_layers(root).values():
+        for gate in layer.lora_gate.values():
+            nn.init.ones_(gate)
+
+
 def merge(root: nn.Module) -> None:
     for layer in adapted_layers(root).values():
         layer.merge()

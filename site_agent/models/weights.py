@@ -94,11 +94,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def save_backbone(folder: Path, config: NetworkConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a backbone folder that `load_backbone` reads."""
+def save_backbone(
+    folder: Path,
+    config: NetworkConfig,
+    tensors: Mapping[str, torch.Tensor],
+    header: Mapping[str, str] | None = None,
+) -> None:
+    """Write a backbone folder that `load_backbone` reads. `header`: metadata of the safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     config.to_json(folder / "config.json")
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", dict(header) if header else None)
 
 
 def base_model_sha256(model: Backbone) -> str:

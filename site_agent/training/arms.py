@@ -24,14 +24,13 @@ from site_agent.data.cohort import labels
 from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.classifier import CineClassifier
-from site_agent.training import evaluate, local, micro_batch, schedule
+from site_agent.training import case_scores, evaluate, local, micro_batch, schedule
 from site_agent.training.activations import Activations
+from site_agent.training.case_scores import CaseScores, CaseSet
 from site_agent.training.evaluate import Scored
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.parallel import ALONE, Group
 from site_agent.training.views import View
-
-ARMS = ("probe", "alone", "global", "dual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +66,40 @@ def _trained_part(model: CineClassifier) -> dict[str, torch.Tensor]:
     }
 
 
-def figures(
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The arms beside each other. figures: {arm: {validation, test}}, thresholds from the validation cases; {arm: {}} without any.
+    scores: what they are computed from, case by case."""
+
+    figures: dict[str, Any]
+    scores: CaseScores
+
+
+def compare(
     model: CineClassifier,
     activations: Activations,
     arms: Mapping[str, Arm],
     validation: Sequence[Case],
     test: Sequence[Case],
     group: Group = ALONE,
-) -> dict[str, Any]:
-    """Return {arm: {validation, test}} -> figures, thresholds from the validation cases; {arm: {}} without any.
-
-    All arms share one pass of the frozen part over the cases.
-    """
-    if not validation:
-        return {name: {} for name in arms}
+) -> Compared:
+    """Score the cases under all arms, which share one pass of the frozen part over them."""
     states = [lambda arm=arm: arm.put(model) for arm in arms.values()]
-    sets = {"validation": validation} | ({"test": test} if test else {})
-    found = {name: evaluate.scores(model, activations, cases, states, group) for name, cases in sets.items()}
-    result: dict[str, Any] = {}
-    for number, arm in enumerate(arms):
-        scored = {name: Scored(found[name][number], labels(cases)) for name, cases in sets.items()}
+    parts: dict[CaseSet, CaseScores] = {}
+    for name, cases in zip(case_scores.SETS, (validation, test), strict=True):
+        if cases:
+            found = evaluate.scores(model, activations, cases, states, group)
+            parts[name] = CaseScores(
+                keys=tuple(case.key for case in cases),
+                sets=(name,) * len(cases),
+                labels=labels(cases),
+                margins=dict(zip(arms, found, strict=True)),
+            )
+    result: dict[str, Any] = {arm: {} for arm in arms}
+    for arm in arms if validation else ():
+        scored = {name: Scored(part.margins[arm], part.labels) for name, part in parts.items()}
         result[arm] = {name: evaluate.figures(scored["validation"], one) for name, one in scored.items()}
-    return result
+    return Compared(result, case_scores.joined(list(parts.values())))
 
 
 def fit_probe(

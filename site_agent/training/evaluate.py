@@ -104,12 +104,13 @@ def figures(validation: Scored, cases: Scored) -> dict[str, Any]:
     return {
         "n": len(cases.labels),
         "auc": metrics.auc(cases.scores, cases.labels),
-        "at_half": _figures_at(cases, 0.0),
-        "at_validation": {**_figures_at(cases, cut), "threshold": float(metrics.probability(cut))},
+        "at_half": figures_at(cases, 0.0),
+        "at_validation": {**figures_at(cases, cut), "threshold": float(metrics.probability(cut))},
     }
 
 
-def _figures_at(cases: Scored, threshold: float) -> dict[str, float]:
+def figures_at(cases: Scored, threshold: float) -> dict[str, float]:
+    """Return the confusion at a threshold, a margin."""
     found = metrics.confusion(cases.scores, cases.labels, threshold)
     return {
         "balanced_accuracy": found.balanced_accuracy,

@@ -68,3 +68,10 @@ def shrunk_threshold(scores: Array, labels: Array, prior_cases: float = PRIOR_CA
 def probability(score: Array | float) -> Array:
     """Logistic function of the margin."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(score, dtype=np.float64))))
+
+
+def margin(probability: float) -> float:
+    """The score of a probability; infinite at 0 and 1."""
+    if not 0.0 < probability < 1.0:
+        return math.inf if probability >= 1.0 else -math.inf
+    return math.log(probability / (1.0 - probability))

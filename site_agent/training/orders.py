@@ -7,7 +7,7 @@ its orders, which may take days to come.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort
 from site_agent.privacy.stream import Stream
 from site_agent.training import local
+from site_agent.training.arms import Compared
 from site_agent.training.checkpoint import Checkpoints
 from site_agent.training.evaluate import Judged
 from site_agent.training.parallel import Ended, Failed, Group
@@ -102,7 +103,7 @@ class LeadingTrainer(SiteTrainer):
 
     def compare_arms(
         self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
-    ) -> dict[str, Any]:
+    ) -> Compared:
         self._group.told(Compare(initial, final, dict(local_now)))
         return super().compare_arms(initial, final, local_now, hooks)
 

@@ -29,7 +29,7 @@ from site_agent.models.lora import DualLoRAConfig
 from site_agent.privacy.stream import Stream
 from site_agent.training import arms, augment, evaluate, filled, local, schedule, views
 from site_agent.training.activations import Activations
-from site_agent.training.arms import Arm
+from site_agent.training.arms import Arm, Compared
 from site_agent.training.checkpoint import Binding, Checkpoints
 from site_agent.training.compute import Compute, pick
 from site_agent.training.evaluate import Judged, Scored
@@ -197,14 +197,15 @@ class SiteTrainer:
         return Cache.of(CacheFolder(config.cache_folder, config.cache_mb * 1_000_000), facts)
 
     def facts(self) -> dict[str, Any]:
-        """Counts of the cohort: how many cases there are, how many are normal, how they are split."""
-        cases = self.cohort.train()
+        """Counts of the cohort: how many cases there are, how many are normal, how they are split, how they were prepared."""
+        cases, preparation = self.cohort.train(), self.cohort.preparation
         return {
             "cases": len(cases),
             "healthy_share": sum(c.label == 0 for c in cases) / len(cases),
             "training_patients": self.training_patients,
             "validation_patients": len(self.validation_cases),
             "test_patients": len(self.cohort.test()),
+            "preparation": {"spacing_mm": list(preparation.spacing_mm), "size": list(preparation.size)},
         }
 
     def initial_local(self) -> Tensors:
@@ -287,8 +288,8 @@ class SiteTrainer:
 
     def compare_arms(
         self, initial: Adapter, final: Adapter, local_now: Mapping[str, np.ndarray], hooks: local.Hooks
-    ) -> dict[str, Any]:
-        """Figures of all four arms on validation and test cases: {arm: {validation, test}}."""
+    ) -> Compared:
+        """Judge all four arms on validation and test cases."""
         model, rounds = self.model, self.contract.policy.rounds
         self._load(final, local_now)
         dual = Arm.of(model)
@@ -315,7 +316,7 @@ class SiteTrainer:
             self._group,
         )
         compared = {"probe": probe, "alone": Arm.of(model), "global": global_only, "dual": dual}
-        return arms.figures(model, self.activations, compared, self.validation_cases, self.cohort.test(), self._group)
+        return arms.compare(model, self.activations, compared, self.validation_cases, self.cohort.test(), self._group)
 
     def _load(self, adapter: Adapter, local_tensors: Mapping[str, np.ndarray]) -> None:
         lora.use(self.model, self.recipe.method.serves)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from experiments.relay import Relay
 from shared.log_fields import WITHHELD
 from site_agent.data import cases as table
 from site_agent.ledger import LEDGER
-from site_agent.report import REPORT
+from site_agent.report import CASES, REPORT
+from site_agent.training.case_scores import CaseScores
 from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve
@@ -47,6 +49,18 @@ def where_it_is(*places: Path) -> list[str]:
     return [path.name for path in files if path.is_file() and CANARY.encode() in path.read_bytes()]
 
 
+def kept(state: Path) -> list[float]:
+    """Return the score of every case under every arm, as the agent keeps it for its own report."""
+    scores = CaseScores.from_csv((state / CASES).read_bytes())
+    assert len(scores) > 0
+    return [float(value) for values in scores.margins.values() for value in values]
+
+
+def spoken(score: float) -> tuple[bytes, ...]:
+    """Return a score as it could be said: as a double, and in digits."""
+    return struct.pack("<d", score), repr(score)[:12].encode()
+
+
 async def test_a_patients_name_stays_in_the_cohort(materials: Materials, tmp_path: Path) -> None:
     where = federation.create_store(tmp_path / "store", materials.adapter, ("siemens",), rounds=2)
     cohort = marked(materials, tmp_path)
@@ -57,9 +71,16 @@ async def test_a_patients_name_stays_in_the_cohort(materials: Materials, tmp_pat
         agent = await federation.run_beside("site-agent", *federation.agent_arguments(config))
         assert agent.returncode == 0, agent.stderr
         assert not any(CANARY.encode() in capture for capture in relay.captures)
+        assert not any(
+            said in capture for score in kept(config.state) for said in spoken(score) for capture in relay.captures
+        )
     assert len(where_it_is(cohort)) > 0
+    assert where_it_is(config.state / CASES) == [CASES]  # so that it could be found
     assert where_it_is(tmp_path / "agent.jsonl", tmp_path / "store", config.state / LEDGER, config.state / REPORT) == []
     assert CANARY not in agent.stdout + agent.stderr
+    shown = federation.run_program("site-agent", "report", "--state", config.state)
+    assert shown.stdout.startswith("PRIVATE: ")
+    assert CANARY not in shown.stdout  # what is printed has no keys; the page and the table do
     events = [json.loads(line) for line in (tmp_path / "agent.jsonl").read_text().splitlines()]
     assert not [one for one in events if WITHHELD in one.values()]
     costs = federation.run_program("aggregator", "comm-cost", tmp_path / "agent.jsonl", "--plain", "--json")

@@ -25,7 +25,7 @@ from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort, labels
 from site_agent.training import metrics
-from site_agent.training.arms import ARMS
+from site_agent.training.case_scores import ARMS
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation

@@ -17,9 +17,9 @@ from shared.methods import METHODS
 from shared.recipe import INSTALLED, factor_of
 from site_agent import predict
 from site_agent.agent import REPORT, Agent
-from site_agent.data.cohort import Cohort, labels
+from site_agent.data.cohort import Cohort, labels, load_pair
 from site_agent.training import metrics
-from site_agent.training.arms import ARMS
+from site_agent.training.case_scores import ARMS
 from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import Silent
 from tests.integration import federation
@@ -89,7 +89,7 @@ async def test_every_recipe_ends_with_a_report_and_a_model_that_judges_as_it_say
     report = json.loads((folder / REPORT).read_text())
     assert set(report["arms"]) == set(ARMS)
     model = predict.site_model(materials.backbone, "", folder)
-    margins = np.array([np.diff(model.predict(case.ed_path, case.es_path).logits)[0] for case in cases])
+    margins = np.array([model.judge(load_pair(case)).margin for case in cases])
     assert metrics.auc(margins, labels(cases)) == pytest.approx(report["arms"]["dual"]["test"]["auc"])
 
 

@@ -5,12 +5,23 @@ from pathlib import Path
 from types import ModuleType
 
 from shared.errors import InputError
-from site_agent.data.layouts import acdc, generic, mnms, mnms2
+from site_agent.data.layouts import acdc, dicom, generic, mnms, mnms2
 from site_agent.data.layouts.records import VENDORS, FrameFile, Listing, RawCase, Rejection
 
-__all__ = ["NAMES", "VENDORS", "Found", "FrameFile", "Listing", "RawCase", "Rejection", "find", "listing"]
+__all__ = [
+    "NAMES",
+    "VENDORS",
+    "Found",
+    "FrameFile",
+    "Listing",
+    "RawCase",
+    "Rejection",
+    "cine_frames",
+    "find",
+    "listing",
+]
 
-READERS: dict[str, ModuleType] = {"acdc": acdc, "mnms": mnms, "mnms2": mnms2, "generic": generic}
+READERS: dict[str, ModuleType] = {"acdc": acdc, "mnms": mnms, "mnms2": mnms2, "dicom": dicom, "generic": generic}
 """Each has `matches(folder)` and `listing(folder)`. Tried in this order."""
 NAMES = tuple(READERS)
 MAX_DEPTH = 2
@@ -39,7 +50,7 @@ def find(source: Path, layout: str = "auto") -> list[Found]:
     if not found:
         raise InputError(
             f"{source} has none of the layouts {', '.join(wanted)}: looked for patient*/Info.cfg (acdc), a CSV with "
-            "'External code' (mnms), dataset_information.csv (mnms2), a CSV with 'case_id' (generic); see docs/data.md"
+            "'External code' (mnms), dataset_information.csv (mnms2), a CSV with 'case_id' (dicom, generic); see docs/data.md"
         )
     return found
 
@@ -48,6 +59,13 @@ def listing(found: Found) -> Listing:
     """Cases and rejections of one raw folder."""
     result: Listing = READERS[found.layout].listing(found.folder)
     return result
+
+
+def cine_frames(path: Path, ed: int, es: int, series: str = "") -> tuple[FrameFile, FrameFile]:
+    """ED and ES, counted from 0, of a cine: a NIfTI file of four axes, or a folder with a DICOM series. Raises InputError."""
+    if path.is_dir():
+        return dicom.cine_frames(path, ed, es, series)
+    return FrameFile(path, frame=ed), FrameFile(path, frame=es)
 
 
 def _search(folder: Path, wanted: tuple[str, ...], depth: int) -> list[Found]:

@@ -32,17 +32,15 @@ SUFFIXES = (".nii", ".nii.gz")
 
 def matches(folder: Path) -> bool:
     """The folder holds a CSV with a column `case_id`."""
-    return bool(_tables(folder))
+    return bool(tables(folder))
 
 
 def listing(folder: Path) -> Listing:
     """Every row of the CSV and every NIfTI file no row names, as a case or a rejection."""
-    tables = _tables(folder)
-    if len(tables) != 1:
-        raise InputError(f"{folder} has {len(tables)} CSV files with a column case_id; it must have exactly one")
-    rows = read_table(tables[0])
-    require_columns(rows, ("case_id", "vendor"), tables[0])
-    _check_columns(rows[0].keys(), tables[0])
+    table = only_table(folder)
+    rows = read_table(table)
+    require_columns(rows, ("case_id", "vendor"), table)
+    _check_columns(rows[0].keys(), table)
     cases: list[RawCase] = []
     rejections: list[Rejection] = []
     listed: set[tuple[str, str]] = set()
@@ -59,8 +57,35 @@ def listing(folder: Path) -> Listing:
     return Listing(tuple(cases), tuple(rejections))
 
 
-def _tables(folder: Path) -> list[Path]:
+def tables(folder: Path) -> list[Path]:
+    """Every CSV with a column `case_id`."""
     return [path for path in sorted(folder.glob("*.csv")) if "case_id" in columns(path)]
+
+
+def only_table(folder: Path) -> Path:
+    """The one CSV with a column `case_id`. Raises InputError if there are several."""
+    found = tables(folder)
+    if len(found) != 1:
+        raise InputError(f"{folder} has {len(found)} CSV files with a column case_id; it must have exactly one")
+    return found[0]
+
+
+def label(row: dict[str, str]) -> int:
+    """0 normal, 1 disease; the column `label` wins over `diagnosis`. Raises InputError."""
+    if not row.get("label"):
+        return diagnosis_label(row.get("diagnosis", ""))
+    value = whole_number(row["label"], "label")
+    if value not in (0, 1):
+        raise InputError(f"label is {value}, expected 0 (normal) or 1 (disease)")
+    return value
+
+
+def split(row: dict[str, str]) -> Split:
+    """What a row says, else train. Raises InputError."""
+    name = row.get("split", "").lower()
+    if name not in SPLITS:
+        raise InputError(f"split is {row['split']!r}, expected train, test or nothing")
+    return SPLITS[name]
 
 
 def _check_columns(present: Iterable[str], table: Path) -> None:
@@ -74,9 +99,7 @@ def _check_columns(present: Iterable[str], table: Path) -> None:
 
 
 def _case(row: dict[str, str], dataset: str, folder: Path) -> RawCase:
-    split = row.get("split", "").lower()
-    if split not in SPLITS:
-        raise InputError(f"split is {row['split']!r}, expected train, test or nothing")
+    wanted = split(row)
     ed, es, indices = _frames(row, folder)
     return RawCase(
         dataset=checked_name(dataset, "dataset"),
@@ -84,22 +107,13 @@ def _case(row: dict[str, str], dataset: str, folder: Path) -> RawCase:
         vendor=vendor_name(row["vendor"]),
         centre=row.get("centre", ""),
         diagnosis=row.get("diagnosis", ""),
-        label=_label(row),
-        split=SPLITS[split],
+        label=label(row),
+        split=wanted,
         ed=ed,
         es=es,
         ed_index=indices[0],
         es_index=indices[1],
     )
-
-
-def _label(row: dict[str, str]) -> int:
-    if not row.get("label"):
-        return diagnosis_label(row.get("diagnosis", ""))
-    label = whole_number(row["label"], "label")
-    if label not in (0, 1):
-        raise InputError(f"label is {label}, expected 0 (normal) or 1 (disease)")
-    return label
 
 
 def _frames(row: dict[str, str], folder: Path) -> tuple[FrameFile, FrameFile, tuple[int | None, int | None]]:

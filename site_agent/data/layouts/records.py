@@ -28,14 +28,21 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, slots=True)
 class FrameFile:
-    """One frame on disk: a 3D file (`frame` None), or frame `frame` (from 0) of a 4D file.
+    """One frame on disk: a 3D file (`frame` None), or frame `frame` (from 0) of a 4D file or of a DICOM stack.
 
-    `first` is the number the data set gives its first frame; it is only used to speak to people in their own counting.
+    `first` is the number the data set gives its first frame; it is only used to speak to people in their own counting. `slices`:
+    the files of a DICOM stack, below the folder `path`.
     """
 
     path: Path
     frame: int | None = None
     first: int = 0
+    slices: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What to call it; folders with DICOM files are often called as their patient."""
+        return "the DICOM series" if self.slices else self.path.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

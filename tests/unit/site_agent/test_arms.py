@@ -10,7 +10,7 @@ from shared.recipe import Recipe
 from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.backbone import Prefix
-from site_agent.training import arms, local
+from site_agent.training import arms, case_scores, evaluate, local, metrics
 from site_agent.training.arms import Arm
 from site_agent.training.compute import Compute
 from site_agent.training.micro_batch import MicroBatch
@@ -52,8 +52,8 @@ def test_the_probe_stays_on_the_sites_device(cases):
 
 
 def judged(model, cases):
-    (found,) = arms.figures(model, tiny_site.activations(model), {"dual": Arm.of(model)}, cases, ()).values()
-    return found["validation"]
+    compared = arms.compare(model, tiny_site.activations(model), {"dual": Arm.of(model)}, cases, ())
+    return compared.figures["dual"]["validation"]
 
 
 def test_alone_trains_in_micro_batches_to_the_same_model(cases):
@@ -86,16 +86,30 @@ def test_all_arms_share_one_pass_of_the_frozen_part(cases, monkeypatch):
     model = tiny_site.classifier()
     images, prefix = [], model.backbone.prefix
     monkeypatch.setattr(model.backbone, "prefix", lambda image, k: images.append(len(image)) or prefix(image, k))
-    four = {name: Arm.of(model) for name in arms.ARMS}
-    found = arms.figures(model, tiny_site.activations(model), four, cases[:5], cases[5:])
+    four = {name: Arm.of(model) for name in case_scores.ARMS}
+    found = arms.compare(model, tiny_site.activations(model), four, cases[:5], cases[5:]).figures
     assert len(images) == len(cases)
-    assert list(found) == list(arms.ARMS)
+    assert list(found) == list(case_scores.ARMS)
     assert all(figures == found["probe"] for figures in found.values())
 
 
-def test_with_nothing_to_validate_on_no_arm_has_figures(cases):
+def test_with_nothing_to_validate_on_no_arm_has_figures_and_the_held_out_cases_have_scores(cases):
     model = tiny_site.classifier()
-    assert arms.figures(model, tiny_site.activations(model), {"dual": Arm.of(model)}, (), cases) == {"dual": {}}
+    found = arms.compare(model, tiny_site.activations(model), {"dual": Arm.of(model)}, (), cases)
+    assert found.figures == {"dual": {}}
+    assert (found.scores.keys, set(found.scores.sets)) == (tuple(case.key for case in cases), {"test"})
+
+
+def test_the_scores_that_are_kept_are_those_the_figures_are_of(cases):
+    model = tiny_site.classifier()
+    activations = tiny_site.activations(model)
+    found = arms.compare(model, activations, {"dual": Arm.of(model)}, cases[:5], cases[5:])
+    test = found.scores.of("test")
+    assert test.keys == tuple(case.key for case in cases[5:])
+    assert found.scores.of("validation").labels.tolist() == [case.label for case in cases[:5]]
+    again = evaluate.scores(model, activations, cases[5:])[0]
+    np.testing.assert_array_equal(test.margins["dual"], again)
+    assert found.figures["dual"]["test"]["auc"] == metrics.auc(again, test.labels)
 
 
 def test_the_global_arm_has_neither_local_product_nor_private_bias():

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 
 from shared.errors import InputError
 from site_agent.data import cases as table
-from site_agent.data import cohort, folds, nifti
+from site_agent.data import cohort, folds, nifti, pairs
 from site_agent.data.cohort import Case, Cohort
+from site_agent.data.layouts import FrameFile
 
 SIZE = (6, 5, 4)
 
@@ -113,7 +114,7 @@ def test_the_image_digest_follows_voxels_and_shape(folder):
 def test_real_volumes_give_the_golden_model_input(shared_data, name):
     golden = load_file(shared_data / "golden/cinema/tiny/io_real.safetensors")
     real = shared_data / "real" / name
-    pair = cohort.load_pair_from_files(real / "sax_ed.nii.gz", real / "sax_es.nii.gz")
+    pair = pairs.read(FrameFile(real / "sax_ed.nii.gz"), FrameFile(real / "sax_es.nii.gz"), None).pair
     padded = cohort.pad_to(pair, (192, 192, 16))[None]
     assert padded.shape == tuple(golden[f"{name}.input_shape"])
     np.testing.assert_allclose(padded.astype(np.float64).sum(), golden[f"{name}.input_checksum_sum"][0], rtol=1e-6)
@@ -192,12 +193,12 @@ def test_an_unreadable_volume_is_reported_with_its_case(folder):
 
 
 def test_frames_of_different_scans_are_refused(folder):
-    first, second = Cohort.load(folder).cases[:2]
+    case = Cohort.load(folder).cases[0]
     nifti.write_uint8(
-        second.es_path, nifti.Volume(np.ones((3, 3, 3), np.uint8), (1.0, 1.0, 10.0), np.eye(3), np.zeros(3))
+        case.es_path, nifti.Volume(np.ones((3, 3, 3), np.uint8), (1.0, 1.0, 10.0), np.eye(3), np.zeros(3))
     )
     with pytest.raises(InputError, match=r"ED has shape \(6, 5, 4\), ES has \(3, 3, 3\)"):
-        cohort.load_pair_from_files(first.ed_path, second.es_path)
+        cohort.load_frames(case)
 
 
 # --- folds ----------------------------------------------------------------------------------------------------------

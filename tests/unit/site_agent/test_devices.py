@@ -114,7 +114,7 @@ def test_a_site_trains_validates_and_compares_its_arms(device, precision, tmp_pa
     trained = site.train(1, initial, site.initial_local(), local.Hooks())
     assert all(np.isfinite(value).all() for value in trained.global_tensors.values())
     assert any((value != initial.tensors[name]).any() for name, value in trained.global_tensors.items())
-    figures = site.compare_arms(initial, initial, trained.local_tensors, local.Hooks())
+    figures = site.compare_arms(initial, initial, trained.local_tensors, local.Hooks()).figures
     assert set(figures) == {"probe", "alone", "global", "dual"}
     assert {value.device.type for value in site.model.parameters()} == {device}
 

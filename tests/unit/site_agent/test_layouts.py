@@ -76,7 +76,7 @@ def test_several_sets_below_one_folder_are_all_found(shared_data):
 
 def test_a_folder_without_a_known_layout_says_what_was_looked_for(tmp_path):
     with pytest.raises(
-        InputError, match=r"none of the layouts acdc, mnms, mnms2, generic: looked for patient\*/Info.cfg"
+        InputError, match=r"none of the layouts acdc, mnms, mnms2, dicom, generic: looked for patient\*/Info.cfg"
     ):
         layouts.find(tmp_path)
 
@@ -92,7 +92,7 @@ def test_a_wanted_layout_that_is_not_there_is_an_error(shared_data):
 
 
 def test_an_unknown_layout_name_lists_the_known_ones(tmp_path):
-    with pytest.raises(InputError, match="'acdc2' is unknown; choose auto, acdc, mnms, mnms2, generic"):
+    with pytest.raises(InputError, match="'acdc2' is unknown; choose auto, acdc, mnms, mnms2, dicom, generic"):
         layouts.find(tmp_path, "acdc2")
 
 

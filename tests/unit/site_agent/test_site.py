@@ -168,7 +168,7 @@ def test_every_recipe_compares_the_four_arms(site, name, rank_local):
     trainer, initial = site(methods.recipe(name, QUICK, rank_local), rounds=2)
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     final = initial.successor({**initial.tensors, **trained.global_tensors}, 1)
-    compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks())
+    compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks()).figures
     assert list(compared) == ["probe", "alone", "global", "dual"]
     assert all(figures.keys() == {"validation", "test"} for figures in compared.values())
     assert compared["dual"]["validation"] == trainer.validate(final, trained.local_tensors).own
@@ -179,7 +179,7 @@ def test_the_global_arm_of_fedsa_has_the_versions_b_and_not_the_sites(site):
     trainer, initial = site(replace(QUICK, name="fedsa-lora", lr_global=0.05), rounds=2)
     trained = trainer.train(1, initial, trainer.initial_local(), Hooks())
     final = initial.successor({**initial.tensors, **trained.global_tensors}, 1)
-    compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks())
+    compared = trainer.compare_arms(initial, final, trained.local_tensors, Hooks()).figures
     trainer.validate(final, trained.local_tensors)  # loads both
     lora.switch(trainer.model, ())
     with torch.no_grad():

@@ -185,7 +185,7 @@ def test_a_model_that_stays_here_is_trained_without_noise(made, tmp_path_factory
     trainer, initial = made
     open_trainer, its_initial = private_site.make(tmp_path_factory.mktemp("open"), dp_noise=0.0, dp_epsilon=0.0)
     found = [
-        one.compare_arms(start, start, one.initial_local(), Hooks())["alone"]
+        one.compare_arms(start, start, one.initial_local(), Hooks()).figures["alone"]
         for one, start in ((trainer, initial), (open_trainer, its_initial))
     ]
     assert found[0] == found[1]

@@ -1,16 +1,26 @@
-"""The site's own report on a finished federation, and the times it names."""
+"""The site's own report. Here: what the agent keeps for it when a federation is finished, and the times it names.
+
+What is made of that: `facts` (every figure, with `intervals` and `words`), `page` (HTML). None of it ever leaves the site: the
+figures are of few patients, and the scores are beside their names.
+"""
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shared.adapter import Adapter
-from site_agent.client import Joined
-from site_agent.training.site import SiteTrainer
+from shared.canonical import sha256_hex
+
+if TYPE_CHECKING:
+    from site_agent.client import Joined
+    from site_agent.training.arms import Compared
+    from site_agent.training.site import SiteTrainer
 
 REPORT = "report.json"
+CASES = "report-cases.csv"
+"""How every arm scores every case, beside the case's key (site_agent/training/case_scores.py)."""
 
 
 @dataclass
@@ -34,16 +44,17 @@ class Phases:
 
 
 def make(
-    joined: Joined,
-    trainer: SiteTrainer,
+    joined: "Joined",
+    trainer: "SiteTrainer",
     final: Adapter,
-    arms: dict[str, Any],
+    compared: "Compared",
     history: list[dict[str, Any]],
     phases: Phases,
 ) -> dict[str, Any]:
-    """Return what `site-agent report` shows; it stays at the site.
+    """Return report.json.
 
-    `adapter` counts what a version holds, `update` the most that left in a round: an update may hold less, more shortly.
+    `cases_sha256` names the table of scores that its figures are computed from, `contract` what they were trained under. `adapter`
+    counts what a version holds, `update` the most that left in a round: an update may hold less, more shortly.
     """
     contract = joined.contract
     recipe, manifest, policy = contract.recipe, contract.manifest, contract.policy
@@ -51,6 +62,7 @@ def make(
     return {
         "site": joined.site,
         "federation": contract.federation,
+        "contract": contract.sha256,
         "rounds": policy.rounds,
         **trainer.facts(),
         "adapter": {
@@ -63,7 +75,8 @@ def make(
             "parameters": max(layout.parameters for layout in updates),
             "bytes": max(layout.size for layout in updates),
         },
-        "arms": arms,
+        "arms": compared.figures,
+        "cases_sha256": sha256_hex(compared.scores.to_csv()),
         "history": history,
         "phases_s": phases.rounded(),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 CHANCE = 0.5
-CHARACTER = 6.4
+CHARACTER = 6.6
 """Width of a letter of the charts' 11 px text, roughly."""
 
 
@@ -72,6 +72,60 @@ def score_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
                 if bar.interval:
                     parts += _whisker(x(bar.interval[0]), x(bar.interval[1]), y + 3 + (row - 5) / 2)
                 parts.append(_text(width - right + 6, y + 12, f"{bar.value:.3f}", "label"))
+            y += row
+    return svg(width, height, parts, title)
+
+
+def estimates(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
+    """Groups of scores in [0, 1] as points with their intervals; the line is chance (0.5)."""
+    ends = [end for _, bars in groups for bar in bars for end in bar.interval or (bar.value,)]
+    low = round(_floor(ends) * 10)
+    ticks = [tick / 10 for tick in (range(low, 11) if low >= 5 else range(low // 2 * 2, 11, 2))]
+    return _points(groups, title, 280.0, ticks, CHANCE, "{:.3f}", "{:.1f}")
+
+
+def differences(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
+    """Groups of differences of scores as points with their intervals; the line is 0, and the axis is as wide as it must be."""
+    furthest = max((abs(end) for _, bars in groups for bar in bars for end in bar.interval or ()), default=0)
+    reach = next((step for step in (0.05, 0.1, 0.2, 0.4, 0.6, 0.8) if furthest <= step), 1.0)
+    ticks = [reach * share for share in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    return _points(groups, title, 400.0, ticks, 0.0, "{:+.3f}", "{:+.3g}")
+
+
+def _points(
+    groups: Sequence[tuple[str, Sequence[Bar]]],
+    title: str,
+    width: float,
+    ticks: Sequence[float],
+    line: float,
+    shown: str,
+    tick_text: str,
+) -> str:
+    """Points from the first tick to the last; what is beyond stands at the edge."""
+    right, row = 50.0, 19.0
+    left = 16 + CHARACTER * max((len(bar.label) for _, bars in groups for bar in bars), default=0)
+    height = sum(23.0 * bool(name) + row * len(bars) for name, bars in groups) + 28
+
+    def x(value: float) -> float:
+        share = (min(max(value, ticks[0]), ticks[-1]) - ticks[0]) / (ticks[-1] - ticks[0])
+        return left + share * (width - left - right)
+
+    parts = [_rule(x(tick), 4, x(tick), height - 20, "grid") for tick in ticks]
+    parts.append(_rule(x(line), 4, x(line), height - 20, "axis"))
+    parts += [_text(x(tick), height - 7, tick_text.format(tick) if tick else "0", "tick middle") for tick in ticks]
+    y = 4.0
+    for name, bars in groups:
+        if name:
+            parts.append(_text(4, y + 14, name, "head"))
+            y += 23.0
+        for bar in bars:
+            parts.append(_text(left - 8, y + 13, bar.label, "label end"))
+            if bar.value is not None:
+                if bar.interval:
+                    parts += _whisker(x(bar.interval[0]), x(bar.interval[1]), y + 9)
+                parts.append(f'<circle class="{bar.colour}" cx="{x(bar.value):.1f}" cy="{y + 9:.1f}" r="4.5"/>')
+            text = "-" if bar.value is None else shown.format(bar.value)
+            parts.append(_text(width - right + 8, y + 13, text, "label"))
             y += row
     return svg(width, height, parts, title)
 

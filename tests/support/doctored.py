@@ -1,0 +1,30 @@
+"""A site for the doctor to look at, whose files and settings a test makes wrong in one way."""
+
+from pathlib import Path
+from typing import Any
+
+from aggregator import certificates
+from shared.tls import TlsFiles
+from site_agent.config import SiteConfig
+from site_agent.doctor.finding import Examined
+from tests.support.serving import tls_of
+
+
+def certified(folder: Path, *hosts: str, sites: tuple[str, ...] = ("ge",), **when: Any) -> TlsFiles:
+    """Make a CA, an aggregator's certificate for these hosts, and the sites'; return the first site's files."""
+    certificates.make(folder, hosts or ("127.0.0.1",), sites, **when)
+    return tls_of(folder, sites[0])
+
+
+def examined(folder: Path, tls: TlsFiles | None, port: int = 1, host: str = "127.0.0.1", **more: Any) -> Examined:
+    """Return a site in `folder` that dials this port; `more` are settings, or fields of Examined by their names."""
+    fields = {name: more.pop(name) for name in list(more) if name in Examined.__dataclass_fields__}
+    settings: dict[str, Any] = {
+        "aggregator": f"{host}:{port}",
+        "cohort": folder / "cohort",
+        "weights": folder / "backbone",
+        "state": folder / "state",
+        "tls": tls,
+        "plain_site": "" if tls else "ge",
+    }
+    return Examined(SiteConfig(**{**settings, **more}), **fields)

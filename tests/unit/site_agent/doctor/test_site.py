@@ -1,0 +1,248 @@
+"""Contract, weights, data and a training step of a site of a few thousand numbers, made wrong in one way."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from shared.contract import Contract
+from shared.recipe import Recipe
+from site_agent.consent import Pins
+from site_agent.data import cases as table
+from site_agent.doctor import contract, data, machine, training
+from site_agent.doctor.finding import Examined
+from tests.support import private_site, tiny_site
+from tests.support.doctored import examined
+
+PREPARATION = '{"spacing_mm": [4.0, 4.0, 20.0], "size": [32, 32], "preprocessing_hash": "none"}'
+
+
+@dataclass(frozen=True)
+class Site:
+    """A folder with backbone, cohort, and the contract of its federation."""
+
+    folder: Path
+    contract: Contract
+
+    def examined(self, **more: object) -> Examined:
+        """The site, with the contract known, unless `more` says otherwise."""
+        return examined(self.folder, None, **{"contract": self.contract, **more})
+
+    def looked_through(self, **more: object) -> Examined:
+        """The same with its data read."""
+        site = self.examined(**more)
+        assert data.cases(site).status == "PASS"
+        return site
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    backbone = tiny_site.write_backbone(tmp_path / "backbone")
+    table.write(tmp_path / "cohort" / "cases.csv", tiny_site.write_cases(tmp_path / "cohort", 12))
+    (tmp_path / "cohort" / "preparation.json").write_text(PREPARATION)
+    recipe = Recipe(rank_local=2, batch_size=4, augmentation="none")
+    return Site(tmp_path, tiny_site.contract(backbone, recipe)[0])
+
+
+# --- contract -----------------------------------------------------------------------------------------------------------
+
+
+def kept(site: Site, agreed: Contract) -> Examined:
+    """The site with this contract in its state folder, and no aggregator heard."""
+    (site.folder / "state").mkdir(exist_ok=True)
+    (site.folder / "state" / "contract.json").write_bytes(agreed.to_bytes())
+    return site.examined(contract=None)
+
+
+def test_the_contract_that_was_agreed_to_passes(site: Site) -> None:
+    found = contract.hashes(kept(site, site.contract))
+    assert (found.status, found.facts["contract"]) == ("PASS", site.contract.sha256)
+
+
+def test_without_any_contract_nothing_is_claimed(site: Site) -> None:
+    found = contract.hashes(site.examined(contract=None))
+    assert (found.status, found.blocks) == ("SKIP", True)
+
+
+@pytest.mark.parametrize(
+    ("pins", "said"),
+    [
+        (Pins(base_model="0" * 12), "base_model: this site's site.toml says 000000000000"),
+        (Pins(recipe="full"), "recipe: this site's site.toml says 'full'"),
+        (Pins(at_most={"local_epochs": 1}), "recipe parameter local_epochs"),
+        (Pins(sites_at_least=3), "sites_at_least"),
+        (Pins(epsilon=8.0), "epsilon"),
+    ],
+)
+def test_a_site_toml_that_pins_something_else_fails_by_name(site: Site, pins: Pins, said: str) -> None:
+    one = kept(site, site.contract)
+    one.config = replace(one.config, agreed=pins)
+    found = contract.hashes(one)
+    assert found.status == "FAIL"
+    assert said in found.words
+
+
+def test_another_federation_than_site_toml_names_fails(site: Site) -> None:
+    one = kept(site, site.contract)
+    one.config = replace(one.config, federation="lungs")
+    assert contract.hashes(one).words == "site.toml names federation 'lungs', the aggregator serves 'hearts'"
+
+
+def test_a_damaged_contract_and_a_missing_file_fail(site: Site) -> None:
+    one = kept(site, site.contract)
+    (site.folder / "state" / "contract.json").write_bytes(b"{")
+    assert contract.hashes(one).status == "FAIL"
+    assert contract.hashes(site.examined(contract_file=site.folder / "none.json")).status == "FAIL"
+
+
+# --- weights and data ---------------------------------------------------------------------------------------------------
+
+
+def test_the_federations_weights_pass_and_others_fail_with_both_hashes(site: Site) -> None:
+    wanted = site.contract.manifest.metadata.base_model_sha256[:12]
+    assert data.base_weights(site.examined()).words == f"{wanted}, as the contract says"
+    other = tiny_site.write_backbone(site.folder / "other", seed=2)
+    found = data.base_weights(site.examined(weights=other))
+    assert found.status == "FAIL"
+    assert f"the federation's is {wanted}" in found.words
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_weights_that_cannot_be_read_fail(site: Site, damage: str) -> None:
+    path = site.folder / "backbone" / "model.safetensors"
+    whole = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(whole[: len(whole) // 2])
+    assert data.base_weights(site.examined()).status == "FAIL"
+
+
+def test_cases_are_read_and_counted(site: Site) -> None:
+    found = data.cases(site.examined())
+    assert found.status == "PASS"
+    assert found.facts == {"cases": 12, "training": 9, "validation": 3, "test": 0, "read": 12, "unreadable": 0}
+
+
+def test_a_corrupted_case_fails_and_is_named_on_the_screen_alone(site: Site) -> None:
+    path = site.folder / "cohort" / "mnms" / "P004" / "ed.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    found = data.cases(site.examined())
+    assert (found.status, found.words) == ("FAIL", "1 of 12 cases cannot be read")
+    assert "P004" in found.private
+    assert "P004" not in f"{found.words}{found.remedy}{found.facts}"
+
+
+def test_a_table_that_names_a_missing_case_fails_without_naming_it_in_words(site: Site) -> None:
+    (site.folder / "cohort" / "mnms" / "P003" / "es.nii.gz").unlink()
+    found = data.cases(site.examined())
+    assert found.status == "FAIL"
+    assert "P003" in found.private
+    assert "P003" not in f"{found.words}{found.remedy}"
+
+
+def test_a_cohort_without_one_class_fails(site: Site) -> None:
+    ill = [case for case in table.read(site.folder / "cohort") if case.label]
+    table.write(site.folder / "cohort" / "cases.csv", ill)
+    assert data.cases(site.examined()).status == "FAIL"
+
+
+def test_no_case_for_validation_is_warned_of(site: Site) -> None:
+    rest = [case for case in table.read(site.folder / "cohort") if case.fold != 2]
+    table.write(site.folder / "cohort" / "cases.csv", rest)
+    assert data.cases(site.examined(validation_fold=2)).status == "WARN"
+
+
+# --- a training step ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_trained_and_nothing_is_written(site: Site) -> None:
+    one = site.looked_through()
+    before = sorted(site.folder.rglob("*"))
+    found = training.one_step(one)
+    assert found.status == "PASS"
+    assert found.facts["steps"] == 2 * 3  # two epochs of nine cases, four at a time
+    assert 0 < found.facts["step_s"] < found.facts["later_round_s"] < found.facts["first_round_s"]
+    assert sorted(site.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(name="feddpa-lora", batch_size=4),
+        Recipe(name="head-only", rank_local=0, views=0),
+        replace(private_site.RECIPE, dp_delta=1e-3),
+    ],
+    ids=["fused", "views never kept", "differential privacy"],
+)
+def test_a_step_of_any_method_is_timed(site: Site, recipe: Recipe) -> None:
+    agreed, _ = tiny_site.contract(site.folder / "backbone", recipe)
+    found = training.one_step(site.looked_through(contract=agreed))
+    assert found.status == "PASS", found.private
+    assert found.facts["step_s"] > 0
+    assert (found.facts["first_round_s"] == found.facts["later_round_s"]) == (recipe.views == 0)
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "status"),
+    [(1e-4, "FAIL"), (3600.0, "PASS")],
+)
+def test_a_round_that_takes_longer_than_its_deadline_fails(site: Site, deadline_s: float, status: str) -> None:
+    policy = replace(site.contract.policy, deadline_s=deadline_s)
+    one = site.looked_through(contract=replace(site.contract, policy=policy))
+    assert training.one_step(one).status == status
+
+
+def test_a_first_round_that_takes_longer_than_the_deadline_is_warned_of(site: Site) -> None:
+    timed = training.Timed(view_s=1.0, step_s=0.1, steps=6, first_views=27, later_views=2)
+    assert (timed.later_round_s, timed.first_round_s) == (pytest.approx(2.6), pytest.approx(27.6))
+    for deadline_s, status in ((2.5, "FAIL"), (5.1, "WARN"), (27.5, "WARN"), (27.7, "PASS")):
+        agreed = replace(site.contract, policy=replace(site.contract.policy, deadline_s=deadline_s))
+        assert training.judged(timed, agreed, "cpu").status == status, deadline_s
+
+
+def test_weights_of_another_network_fail_the_step_in_words(site: Site) -> None:
+    other = tiny_site.write_backbone(site.folder / "other", seed=2)
+    found = training.one_step(site.looked_through(weights=other))
+    assert (found.status, found.words) == ("FAIL", "training cannot begin")
+    assert "base model has hash" in found.private
+
+
+# --- the machine --------------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_fails(site: Site) -> None:
+    import torch
+
+    found = machine.gpu(site.examined(device="cuda"))
+    assert found.status == ("PASS" if torch.cuda.is_available() else "FAIL")
+    if found.status == "FAIL":
+        assert "sees no GPU" in found.words
+
+
+def test_a_cpu_tells_its_memory(site: Site) -> None:
+    found = machine.gpu(site.examined(device="cpu"))
+    assert found.facts["device"] == "cpu"
+    assert 0 < found.facts["free_bytes"] <= found.facts["total_bytes"]
+
+
+def test_a_state_folder_that_is_a_file_fails(site: Site) -> None:
+    (site.folder / "state").write_text("")
+    found = machine.disk(site.examined())
+    assert found.status == "FAIL"
+    assert found.words.endswith("is a file")
+
+
+def test_a_contract_of_many_rounds_needs_more_room_than_there_is(site: Site) -> None:
+    policy = replace(site.contract.policy, rounds=10**12)
+    found = machine.disk(site.examined(contract=replace(site.contract, policy=policy)))
+    assert found.status == "FAIL"
+    assert "free for the state folder" in found.words
+
+
+def test_a_cache_larger_than_its_disk_is_warned_of(site: Site) -> None:
+    found = machine.disk(site.examined(cache_mb=10**9))
+    assert found.status == "WARN"
+    assert "cache_mb = 1000000000" in found.words
+
+
+def test_shared_memory_that_is_not_there_is_warned_of(site: Site) -> None:
+    assert machine.shared_memory(site.examined(shared_memory=site.folder / "shm")).status == "WARN"
