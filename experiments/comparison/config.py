@@ -36,14 +36,19 @@ OFF: Mapping[str, Any] = {
 """Recipe numbers that came after folders were begun, off in all of these: with this default they change no cell."""
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """Return what a JSON file of a comparison's folder holds; None if it is not there. Raises InputError if it is damaged."""
+def read(path: Path, advice: str = "restore it, or begin in another folder") -> dict[str, Any] | None:
+    """Return what a JSON file of a comparison's folder holds; None if it is not there.
+
+    Raises InputError, with this advice, if it is damaged.
+    """
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); restore it, or begin in another folder") from error
+        raise InputError(f"{path} is damaged ({error}); {advice}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged (it holds a {type(values).__name__}); {advice}")
     return values
 
 

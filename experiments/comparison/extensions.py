@@ -43,7 +43,10 @@ FIRST_CONVOLUTION = ("enc_down_dict.sax.conv_blocks.0.patch_embed.conv.",)
 SWITCHES: Mapping[str, Switch] = {
     "shared-head": Switch(title="head shared, bias too", adapter=SHARED_HEAD),
     "private-head": Switch(title="a private head beside the shared one", adapter=TWO_HEADS),
-    "prior": Switch(title="logits adjusted by the site's prior", recipe={"logit_adjustment": True, "class_balanced": False}),
+    "prior": Switch(
+        title="logits adjusted by the site's prior, loss not balanced by class",
+        recipe={"logit_adjustment": True, "class_balanced": False},
+    ),
     "orthogonal": Switch(title="orthogonality penalty 1", recipe={"orthogonality": 1.0}, needs_local=True),
     "norm-cap": Switch(title="local norm at most 5 % of W0", recipe={"local_norm_cap": 0.05}, needs_local=True),
     "local-decay": Switch(title="penalty 0.01 on the local norm", recipe={"local_decay": 0.01}, needs_local=True),

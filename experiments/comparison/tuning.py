@@ -21,6 +21,7 @@ from shared.errors import InputError
 FOLDER, CHOSEN = "tuning", "tuned.json"
 MARK = "~"
 SCENARIO = "tuning"
+ADVICE = "remove it and give the command again: the settings are chosen anew from the cells of tuning, which stay"
 FIGURES_USED = ("auc_site_mean", "balanced_accuracy_validation_site_mean")
 
 
@@ -43,7 +44,7 @@ def origin(key: str) -> str:
 
 def lacking(out: Path, methods: Iterable[str]) -> list[Contender]:
     """Return the candidates among which a setting is still to be chosen for these methods."""
-    wanted = {origin(key) for key in methods} - _held(out).keys()
+    wanted = {origin(key) for key in methods} - read(out).keys()
     return [one for one in candidates() if one.key.partition(MARK)[0] in wanted]
 
 
@@ -54,17 +55,25 @@ def choose(out: Path, methods: Iterable[str]) -> None:
         return
     tried = _scores(out, wanted)
     with locked(out / CHOSEN):
-        held = _held(out)
         held = {
             **{method: _choice(contenders.find(method, CONTENDERS), rows) for method, rows in tried.items()},
-            **held,
+            **read(out),
         }
         ordered = {one.key: held.pop(one.key) for one in CONTENDERS if one.key in held}
         write_atomically(out / CHOSEN, json.dumps({**ordered, **held}, indent=1).encode())
 
 
-def _held(out: Path) -> Mapping[str, Any]:
-    return config.read(out / CHOSEN) or {}
+def read(out: Path) -> Mapping[str, Any]:
+    """Return what was chosen by method, with all scores; empty if nothing was. Raises InputError if the file is damaged."""
+    held = config.read(out / CHOSEN, ADVICE) or {}
+    for method, choice in held.items():
+        try:
+            choice["settings"][range(len(choice["settings"]))[choice["chosen"]]]
+        except (TypeError, KeyError, IndexError):
+            raise InputError(
+                f"{out / CHOSEN} is damaged: of '{method}' none of its settings is chosen; {ADVICE}"
+            ) from None
+    return held
 
 
 def _scores(out: Path, wanted: Collection[Contender]) -> dict[str, list[dict[str, float]]]:
@@ -114,5 +123,5 @@ def tuned(out: Path, key: str) -> Contender:
     """Return a contender with the setting that was chosen for it, or for the one that it is derived from."""
     choose(out, [key])
     one = contenders.find(extensions.basis_of(key), (*CONTENDERS, *contenders.doubles()))
-    chosen = _held(out).get(origin(key), {"chosen": 0})
+    chosen = read(out).get(origin(key), {"chosen": 0})
     return extensions.extend(one.with_setting(one.settings[int(chosen["chosen"])]), key)

@@ -61,7 +61,7 @@ def over_frames(kernel: torch.Tensor, chans: int, n_frames: int, frames: Frames,
         raise InputError(
             f"{where} takes {kernel.shape[1]} channels, so these weights see frames stacked; "
             f"siamese frames need a kernel of {chans}, as in a pre-training checkpoint. "
-            "Use --frames stacked, or other weights"
+            "Use weights of a network that saw single frames, or an adapter made with --frames stacked"
         )
     return (
         kernel.repeat(1, n_frames, 1, 1, 1) if kernel.shape[1] == chans else kernel

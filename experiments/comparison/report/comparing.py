@@ -1,4 +1,5 @@
-"""The exploratory comparisons: every method against both references, and every switch against the method it is put on.
+"""The exploratory comparisons: every method against both references, every switch against the method it is put on, and what was
+asked of the results afterwards.
 
 All p values of them together are one family for Holm; none of them was fixed in advance, and none is a finding by itself.
 """
@@ -19,7 +20,10 @@ from experiments.comparison.report.finished import Comparison, Result
 from experiments.comparison.report.resampling import DRAWN, MEAN, Draws
 from experiments.comparison.statistics import DIGITS, NO_VARIANCE, DeLong, Interval, McNemar, Wilcoxon
 
-Kind = Literal["method", "switch"]
+Kind = Literal["method", "switch", "later"]
+LATER = (("ours", "fedit-r12"), ("med-duallora+norm-cap", "ours"))
+"""Asked when the results were known: our recipe against what it is without a local part, and a norm cap on the plain one against
+ours."""
 TESTS = ("wilcoxon", "delong", "sensitivity", "specificity")
 
 
@@ -88,6 +92,10 @@ def _chosen(comparison: Comparison) -> Iterator[tuple[Kind, Result, Result]]:
         base = comparison.results.get((scenario, extensions.basis_of(key)))
         if one.contender.group == "extension" and base is not None:
             yield from _if_paired("switch", one, base)
+    for first, second in LATER:
+        pair = [comparison.results.get((comparison.home, key)) for key in (first, second)]
+        if pair[0] is not None and pair[1] is not None:
+            yield from _if_paired("later", pair[0], pair[1])
 
 
 def _if_paired(kind: Kind, first: Result, second: Result) -> Iterator[tuple[Kind, Result, Result]]:

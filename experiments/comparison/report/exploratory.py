@@ -1,4 +1,5 @@
-"""The tables of exploratory comparisons: methods against both references, and switches against the method they are put on."""
+"""The tables of exploratory comparisons: methods against both references, switches against the method they are put on, and what
+was asked afterwards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,6 +22,12 @@ def switch_table(comparison: Comparison, pairs: Sequence[Pair]) -> Table:
     """Return each switch against the method it is put on."""
     rows = [_pair_row(one) for one in pairs if one.kind == "switch"]
     return _pairs("extensions", "Exploratory: each switch against the method it is put on", rows, comparison, pairs)
+
+
+def later_table(comparison: Comparison, pairs: Sequence[Pair]) -> Table:
+    """Return what was asked when the results were known."""
+    rows = [_pair_row(one) for one in pairs if one.kind == "later"]
+    return _pairs("asked-afterwards", "Exploratory: asked when the results were known", rows, comparison, pairs)
 
 
 def _pairs(

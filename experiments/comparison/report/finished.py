@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from experiments.comparison import config as configuration
-from experiments.comparison import contenders, metrics, records
+from experiments.comparison import contenders, metrics, records, tuning
 from experiments.comparison.config import CONFIG, CONTENT, DIGEST_SHOWN
 from experiments.comparison.contenders import Contender, Group
 from experiments.comparison.extensions import everyone, is_tried
@@ -20,7 +20,7 @@ from experiments.comparison.shots import BASES, SHOTS, UNSEEN
 from experiments.comparison.shots import key as unseen_key
 from shared.errors import InputError
 
-TUNED, CELLS, PREDICTIONS = "tuned.json", "cells", "predictions"
+CELLS, PREDICTIONS = "cells", "predictions"
 CALLED: Mapping[Group, str] = {"core": "core methods", "other": "other methods", "extension": "extensions"}
 MOST_NAMED = 3
 """Methods that lack runs are named up to so many."""
@@ -139,7 +139,7 @@ def load(out: Path) -> Comparison:
     _check_same_cases([*results.values(), *shots])
     return Comparison(
         config=config,
-        tuned=configuration.read(out / TUNED) or {},
+        tuned=tuning.read(out),
         results=results,
         unseen=shots,
         unknown=tuple(sorted(unknown)),
@@ -227,7 +227,7 @@ def missing(comparison: Comparison) -> list[str]:
         unseen = {one.method: one for one in comparison.unseen}
         last = _served(SHOTS[-1:])  # one cell makes all, in this order
         lines += _lacking(UNSEEN, last, unseen, comparison.planned_runs("extension"), "left-out vendors")
-    return lines if comparison.tuned else [*lines, f"the choice of settings ({TUNED})"]
+    return lines if comparison.tuned else [*lines, f"the choice of settings ({tuning.CHOSEN})"]
 
 
 def _lacking(

@@ -96,7 +96,8 @@ def _several(count: int, what: str) -> str:
 def _tiles(comparison: Comparison) -> Iterator[tuple[str, str]]:
     held = comparison.results.values()
     core, others = ([one for one in held if (one.contender.group == "core") == wanted] for wanted in (True, False))
-    yield f"{sum(len(one.cells) for one in held):,}", "finished cells: one method, one run"
+    left_out = {(one.contender.key.partition("@")[0], run) for one in comparison.unseen for run in one.cells}
+    yield f"{sum(len(one.cells) for one in held) + len(left_out):,}", "finished cells: one method, one run"
     if core:
         yield _runs(core), "runs of a core method in a scenario"
     if others:
@@ -162,7 +163,12 @@ def _cost(of: Contents) -> str:
 def _extensions(of: Contents) -> str:
     intro = '<p class="tag">Exploratory.</p>' if of.table("extensions") else ""
     return html.section(
-        "What goes beyond the paper", intro, of.table("extensions"), of.table("switches"), of.table("unseen")
+        "What goes beyond the paper",
+        intro,
+        of.table("extensions"),
+        of.table("asked-afterwards"),
+        of.table("switches"),
+        of.table("unseen"),
     )
 
 

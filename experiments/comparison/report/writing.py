@@ -65,6 +65,7 @@ def all_tables(comparison: Comparison, found: Primary, pairs: Sequence[Pair]) ->
     yield from main_tables.main_tables(comparison)
     yield main_tables.cost_table(comparison)
     yield exploratory.switch_table(comparison, pairs)
+    yield exploratory.later_table(comparison, pairs)
     yield from exploratory.pair_tables(comparison, pairs)
     yield method_tables.switches_table(comparison)
     yield method_tables.unseen_table(comparison)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.comparison import config
+from experiments.comparison import config, tuning
 from experiments.comparison.plan import WEIGHTS, Plan
 from shared.errors import InputError
 
@@ -74,3 +74,14 @@ def test_other_versions_are_named(begun: Plan) -> None:
     here = config.versions()["torch"]
     assert config.other_versions(begun.out) == f"torch: 1.0 there, {here} here; gone: 2.0 there, none here"
     assert config.is_begun(begun)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "[]", '{"ours": 3}', '{"ours": {"settings": []}}', '{"ours": {"chosen": 4, "settings": [{}, {}, {}, {}]}}'],
+    ids=["no JSON", "a list", "no choice", "no number", "a setting that was not tried"],
+)
+def test_a_damaged_choice_of_settings_says_that_it_is_made_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / tuning.CHOSEN).write_text(text)
+    with pytest.raises(InputError, match=r"tuned.json is damaged.*; remove it and give the command again"):
+        tuning.read(tmp_path)
