@@ -212,6 +212,11 @@ class Federation:
         return self._copy[1]
 
     @property
+    def last_state(self) -> rounds.FederationState | None:
+        """The state as it was read last, nothing newer being asked for; None before the first time."""
+        return self._copy[1] if self._copy else None
+
+    @property
     def next_change(self) -> asyncio.Event:
         """The event that the next write sets; take it before reading the state."""
         return self._change

@@ -56,7 +56,10 @@ def site_of(context: Any) -> Caller:
 
 def coordinator_of(context: Any) -> Person:
     """Return the coordinator that calls. Raises NotEnrolled for any other certificate; a plain loopback port needs none."""
-    held = _certificate(context)
+    return _coordinator(_certificate(context))
+
+
+def _coordinator(held: Holder | None) -> Person:
     if held is None:
         return Person(UNAUTHENTICATED)
     if not held.names["coordinator"]:
@@ -69,10 +72,15 @@ def coordinator_of(context: Any) -> Person:
 
 def reader_of(context: Any) -> Person:
     """Return the coordinator or observer that calls. Raises NotEnrolled for any other certificate, as `coordinator_of`."""
-    held = _certificate(context)
+    return reader(_certificate(context))
+
+
+def reader(held: Holder | None) -> Person:
+    """Return the coordinator or observer whom a certificate is for; None, on a plain port, is nobody in particular. Raises
+    NotEnrolled for any other certificate."""
     if held is not None and held.names["observer"] and not held.names["coordinator"]:
         return Person(held.names["observer"][0], held.serial, held.expires_at)
-    return coordinator_of(context)
+    return _coordinator(held)
 
 
 def describe(context: Any) -> str:

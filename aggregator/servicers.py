@@ -81,10 +81,18 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         return pb.ReportEvaluationResponse()
 
     async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeResponse:
-        await self._federation.known(identity.site_of(context))
+        caller = identity.site_of(context)
+        await self._federation.known(caller)
         if len(request.payload) > MAX_PROBE_BYTES:
             raise UpdateTooLarge(f"a probe of {len(request.payload)} bytes, allowed are {MAX_PROBE_BYTES}")
-        return pb.ProbeResponse(payload=request.payload if request.echo else b"", server_time=time.time())
+        joined = await self._described(caller) if request.describe else None
+        echo = request.payload if request.echo else b""
+        return pb.ProbeResponse(payload=echo, server_time=time.time(), joined=joined)
+
+    async def _described(self, caller: identity.Caller) -> pb.JoinResponse:
+        site = await self._federation.member(caller)
+        version = (await self._federation.state()).version
+        return wire.join_response(self._federation.contract, caller.site, site.training_patients or 0, version)
 
 
 class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):

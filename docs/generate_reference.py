@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -64,7 +64,7 @@ def protocol() -> str:
                 f"**{one.name}**: {_values(one, said, (4, number, 4, k))}" for k, one in enumerate(message.enum_type)
             ]
             rows = [
-                [str(one.number), f"`{one.name}`", _kind(one), said.get((4, number, 2, k), "")]
+                [str(one.number), f"`{one.name}`", _kind(one, message), said.get((4, number, 2, k), "")]
                 for k, one in enumerate(message.field)
             ]
             parts.append(table(["number", "field", "type", "meaning"], rows) if rows else "")
@@ -117,7 +117,11 @@ def _link(name: str) -> str:
     return f"[{short}](#{short.lower()})"
 
 
-def _kind(one: FieldDescriptorProto) -> str:
+def _kind(one: FieldDescriptorProto, of: DescriptorProto) -> str:
+    """Return the type of a message's field; a map is a list of pairs to the compiler."""
+    for pair in of.nested_type:
+        if pair.options.map_entry and one.type_name.endswith(f".{of.name}.{pair.name}"):
+            return f"map from {_kind(pair.field[0], pair)} to {_kind(pair.field[1], pair)}"
     plain = FieldDescriptorProto.Type.Name(one.type).removeprefix("TYPE_").lower()
     kind = {"message": _link, "enum": lambda name: f"`{name.rpartition('.')[2]}`"}.get(plain, lambda _: plain)(
         one.type_name

@@ -47,6 +47,10 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
+Finished = Callable[["CallRecord", str, str, float], None]
+"""Hears of a call that is over: its record, the status's name, the error or nothing, seconds. Returns at once."""
+
+
 @dataclass
 class CallRecord:
     """Counts one call; `finish` writes the event. `up` is towards the aggregator, on both sides."""
@@ -60,6 +64,7 @@ class CallRecord:
     connection: str = ""
     round: int = 0
     offset: int | None = None
+    finished: Finished = lambda record, code, error, duration_s: None
     started: float = field(default_factory=time.monotonic)
     up: list[int] = field(default_factory=lambda: [0, 0, 0])
     down: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -87,7 +92,8 @@ class CallRecord:
             self.offset = chunk.offset
 
     def finish(self, code: str, error: str = "") -> None:
-        """Write the event."""
+        """Write the event, and tell whoever listens."""
+        duration_s = round(time.monotonic() - self.started, 6)
         fields = {
             "side": self.side,
             "rpc": self.method,
@@ -100,13 +106,14 @@ class CallRecord:
             "round": self.round,
             "offset": self.offset or 0,
             "code": code,
-            "duration_s": round(time.monotonic() - self.started, 6),
+            "duration_s": duration_s,
         }
         for name, counts in (("up", self.up), ("down", self.down)):
             fields |= dict(zip((f"messages_{name}", f"bytes_{name}", f"payload_bytes_{name}"), counts, strict=True))
         if error:
             fields["error"] = error
         log.info("rpc_finished", **fields)
+        self.finished(self, code, error, duration_s)
 
 
 def _count(counts: list[int], message: Message) -> None:
@@ -136,8 +143,9 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         whoami: Whoami,
         refused: Refused = lambda record, error: None,
         most_bytes: Mapping[str, int] = MappingProxyType({}),
+        finished: Finished = lambda record, code, error, duration_s: None,
     ) -> None:
-        self._whoami, self._refused, self._most_bytes = whoami, refused, most_bytes
+        self._whoami, self._refused, self._most_bytes, self._finished = whoami, refused, most_bytes, finished
         self._salt = secrets.token_bytes(16)
 
     def _connection(self, context: Any) -> str:
@@ -167,6 +175,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 attempt=int(attempt) if attempt.isdecimal() and len(attempt) < 9 else 0,
                 site=self._whoami(context),
                 connection=self._connection(context),
+                finished=self._finished,
             )
 
         return _wrap(handler, begin, self._refused, self._most_bytes.get(method, MESSAGE_BYTES))

@@ -84,12 +84,15 @@ NO_PROXY = ("grpc.enable_http_proxy", 0)
 """For plain channels: they are for loopback, and a proxy that the environment names is elsewhere."""
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address, in brackets or not, is this machine and no other."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def check_plain(address: str) -> None:
     """Raise InputError unless `host:port` is a loopback address: without TLS nothing may leave the machine."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not is_loopback(address.rpartition(":")[0]):
         raise InputError(f"plain text is allowed on loopback only, got '{address}'; give TLS files, or use 127.0.0.1")

@@ -43,7 +43,7 @@ from site_agent.local_rounds import LocalRound
 from site_agent.permission import Permission
 from site_agent.privacy import budget
 from site_agent.privacy.budget import Budget
-from site_agent.report import REPORT, Phases
+from site_agent.report import CASES, REPORT, Phases
 from site_agent.round_files import Tensors
 from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
@@ -495,6 +495,8 @@ class Agent:
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
         made = report.finite(report.make(joined, trainer, final, compared, self._state.history(), self._phases))
+        scores = compared.scores.to_csv()
+        await self._write(lambda: write_atomically(self._state.folder / CASES, scores, PRIVATE))
         await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made), PRIVATE))
         log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
         self._view.finished(made)

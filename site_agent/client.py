@@ -135,7 +135,7 @@ class FederationClient:
         said = {"base_model_sha256": base_model_sha256, "training_patients": training_patients}
         reply: pb.JoinResponse = await self._unary("Join", request, Leaving(facts=said))
         try:
-            contract = _contract(reply)
+            contract = contract_of(reply)
         except InputError as error:
             raise ConsentWithheld(f"the aggregator's contract cannot be agreed to: {error}") from error
         if contract.sha256 != reply.contract_sha256:
@@ -451,7 +451,8 @@ def _announced(update: Update) -> dict[str, Any]:
     return {"codec": facts.codec, "training_patients": facts.training_patients, "metrics": dict(facts.metrics)}
 
 
-def _contract(reply: pb.JoinResponse) -> Contract:
+def contract_of(reply: pb.JoinResponse) -> Contract:
+    """Return the contract that an aggregator's answer describes. Raises InputError for one that is none."""
     policy = reply.round_policy
     return Contract(
         federation=reply.federation,

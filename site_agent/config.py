@@ -110,12 +110,14 @@ class SiteConfig:
 _PATHS = {"cohort", "weights", "state", "cache", "log"}
 
 
-def load(path: Path | None, overrides: Mapping[str, Any]) -> SiteConfig:
+def load(path: Path | None, overrides: Mapping[str, Any], unless_set: Mapping[str, Any] | None = None) -> SiteConfig:
     """Read `site.toml` and apply options that are not None. Relative paths in the file are relative to the file.
+
+    `unless_set`: what to take for settings that neither says.
 
     Raises InputError naming an unknown key, a value of the wrong type, or what is missing.
     """
-    values = _read(path) if path else {}
+    values = dict(unless_set or {}) | (_read(path) if path else {})
     values |= {k: v for k, v in overrides.items() if v is not None}
     for name in ("aggregator", "cohort", "weights"):
         if name not in values:

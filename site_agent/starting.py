@@ -15,6 +15,7 @@ from site_agent import new_adapter
 from site_agent.client import FederationClient, Joined
 from site_agent.config import SiteConfig
 from site_agent.damage import Damaged
+from site_agent.data.cases import Case
 from site_agent.data.cohort import CLASS_NAMES, Cohort
 from site_agent.lineage import Start
 from site_agent.local_rounds import LocalRounds
@@ -43,6 +44,13 @@ def first_look(config: SiteConfig) -> FirstLook:
     """Read cohort and base model. Raises InputError for what cannot be trained on."""
     torch.set_num_threads(config.threads)
     cohort = Cohort.load(config.cohort)
+    training = training_cases(config, cohort)
+    loaded = load_base(config.weights, config.weights_size, "stacked", warn=False)
+    return FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
+
+
+def training_cases(config: SiteConfig, cohort: Cohort) -> tuple[Case, ...]:
+    """Return the cases outside the validation fold. Raises InputError unless both classes are among them."""
     training = cohort.train(without_fold=config.validation_fold)
     for label, name in enumerate(CLASS_NAMES):
         if all(case.label != label for case in training):
@@ -50,8 +58,7 @@ def first_look(config: SiteConfig) -> FirstLook:
                 f"empty class: no {name} case (label {label}) is left in {config.cohort} outside validation fold "
                 f"{config.validation_fold}; set another validation_fold, or prepare more cases"
             )
-    loaded = load_base(config.weights, config.weights_size, "stacked", warn=False)
-    return FirstLook(weights.base_model_sha256(loaded.model), cohort, len(training))
+    return training
 
 
 async def join(client: FederationClient, state: State, config: SiteConfig, first: FirstLook, view: View) -> Joined:

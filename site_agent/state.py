@@ -9,6 +9,7 @@ training/               checkpoints of the round being trained (site_agent/train
 global.safetensors      the newest global adapter the site has
 initial.safetensors     version 0 of it
 history.jsonl           one line per evaluated version
+report.json             what the site's own report is made of, with report-cases.csv: every arm's score of every case
 releases/               what a person said of updates that wait for one (site_agent/releases.py)
 egress.jsonl            the egress ledger (site_agent/ledger.py): what left the site, hash-chained
 privacy/                what was spent of the patients' privacy, and the key of the round at hand (site_agent/privacy/debits.py)

@@ -13,12 +13,22 @@ from typing import Any
 from aggregator.accounts import goodput
 from aggregator.accounts.goodput import Account
 from aggregator.accounts.logs import Call
-from shared.adapter import Adapter
+from shared.adapter import Adapter, AdapterManifest
 from shared.errors import InputError, InvalidAdapter
 from shared.recipe import factor_of
 
 COMPUTED, MEASURED = "computed", "measured"
 SCALAR_BYTES = 4
+
+
+def full_model(manifest: AdapterManifest) -> int | None:
+    """Return the bytes of everything that full fine-tuning sends one way; None if the adapter file does not say how large its base
+    model is."""
+    parameters = manifest.metadata.base_parameters
+    if parameters is None:
+        return None
+    head = sum(spec.size for spec in manifest.layout.tensors if not factor_of(spec.name))
+    return SCALAR_BYTES * parameters + head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +84,8 @@ class Baseline:
                 f"adapted blocks differ in size ({listed} bytes), so that nothing follows for the others; "
                 "leave --compare out, and compare with --full-model-bytes alone"
             )
-        own = SCALAR_BYTES * (metadata.base_parameters or 0) + sizes[None]
         return cls(
-            full=full_model_bytes or own,
+            full=full_model_bytes or full_model(adapter.manifest) or 0,
             depth=depth,
             adapted=len(blocks),
             rank=metadata.rank,

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from aggregator.accounts.tables import DIRECTIONS
+from aggregator.accounts.tables import DIRECTIONS, size
 
 Facts = Mapping[str, Any]
 
@@ -41,10 +41,10 @@ def _head(report: Facts) -> str:
     both = total["bytes_up"] + total["bytes_down"]
     useful = total["goodput_bytes_up"] + total["goodput_bytes_down"]
     tiles = [
-        (_size(total["bytes_up"]), "of messages up, towards the aggregator"),
-        (_size(total["bytes_down"]), "of messages down"),
+        (size(total["bytes_up"]), "of messages up, towards the aggregator"),
+        (size(total["bytes_down"]), "of messages down"),
         (f"{useful / both:.1%}" if both else "-", "goodput: bytes that were sent once and arrived"),
-        (_size(wire["wire_up"] + wire["wire_down"]), "on the wire both ways, modelled"),
+        (size(wire["wire_up"] + wire["wire_down"]), "on the wire both ways, modelled"),
         (f"{total['calls']:,}", f"calls, {report['retried_calls']:,} of them retries"),
     ]
     shown = "".join(f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles)
@@ -193,11 +193,3 @@ def _cell(name: str, value: Any, is_text: bool) -> str:
 
 def _class(is_text: bool) -> str:
     return ' class="text"' if is_text else ""
-
-
-def _size(size: int) -> str:
-    """Return a size a person can hold on to; the tables have the bytes."""
-    for unit, name in ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")):
-        if size >= unit:
-            return f"{size / unit:.2f} {name}"
-    return f"{size} B"

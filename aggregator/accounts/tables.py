@@ -46,3 +46,11 @@ def _sums(accounts: Sequence[Account], direction: str) -> dict[str, int]:
         "goodput_bytes": useful,
         "repeated_bytes": sent - useful,
     }
+
+
+def size(count: int) -> str:
+    """Return a size a person can hold on to; the tables have the bytes."""
+    for unit, name in ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count} B"

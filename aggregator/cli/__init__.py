@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from aggregator.cli import accounts, observing, reading, serving, setting_up, steering
+from aggregator.cli import accounts, observing, reading, report, serving, setting_up, status, steering
 
 EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND, EXIT_INTERNAL = 3, 4, 5, 70
 TRACEBACK = "MED_DUALLORA_TRACEBACK"
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for area in (setting_up, serving, reading, observing, steering, accounts):
+    for area in (setting_up, serving, status, reading, observing, steering, accounts, report):
         area.register(app)
     return app
 

@@ -72,7 +72,7 @@ def comm_cost(
 
     if json_ + csv_ + html > 1:
         raise typer.BadParameter("--json, --csv and --html are three ways to print the same; choose one")
-    log = _read(logs)
+    log = read_logs(logs)
     report = report_of(
         log,
         by=by.value if by else None,
@@ -94,7 +94,8 @@ def comm_cost(
         raise typer.Exit(1)
 
 
-def _read(logs: list[Path]) -> "Log":
+def read_logs(logs: list[Path]) -> "Log":
+    """Return the calls in some log files. Raises InputError if there are none."""
     from aggregator.accounts.logs import Log, read
     from shared.errors import InputError
 

@@ -1,110 +1,25 @@
-"""Commands that read a store: status, rounds, sites, contract, export, verify, audit. They work while it is being served."""
+"""Commands that read a store: rounds, sites, contract, export, verify, audit. They work while it is being served."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aggregator.cli.output import moment, print_json, print_table
+from aggregator.cli.status import print_sites
+from aggregator.cli.stored import Json, StorePath, opened_store
 
 if TYPE_CHECKING:
-    from aggregator.rounds import FederationState, SiteState
-    from aggregator.store.engine import Store
     from aggregator.store.rounds import RoundRecord
 
-StorePath = Annotated[
-    str, typer.Option("--store", help="The store: a path, sqlite:///path or postgresql://user@host/database.")
-]
 DIGEST_LENGTH = 64
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (status, rounds, sites, contract, export, verify, audit):
+    for command in (rounds, sites, contract, export, verify, audit):
         app.command()(command)
-
-
-@contextmanager
-def _opened(store: str) -> "Iterator[tuple[Store, str]]":
-    """Yield the store and the name of its federation."""
-    from aggregator.store import engine, federations
-
-    opened = engine.open_store(store)
-    try:
-        with engine.damage_named(opened):
-            yield opened, opened.read(federations.only_name)
-    finally:
-        opened.close()
-
-
-def status(store: StorePath, json_: Json = False) -> None:
-    """The federation at a glance: round, version, and where every site stands.
-
-    Example: aggregator status --store fed.db
-    """
-    import time
-
-    from aggregator import rounds as core
-    from aggregator.store import federations
-    from aggregator.store import rounds as round_rows
-
-    with _opened(store) as (opened, name):
-        state = opened.read(federations.state, name)
-        contract = opened.read(federations.contract, name)
-        closed = opened.read(round_rows.count_closed, name)
-    now = time.time()
-    facts = {
-        "federation": state.name,
-        "phase": state.phase,
-        "reason": state.reason,
-        "round": state.round.number,
-        "rounds": state.policy.rounds,
-        "rounds_closed": closed,
-        "round_phase": state.round.phase,
-        "accepted": len(core.counted(state)),
-        "quorum": core.quorum(state),
-        "invited": len(state.round.invited),
-        "sampling": _sampling(state),
-        "missing": list(core.missing(state)) if state.round.phase == "open" else [],
-        "quarantined": core.quarantined(state) if state.round.phase == "open" else {},
-        "deadline_at": state.round.deadline_at,
-        "version": state.version,
-        "digest": state.digest,
-        "recipe": contract.recipe.name,
-        "contract_sha256": contract.sha256,
-        "sites": [_site_facts(state, site) for site in state.sites.values()],
-    }
-    if json_:
-        print_json(facts)
-        return
-    typer.echo(
-        f"federation {state.name}: {state.phase}{f' ({state.reason})' if state.reason else ''}, round {state.round.number} "
-        f"{state.round.phase} ({closed} of {state.policy.rounds} closed), {facts['accepted']} of {facts['invited']} in (quorum "
-        f"{facts['quorum']}), version {state.version} {state.digest[:12]}"
-    )
-    if core.is_sampled(state):
-        asked = state.round.invited
-        typer.echo(
-            f"a round asks {state.policy.invited} of {len(state.sites)} sites, drawn with seed {state.sampling_seed}; "
-            f"this one: {', '.join(asked[:8])}{' and others' if len(asked) > 8 else ''}"
-        )
-    if waiting := core.waiting_for(state, now):
-        typer.echo(waiting)
-    for site, reason in core.quarantined(state).items() if state.round.phase == "open" else ():
-        typer.echo(f"quarantined, unless later updates change the median: {site}, whose {reason}")
-    _print_sites(state)
-
-
-def _sampling(state: "FederationState") -> dict[str, int] | None:
-    """How rounds draw their sites; None where every site is invited to every round."""
-    from aggregator import rounds as core
-
-    if not core.is_sampled(state):
-        return None
-    return {"invited": state.policy.invited, "sites": len(state.sites), "seed": state.sampling_seed}
 
 
 def sites(store: StorePath, json_: Json = False) -> None:
@@ -112,74 +27,26 @@ def sites(store: StorePath, json_: Json = False) -> None:
 
     Example: aggregator sites --store fed.db --json
     """
+    import time
+
+    from aggregator.facts import sites as site_facts
     from aggregator.store import federations
 
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         state = opened.read(federations.state, name)
         evaluations = opened.read(federations.evaluations, name)
+    facts = site_facts.make(state, {}, time.time())
     if not json_:
-        _print_sites(state)
+        print_sites(facts)
         return
     kept = ("round", "version", "cases", "metrics", "reported_at")
     print_json(
         [
-            _site_facts(state, site)
-            | {"evaluations": [{k: e[k] for k in kept} for e in evaluations if e["site"] == site.name]}
-            for site in state.sites.values()
+            {name: value for name, value in site.items() if name != "last_error"}
+            | {"evaluations": [{k: e[k] for k in kept} for e in evaluations if e["site"] == site["site"]]}
+            for site in facts
         ]
     )
-
-
-def _site_facts(state: "FederationState", site: "SiteState") -> dict[str, Any]:
-    return {
-        "site": site.name,
-        "phase": site.phase,
-        "reason": site.reason,
-        "training_patients": site.training_patients,
-        "last_seen": site.last_seen or None,
-        "authenticated": site.authenticated if site.last_seen else None,
-        "last_round": site.last_round,
-        "progress": round(site.progress, 3),
-        "invited": site.name in state.round.invited,
-        "accepted": site.name in state.round.accepted,
-        "certificate_expires_at": site.expires_at or None,
-        "certificate": _certificate(site),
-    }
-
-
-def _certificate(site: "SiteState") -> str:
-    """What is to be said of a site's certificate; nothing if it is good for long."""
-    import time
-
-    from shared.certificates import expiry_words
-
-    return f"certificate {words}" if site.expires_at and (words := expiry_words(site.expires_at, time.time())) else ""
-
-
-def _print_sites(state: "FederationState") -> None:
-    print_table(
-        ["site", "phase", "patients", "last seen", "last round", "update", ""],
-        [
-            [
-                site.name + ("" if site.authenticated else " (unauthenticated)"),
-                site.phase,
-                site.training_patients,
-                moment(site.last_seen),
-                site.last_round or None,
-                _update(state, site),
-                _certificate(site),
-            ]
-            for site in state.sites.values()
-        ],
-    )
-
-
-def _update(state: "FederationState", site: "SiteState") -> str:
-    if site.name in state.round.accepted:
-        return "in"
-    if site.name not in state.round.invited:
-        return "not invited"
-    return f"{site.progress:.0%} trained" if site.progress else ""
 
 
 def rounds(store: StorePath, json_: Json = False) -> None:
@@ -191,7 +58,7 @@ def rounds(store: StorePath, json_: Json = False) -> None:
     from aggregator.store import federations
     from aggregator.store import rounds as round_rows
 
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         records = opened.read(round_rows.records, name)
         sampled = core.is_sampled(opened.read(federations.state, name))
     if json_:
@@ -253,7 +120,7 @@ def contract(store: StorePath, out: Annotated[Path, typer.Option(help="File to w
     from aggregator.store import federations
     from shared.canonical import write_atomically
 
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         agreed = opened.read(federations.contract, name)
     write_atomically(out, agreed.to_bytes())
     typer.echo(f"wrote contract {agreed.sha256[:16]} of federation {name} to {out}")
@@ -271,7 +138,7 @@ def export(
     from aggregator import export as folders
     from aggregator.store import federations
 
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         wanted = opened.read(federations.state, name).version if version is None else version
         adapter = opened.read(federations.adapter, name, wanted)
     folders.write(adapter, out)
@@ -300,7 +167,7 @@ def verify(
 
     if round_ is not None and all_:
         raise InputError("--round and --all exclude each other; give one of them")
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         checks = verification.verify(opened, name, None if round_ is None else [round_])
     shown = [check for check in checks if check.phase == "closed" or check.difference]
     bad = [check for check in shown if check.difference]
@@ -343,7 +210,7 @@ def audit(
     from shared.canonical import write_atomically
     from shared.errors import InputError
 
-    with _opened(store) as (opened, name):
+    with opened_store(store) as (opened, name):
         if out is not None:
             write_atomically(out, b"".join(line + b"\n" for line in journals.lines(opened, name)))
         try:

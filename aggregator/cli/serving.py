@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from aggregator import rounds
+    from aggregator.server import RunningServer
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,16 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="This server's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="No TLS; loopback addresses only.")] = False,
+    http: Annotated[
+        str,
+        typer.Option(
+            help="host:port of status page, /metrics, /healthz and /readyz; off unless given. On loopback plain and open, "
+            "elsewhere HTTPS for people with an observer's or coordinator's certificate."
+        ),
+    ] = "",
+    traces: Annotated[
+        str, typer.Option(help="URL of an OpenTelemetry collector (OTLP over gRPC) that gets a span of every call.")
+    ] = "",
     log: Annotated[Path | None, typer.Option(help="Append events to this file, one JSON line each.")] = None,
     grace_s: Annotated[float, typer.Option(help="Seconds calls under way get when stopping.")] = 5.0,
     identity_s: Annotated[
@@ -39,7 +50,7 @@ def serve(
     """Serve a federation until SIGTERM or Ctrl-C. With a PostgreSQL store start as many as you like.
 
     Example: aggregator serve --store fed.db --listen 0.0.0.0:50051 --tls-ca certs/ca.pem --tls-cert certs/aggregator.pem
-    --tls-key certs/aggregator.key --log aggregator.jsonl
+    --tls-key certs/aggregator.key --http 127.0.0.1:8080 --log aggregator.jsonl
     """
     import asyncio
     import sys
@@ -54,6 +65,8 @@ def serve(
     config = server.ServerConfig(
         listen=listen,
         tls=tls_files(tls_ca, tls_cert, tls_key, plain),
+        http=http,
+        traces=traces,
         grace_s=grace_s,
         limits=ServiceLimits(identity_s=identity_s, concurrent_uploads=uploads, keep_rounds=keep_rounds),
     )
@@ -69,12 +82,12 @@ def serve(
         except OSError as error:
             raise InputError(f"cannot append events to {log}: {error.strerror}; choose another --log") from error
         memory.keep_what_is_freed()
-        asyncio.run(server.run(opened, config, lambda address, state: _announce(address, state, screen)))
+        asyncio.run(server.run(opened, config, lambda running, state: _announce(running, state, screen)))
     finally:
         opened.close()
 
 
-def _announce(address: str, state: "rounds.FederationState", screen: bool) -> None:
+def _announce(running: "RunningServer", state: "rounds.FederationState", screen: bool) -> None:
     if screen:
         typer.echo(
             f"aggregator: averages the global adapters of federation '{state.name}'\n"
@@ -83,4 +96,6 @@ def _announce(address: str, state: "rounds.FederationState", screen: bool) -> No
             err=True,
         )
     where = f"round {state.round.number} of {state.policy.rounds}" if state.phase != "finished" else "finished"
-    typer.echo(f"aggregator listening on {address} (federation {state.name}, {where})")
+    typer.echo(f"aggregator listening on {running.address} (federation {state.name}, {where})")
+    if running.web is not None:
+        typer.echo(f"status page at {running.web.url}")

@@ -1,6 +1,7 @@
 """Rows of agents: who used a site's certificate, and when. The one heard from last is the site's agent."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 import structlog
@@ -24,6 +25,19 @@ _HEARD = TABLE.update().where(
     *(TABLE.c[name] == sa.bindparam(f"of_{name}") for name in ("federation", "site", "agent_id"))
 )
 _INSERT = TABLE.insert()
+_SOFTWARE = (
+    sa.select(TABLE.c.site, TABLE.c.software_version, TABLE.c.protocol_version)
+    .where(TABLE.c.federation == sa.bindparam("federation"))
+    .order_by(TABLE.c.last_seen, TABLE.c.agent_id)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """The versions that an agent says it has, of the software and of the protocol."""
+
+    software: str
+    protocol: str
 
 
 def check(connection: sa.Connection, federation: str, site: str, agent_id: str, now: float, quiet_s: float) -> None:
@@ -47,6 +61,12 @@ def last(connection: sa.Connection, federation: str, site: str) -> str:
     """Return the id of the agent that used a site's certificate last; empty if none has."""
     found = connection.execute(_LAST, {"federation": federation, "site": site}).first()
     return "" if found is None else str(found.agent_id)
+
+
+def software(connection: sa.Connection, federation: str) -> dict[str, Software]:
+    """Return what the agent that each site was heard from last runs on, by site."""
+    rows = connection.execute(_SOFTWARE, {"federation": federation})  # oldest first: the last one stands
+    return {row.site: Software(row.software_version, row.protocol_version) for row in rows}
 
 
 def heard(

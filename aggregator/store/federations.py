@@ -312,10 +312,9 @@ def report_evaluation(
     return not replaced
 
 
-def evaluations(connection: sa.Connection, federation: str) -> list[dict[str, Any]]:
-    """Return every evaluation, by round and site."""
+def evaluations(connection: sa.Connection, federation: str, since: int = 0) -> list[dict[str, Any]]:
+    """Return every evaluation of round `since` and later ones, by round and site."""
     table = schema.evaluations
-    rows = connection.execute(
-        sa.select(table).where(table.c.federation == federation).order_by(table.c.round, table.c.site, table.c.version)
-    )
+    mine = (table.c.federation == federation, table.c.round >= since)
+    rows = connection.execute(sa.select(table).where(*mine).order_by(table.c.round, table.c.site, table.c.version))
     return [dict(row) | {"metrics": json.loads(row["metrics"])} for row in rows.mappings()]

@@ -106,9 +106,10 @@ def _row(connection: sa.Connection, federation: str, number: int) -> Mapping[Any
     return row
 
 
-def records(connection: sa.Connection, federation: str) -> list[RoundRecord]:
-    """Return every round, oldest first."""
-    rows = connection.execute(sa.select(TABLE).where(TABLE.c.federation == federation).order_by(TABLE.c.number))
+def records(connection: sa.Connection, federation: str, since: int = 0) -> list[RoundRecord]:
+    """Return every round from number `since` on, oldest first."""
+    mine = (TABLE.c.federation == federation, TABLE.c.number >= since)
+    rows = connection.execute(sa.select(TABLE).where(*mine).order_by(TABLE.c.number))
     return [_record(connection, row) for row in rows.mappings().all()]
 
 

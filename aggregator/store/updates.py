@@ -1,6 +1,7 @@
 """Rows of updates and their bytes: announced, staged chunk by chunk, accepted, and from then on immutable."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -37,6 +38,16 @@ class UpdateKey:
             "of_site": self.site,
             "of_digest": self.digest,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedSize:
+    """What an accepted update took, in bytes, and what was told with it."""
+
+    round: int
+    site: str
+    bytes: int
+    metrics: Mapping[str, float]
 
 
 def _is(table: sa.Table, *names: str) -> tuple[sa.ColumnElement[bool], ...]:
@@ -237,6 +248,21 @@ def drop(connection: sa.Connection, key: UpdateKey) -> None:
         return
     connection.execute(_DELETE_CHUNKS, key.bound)
     connection.execute(_DELETE, key.bound)
+
+
+def accepted(connection: sa.Connection, federation: str, since: int = 0) -> list[AcceptedSize]:
+    """Return the size of every accepted update from round `since` on, by round and site."""
+    mine = (TABLE.c.federation == federation, TABLE.c.accepted_at.is_not(None), TABLE.c.round >= since)
+    columns = (TABLE.c.round, TABLE.c.site, TABLE.c.size, TABLE.c.metrics)
+    rows = connection.execute(sa.select(*columns).where(*mine).order_by(TABLE.c.round, TABLE.c.site))
+    return [AcceptedSize(row.round, row.site, row.size, json.loads(row.metrics)) for row in rows]
+
+
+def bytes_by_site(connection: sa.Connection, federation: str) -> dict[str, int]:
+    """Return how many bytes the accepted updates of all rounds have together, by site."""
+    mine = (TABLE.c.federation == federation, TABLE.c.accepted_at.is_not(None))
+    rows = connection.execute(sa.select(TABLE.c.site, sa.func.sum(TABLE.c.size)).where(*mine).group_by(TABLE.c.site))
+    return {site: int(size) for site, size in rows}
 
 
 def purge(connection: sa.Connection, federation: str, keep_rounds: int, now: float) -> list[int]:

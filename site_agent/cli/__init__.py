@@ -6,7 +6,21 @@ import sys
 import typer
 
 from shared.errors import AggregatorUnreachable, InputError, MedDualLoRAError
-from site_agent.cli import agent, backbone, cache, egress, join, phantom, prepare, privacy, use
+from site_agent.cli import (
+    agent,
+    backbone,
+    cache,
+    doctor,
+    egress,
+    exporting,
+    join,
+    judging,
+    new_adapter,
+    phantom,
+    prepare,
+    privacy,
+    report,
+)
 
 HELP = """Fine-tunes the cardiac-MRI model on this hospital's cases and shares only the global low-rank part.
 
@@ -25,7 +39,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for area in (agent, join, prepare, phantom, backbone, cache, use, egress, privacy):
+for area in (
+    agent,
+    join,
+    doctor,
+    prepare,
+    phantom,
+    backbone,
+    cache,
+    new_adapter,
+    judging,
+    exporting,
+    report,
+    egress,
+    privacy,
+):
     area.register(app)
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from site_agent.cli import settings
+
 if TYPE_CHECKING:
     from site_agent.training.launch import Launch
     from site_agent.training.parallel import Group
@@ -56,28 +58,24 @@ def register(app: typer.Typer) -> None:
 
 def run(
     context: typer.Context,
-    aggregator: Annotated[str | None, typer.Option(help="host:port to dial.")] = None,
-    config: Annotated[Path | None, typer.Option(help="site.toml; options here override it.")] = None,
-    cohort: Annotated[Path | None, typer.Option(help="Prepared cohort: a folder with cases.csv.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Backbone folder or CineMA's safetensors file.")] = None,
-    weights_size: Annotated[str | None, typer.Option("--size", help="tiny or base, for a bare CineMA file.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Folder for the private local adapter and the outbox.")] = None,
-    ca: Annotated[Path | None, typer.Option("--tls-ca", help="CA certificate (PEM).")] = None,
-    certificate: Annotated[Path | None, typer.Option("--tls-cert", help="This site's certificate (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option("--tls-key", help="This site's private key (PEM).")] = None,
-    plain_site: Annotated[
-        str | None, typer.Option("--plain-site", help="Site name for a trial without TLS, loopback only.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for frozen activations; default: `activations` beside --state.")
-    ] = None,
-    cache_mb: Annotated[int | None, typer.Option(help="Disk space for them, MB; 0 keeps none.")] = None,
+    aggregator: settings.Aggregator = None,
+    config: settings.Config = None,
+    cohort: settings.CohortFolder = None,
+    weights: settings.Weights = None,
+    weights_size: settings.Size = None,
+    state: settings.State = None,
+    ca: settings.CA = None,
+    certificate: settings.Certificate = None,
+    key: settings.Key = None,
+    plain_site: settings.PlainSite = None,
+    cache: settings.CacheFolder = None,
+    cache_mb: settings.CacheMB = None,
     cache_dtype: Annotated[str | None, typer.Option(help="How they are kept: float16, bfloat16 or float32.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of matrix products: auto, float32 or bfloat16.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; figures repeat at the same number.")] = None,
+    device: settings.Device = None,
+    precision: settings.Precision = None,
+    threads: settings.Threads = None,
     seed: Annotated[int | None, typer.Option(help="Seed of this site's local adapter and order of cases.")] = None,
-    validation_fold: Annotated[int | None, typer.Option(help="Fold 0-4 kept for validation.")] = None,
+    validation_fold: settings.Fold = None,
     give_up_after_s: Annotated[float | None, typer.Option(help="Longest outage to sit out, seconds.")] = None,
     call_timeout_s: Annotated[
         float | None, typer.Option(help="Longest silence in a call before it is made again.")
@@ -93,35 +91,31 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    from shared.errors import InputError
-    from shared.tls import TlsFiles
-    from site_agent import config as site_config
-
-    tls = TlsFiles(ca, certificate, key) if ca and certificate and key else None
-    if tls is None and (ca or certificate or key):
-        raise InputError("--tls-ca, --tls-cert and --tls-key go together: give all three, or [tls] in site.toml")
-    overrides: dict[str, Any] = {
-        "aggregator": aggregator,
-        "cohort": cohort,
-        "weights": weights,
-        "weights_size": weights_size,
-        "state": state,
-        "tls": tls,
-        "plain_site": plain_site,
-        "cache": cache,
-        "cache_mb": cache_mb,
-        "cache_dtype": cache_dtype,
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "seed": seed,
-        "validation_fold": validation_fold,
-        "give_up_after_s": give_up_after_s,
-        "call_timeout_s": call_timeout_s,
-        "checkpoint_s": checkpoint_s,
-        "log": log,
-    }
-    _serve(site_config.load(config, overrides), once)
+    found = settings.read(
+        config,
+        ca,
+        certificate,
+        key,
+        aggregator=aggregator,
+        cohort=cohort,
+        weights=weights,
+        weights_size=weights_size,
+        state=state,
+        plain_site=plain_site,
+        cache=cache,
+        cache_mb=cache_mb,
+        cache_dtype=cache_dtype,
+        device=device,
+        precision=precision,
+        threads=threads,
+        seed=seed,
+        validation_fold=validation_fold,
+        give_up_after_s=give_up_after_s,
+        call_timeout_s=call_timeout_s,
+        checkpoint_s=checkpoint_s,
+        log=log,
+    )
+    _serve(found, once)
 
 
 def _serve(config: Any, once: bool) -> None:
@@ -166,7 +160,10 @@ def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> Non
 
     from shared import logs
     from shared.errors import InputError, MedDualLoRAError
-    from site_agent import view
+    from site_agent import enrolment, view
+
+    if config.tls and (enrolled := enrolment.take_answer(config.tls)):
+        typer.echo(f"site-agent: took the coordinator's answer; this is site {enrolled.holder.site}", err=True)
     from site_agent.agent import Agent
 
     logs.configure(config.log or (config.state / "agent.jsonl" if sys.stderr.isatty() else None), side="site")

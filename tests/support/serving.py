@@ -34,11 +34,16 @@ def make_store(folder: Path, sites: Any = SITES, adapter: Adapter | None = None,
 
 @asynccontextmanager
 async def serve(
-    store: str, tls: TlsFiles | None = None, listen: str = "127.0.0.1:0", **limits: Any
+    store: str,
+    tls: TlsFiles | None = None,
+    listen: str = "127.0.0.1:0",
+    http: str = "",
+    traces: str = "",
+    **limits: Any,
 ) -> AsyncIterator[RunningServer]:
     """Serve a store until the block ends."""
     opened = engine.open_store(store)
-    config = server.ServerConfig(listen=listen, tls=tls, limits=ServiceLimits(**limits))
+    config = server.ServerConfig(listen=listen, tls=tls, http=http, traces=traces, limits=ServiceLimits(**limits))
     running = await server.start(opened, config)
     try:
         yield running

@@ -187,8 +187,8 @@ GOLDEN: list[tuple[Message, str]] = [
         f"0a0168 120161 1803 2002 2809 320e{AUC}",
     ),
     (pb.ReportEvaluationResponse(), ""),
-    (pb.ProbeRequest(payload=b"x", echo=True), "0a0178 1001"),
-    (pb.ProbeResponse(payload=b"x", server_time=1.0), f"0a0178 11{ONE}"),
+    (pb.ProbeRequest(payload=b"x", echo=True, describe=True), "0a0178 1001 1801"),
+    (pb.ProbeResponse(payload=b"x", server_time=1.0, joined=pb.JoinResponse(version=3)), f"0a0178 11{ONE} 1a025803"),
     (co.GetStatusRequest(federation="h"), "0a0168"),
     (
         co.GetStatusResponse(

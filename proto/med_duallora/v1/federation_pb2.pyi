@@ -787,17 +787,21 @@ class ProbeRequest(google.protobuf.message.Message):
 
     PAYLOAD_FIELD_NUMBER: builtins.int
     ECHO_FIELD_NUMBER: builtins.int
+    DESCRIBE_FIELD_NUMBER: builtins.int
     payload: builtins.bytes
     """Bytes to be echoed or swallowed."""
     echo: builtins.bool
     """Send the payload back."""
+    describe: builtins.bool
+    """Say what Join would answer. Nothing is registered, and nothing is asked of the site's data. Since 1.3."""
     def __init__(
         self,
         *,
         payload: builtins.bytes = ...,
         echo: builtins.bool = ...,
+        describe: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["echo", b"echo", "payload", b"payload"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["describe", b"describe", "echo", b"echo", "payload", b"payload"]) -> None: ...
 
 Global___ProbeRequest: typing_extensions.TypeAlias = ProbeRequest
 
@@ -809,16 +813,23 @@ class ProbeResponse(google.protobuf.message.Message):
 
     PAYLOAD_FIELD_NUMBER: builtins.int
     SERVER_TIME_FIELD_NUMBER: builtins.int
+    JOINED_FIELD_NUMBER: builtins.int
     payload: builtins.bytes
     """The payload, if asked for."""
     server_time: builtins.float
     """Seconds since 1970, by the aggregator's clock."""
+    @property
+    def joined(self) -> Global___JoinResponse:
+        """What Join would answer, if asked for; training_patients is 0 where no number is fixed for the site yet. Since 1.3."""
+
     def __init__(
         self,
         *,
         payload: builtins.bytes = ...,
         server_time: builtins.float = ...,
+        joined: Global___JoinResponse | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["payload", b"payload", "server_time", b"server_time"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["joined", b"joined"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["joined", b"joined", "payload", b"payload", "server_time", b"server_time"]) -> None: ...
 
 Global___ProbeResponse: typing_extensions.TypeAlias = ProbeResponse

@@ -123,7 +123,7 @@ class FederationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Probe(self, request, context):
-        """Echo, to measure latency, uplink and clock skew.
+        """Echo, to measure latency, uplink and clock skew; and what Join would say, without joining.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -235,7 +235,7 @@ class FederationServiceStub(typing.Generic[_FederationServiceJoinType, _Federati
     """Report aggregate metrics of one version on the site's validation cases. Never per-case values."""
 
     Probe: _FederationServiceProbeType
-    """Echo, to measure latency, uplink and clock skew."""
+    """Echo, to measure latency, uplink and clock skew; and what Join would say, without joining."""
 
 FederationServiceAsyncStub: typing_extensions.TypeAlias = FederationServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -331,6 +331,6 @@ class FederationServiceServicer(metaclass=abc.ABCMeta):
         request: med_duallora.v1.federation_pb2.ProbeRequest,
         context: _ServicerContext,
     ) -> typing.Union[med_duallora.v1.federation_pb2.ProbeResponse, collections.abc.Awaitable[med_duallora.v1.federation_pb2.ProbeResponse]]:
-        """Echo, to measure latency, uplink and clock skew."""
+        """Echo, to measure latency, uplink and clock skew; and what Join would say, without joining."""
 
 def add_FederationServiceServicer_to_server(servicer: FederationServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

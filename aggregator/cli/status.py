@@ -1,0 +1,101 @@
+"""`aggregator status`: the federation at a glance, once or until it is finished."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aggregator.cli.output import moment, print_json, print_table
+from aggregator.cli.stored import Json, StorePath, opened_store
+
+if TYPE_CHECKING:
+    from aggregator.facts.facts import Facts
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(status)
+
+
+def status(
+    store: StorePath,
+    json_: Json = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Go on until the federation is finished, or Ctrl-C. With --json: a line each time."
+        ),
+    ] = False,
+) -> None:
+    """The federation at a glance: round, version, and where every site stands.
+
+    Example: aggregator status --store fed.db --watch
+    """
+    import time
+
+    from aggregator.facts import facts, material
+
+    with opened_store(store) as (opened, name):
+        if watch:
+            from aggregator.cli import watching
+
+            watching.watch(lambda: facts.make(opened.read(material.read, name), time.time()), json_)
+            return
+        found = facts.make(opened.read(material.read, name), time.time())
+    if json_:
+        print_json(found)
+    else:
+        print_status(found)
+
+
+def print_status(facts: "Facts") -> None:
+    """Print what matters of the facts."""
+    typer.echo(headline(facts))
+    if sampling := facts["sampling"]:
+        asked = [site["site"] for site in facts["sites"] if site["invited"]]
+        typer.echo(
+            f"a round asks {sampling['invited']} of {sampling['sites']} sites, drawn with seed {sampling['seed']}; "
+            f"this one: {', '.join(asked[:8])}{' and others' if len(asked) > 8 else ''}"
+        )
+    if facts["waiting_for"]:
+        typer.echo(facts["waiting_for"])
+    for site, reason in facts["quarantined"].items():
+        typer.echo(f"quarantined, unless later updates change the median: {site}, whose {reason}")
+    print_sites(facts["sites"])
+
+
+def headline(facts: "Facts") -> str:
+    """Return the federation and its round in a line."""
+    why = f" ({facts['reason']})" if facts["reason"] else ""
+    return (
+        f"federation {facts['federation']}: {facts['phase']}{why}, round {facts['round']} {facts['round_phase']} "
+        f"({facts['rounds_closed']} of {facts['rounds']} closed), {facts['accepted']} of {facts['invited']} in (quorum "
+        f"{facts['quorum']}), version {facts['version']} {facts['digest'][:12]}"
+    )
+
+
+def print_sites(sites: "Sequence[Facts]") -> None:
+    """Print a line for each site."""
+    print_table(
+        ["site", "phase", "patients", "last seen", "last round", "update", ""],
+        [
+            [
+                site["site"] + (" (unauthenticated)" if site["authenticated"] is False else ""),
+                site["phase"],
+                site["training_patients"],
+                moment(site["last_seen"]),
+                site["last_round"] or None,
+                _update(site),
+                site["certificate"],
+            ]
+            for site in sites
+        ],
+    )
+
+
+def _update(site: Mapping[str, Any]) -> str:
+    if site["accepted"]:
+        return "in"
+    if not site["invited"]:
+        return "not invited"
+    return f"{site['progress']:.0%} trained" if site["progress"] else ""

@@ -1,0 +1,81 @@
+"""How the model does: what sites reported of each version, and what each round made. Pure.
+
+A site reports the figures of one model: of the one it uses. How its probe, its own adapter alone, the global part and both parts
+compare, a site computes for itself at the end, and tells nobody (`site-agent report`).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from aggregator.facts.material import Material
+from aggregator.store.rounds import RoundRecord
+from shared.contract import ALLOWED_METRICS
+
+Points = dict[int, float]
+
+
+def make(material: Material) -> dict[str, Any]:
+    """Return curves by metric over versions, and a row for each round."""
+    reported: dict[str, dict[str, Points]] = defaultdict(lambda: defaultdict(dict))
+    for one in material.evaluations:
+        for name, value in one["metrics"].items():
+            reported[name][one["site"]][one["version"]] = value
+    for update in material.accepted:
+        for name, value in update.metrics.items():
+            reported[name][update.site][update.round] = value
+    return {
+        "version": material.state.version,
+        "digest": material.state.digest,
+        "figures_of": _figures_of(material),
+        "curves": [_curve(name, reported[name]) for name in ALLOWED_METRICS if name in reported],
+        "rounds": [_round(record) for record in material.records],
+    }
+
+
+def _figures_of(material: Material) -> str:
+    """Which model the reported figures are of."""
+    recipe = material.contract.recipe
+    if recipe.dp_noise:
+        return "none, for under differential privacy no figures leave a site"
+    if recipe.mode == "non-interference":
+        return "global (the global part alone: nothing that leaves a site may depend on its local part)"
+    serves = recipe.method.serves
+    return "dual (global and local part together)" if len(serves) > 1 else f"{next(iter(serves))} part"
+
+
+def _curve(name: str, sites: Mapping[str, Points]) -> dict[str, Any]:
+    """One metric: a line for each site and the mean of those that reported. The training loss goes by rounds, the rest by
+    versions."""
+    at: dict[int, list[float]] = defaultdict(list)
+    for points in sites.values():
+        for x, value in points.items():
+            at[x].append(value)
+    return {
+        "metric": name,
+        "over": "round" if name == "train_loss" else "version",
+        "mean": [[x, round(sum(values) / len(values), 6), len(values)] for x, values in sorted(at.items())],
+        "sites": {site: _points(points.items()) for site, points in sorted(sites.items())},
+    }
+
+
+def _points(points: Iterable[tuple[int, float]]) -> Sequence[list[float]]:
+    return [[x, round(value, 6)] for x, value in sorted(points)]
+
+
+def _round(record: RoundRecord) -> dict[str, Any]:
+    state = record.state
+    manifest = json.loads(record.manifest) if record.manifest else {"entries": [], "left_out": {}}
+    return {
+        "round": state.number,
+        "phase": state.phase,
+        "base_version": state.base_version,
+        "version": record.version,
+        "invited": len(state.invited),
+        "updates": len(manifest["entries"]) if record.manifest else len(state.accepted),
+        "left_out": manifest["left_out"],
+        "opened_at": state.opened_at,
+        "closed_at": state.closed_at,
+        "aggregation_error": record.diagnostics.get("aggregation_error"),
+    }
