@@ -24,9 +24,10 @@ TOOLS := haproxy:haproxy tc:iproute2 chromium:chromium promtool:prometheus nginx
 # Folder or page with extra wheels (a CPU build of torch, say). Unset, pip's own setting is taken; unset too, all comes from PyPI.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-# Fast tests first, then every other folder of tests there is.
+# Fast tests first, then every other folder of tests there is, then those that measure times and want the machine for themselves.
 FAST_TESTS := tests/unit tests/property
 SLOW_TESTS := $(filter-out $(addsuffix /,$(FAST_TESTS)),$(sort $(wildcard tests/*/)))
+TIMED_TESTS := tests/integration/test_communication_lines.py tests/integration/test_reconnect.py
 CHECKED := aggregator site_agent shared experiments tests docs
 
 # One stamp per set of extras: set up once, and again only when the pins change.
@@ -66,7 +67,9 @@ test: $(DEV_READY) servers ## the whole suite, fast tests first
 	@status=0; \
 	$(FAST) || status=$$?; \
 	[ $$status != 2 ] || exit 2; \
-	$(PYTEST) --durations=10 $(SLOW_TESTS) || status=$$?; \
+	$(SIDE_BY_SIDE) --dist loadfile --durations=25 $(SLOW_TESTS) $(addprefix --ignore=,$(TIMED_TESTS)) || status=$$?; \
+	[ $$status != 2 ] || exit 2; \
+	$(PYTEST) $(TIMED_TESTS) || status=$$?; \
 	exit $$status
 
 .PHONY: test-unit
@@ -124,10 +127,10 @@ clean: ## remove environments and caches; results in runs/ stay
 	rm -rf $(VENV) .proto-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find aggregator site_agent shared proto experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# One thread a process: sums of floats depend on how many there are. Fast tests run side by side; tests with deadlines of their
-# own (real servers, start-up times) run alone. Exit status 2 is an interruption.
+# One thread a process: sums of floats depend on how many there are. Exit status 2 is an interruption.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
-FAST := $(PYTEST) -n $(JOBS) $(FAST_TESTS)
+SIDE_BY_SIDE := $(PYTEST) -n $(JOBS)
+FAST := $(SIDE_BY_SIDE) $(FAST_TESTS)
 
 # $(call install,EXTRAS): pinned uv, which takes seconds; plain pip with the same pins where uv does not work.
 define install
