@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from shared import toml_text
 from shared.errors import InputError
 from shared.tls import TlsFiles, check_plain
 from site_agent.consent import NO_PINS, Pins
@@ -105,6 +106,14 @@ class SiteConfig:
     def cache_folder(self) -> Path:
         """Where frozen activations are kept."""
         return self.cache or self.state.parent / "activations"
+
+    def to_toml(self) -> str:
+        """Return a site.toml that says the same, defaults too; the keys of certificates stand by their paths."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        tls = values.pop("tls")
+        if tls is not None:
+            values["tls"] = {"ca": tls.ca, "certificate": tls.certificate, "key": tls.key}
+        return toml_text.written({**values, "agreed": self.agreed.table()})
 
 
 _PATHS = {"cohort", "weights", "state", "cache", "log"}

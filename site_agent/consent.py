@@ -44,6 +44,10 @@ class Window:
             raise InputError(f"training window '{text}' has no length; leave `windows` out to train at any time")
         return cls(begins, ends)
 
+    def __str__(self) -> str:
+        hours = (*divmod(self.begins, 60), *divmod(self.ends, 60))
+        return "{:02}:{:02}-{:02}:{:02}".format(*hours)
+
     def holds(self, minute: int) -> bool:
         """Whether a minute of the day is in it."""
         if self.begins < self.ends:
@@ -119,6 +123,12 @@ class Pins:
             if name not in known or type(most) not in (int, float) or type(getattr(Recipe(), name)) not in (int, float):
                 raise InputError(f"[agreed.at_most] {name} = {most!r}: give the largest number of a recipe parameter")
         return cls(**values)
+
+    def table(self) -> dict[str, Any]:
+        """Return the table that `parse` reads as these pins: what pins nothing is not in it."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["windows"] = [str(one) for one in self.windows]
+        return {name: value for name, value in values.items() if value or (name == "metrics" and value is not None)}
 
     def check(self, contract: Contract) -> None:
         """Raise ConsentWithheld naming the first field of a contract that is out of bounds."""

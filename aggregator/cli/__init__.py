@@ -26,7 +26,7 @@ def build() -> typer.Typer:
         help="Run a federation: sites fine-tune one model together; only the global adapter's changes reach this program.",
         epilog=EPILOG,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from aggregator import rounds
-    from aggregator.server import RunningServer
+    from aggregator.server import RunningServer, ServerConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +46,9 @@ def serve(
         int,
         typer.Option(min=0, help="Rounds whose updates keep their bytes, so that verify can recompute them. 0: all."),
     ] = 0,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all settings as TOML, passwords hidden, and end.")
+    ] = False,
 ) -> None:
     """Serve a federation until SIGTERM or Ctrl-C. With a PostgreSQL store start as many as you like.
 
@@ -70,6 +73,9 @@ def serve(
         grace_s=grace_s,
         limits=ServiceLimits(identity_s=identity_s, concurrent_uploads=uploads, keep_rounds=keep_rounds),
     )
+    if print_config:
+        typer.echo(_shown(engine.place_of(store), config, log), nl=False)
+        return
     opened = engine.open_store(store)
     screen = sys.stderr.isatty() or log is not None  # otherwise stderr is a log of JSON lines
     try:
@@ -85,6 +91,17 @@ def serve(
         asyncio.run(server.run(opened, config, lambda running, state: _announce(running, state, screen)))
     finally:
         opened.close()
+
+
+def _shown(place: str, config: "ServerConfig", log: Path | None) -> str:
+    """Return what would be served, where and within which limits; what stands before the @ of a URL is hidden."""
+    import re
+    from dataclasses import asdict
+
+    from shared import toml_text
+
+    values = {"store": place, "log": log, **asdict(config), "traces": re.sub(r"//[^/@]*@", "//***@", config.traces)}
+    return toml_text.written({name: value for name, value in values.items() if value not in (None, "")})
 
 
 def _announce(running: "RunningServer", state: "rounds.FederationState", screen: bool) -> None:

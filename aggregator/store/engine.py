@@ -289,6 +289,11 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {said.splitlines()[0]}" if isinstance(error, KeyError) else said.splitlines()[0]
 
 
+def place_of(url: str) -> str:
+    """Return where a store is, in words that may be shown: a password is hidden. Raises InputError for a URL that is none."""
+    return _database(url).place
+
+
 def _database(url: str) -> Database:
     scheme, separator, rest = url.partition("://")
     if not separator:

@@ -83,6 +83,7 @@ def run(
     checkpoint_s: Annotated[float | None, typer.Option(help="Seconds of training between two checkpoints.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append JSON log lines to this file.")] = None,
     once: Annotated[bool, typer.Option(help="End with the federation instead of waiting for the next.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as TOML, and end.")] = False,
 ) -> None:
     """Take part in a federation: join, await, fetch, train, evaluate, upload - for months, through restarts and outages.
 
@@ -115,6 +116,9 @@ def run(
         checkpoint_s=checkpoint_s,
         log=log,
     )
+    if print_config:
+        typer.echo(found.to_toml(), nl=False)
+        return
     _serve(found, once)
 
 

@@ -143,3 +143,25 @@ def test_the_example_in_deploy_has_every_setting_and_loads():
     assert loaded.cohort == example.parent / "cohort" / "siemens"
     named = set(tomllib.loads(example.read_text()))
     assert named == {field.name for field in fields(SiteConfig)} - {"plain_site"}
+
+
+PINNED = """
+[agreed]
+base_model = "3f0c9a8e41d2"
+rounds = 50
+metrics = ["auc"]
+epsilon = 8.0
+windows = ["20:00-06:30"]
+[agreed.at_most]
+local_epochs = 4
+"""
+
+
+@pytest.mark.parametrize("more", ["", PINNED, "[agreed]\nmetrics = []\n"], ids=["", "pins", "no figure may leave"])
+def test_what_print_config_prints_is_a_file_that_says_the_same(site_toml, monkeypatch, more):
+    path = site_toml(WHOLE + more)
+    monkeypatch.chdir(path.parent)
+    printed = CliRunner().invoke(app, ["--config", "site.toml", "--threads", "2", "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    here = {"threads": 2, "state": path.parent / "state"}  # the default is a folder of the place where it is started
+    assert replace(config.load(path, {}), **here) == config.load(site_toml(printed.stdout), {})
