@@ -18,6 +18,7 @@ JOBS ?= 2
 RUNS ?= 300
 FUZZ_COUNT ?= 1000000
 FUZZ_OUT ?= runs/fuzz
+ONLY ?=
 UV_VERSION := 0.13.9
 # What `make servers` looks for beside PostgreSQL, and the Debian package it is in.
 TOOLS := haproxy:haproxy tc:iproute2 chromium:chromium promtool:prometheus nginx:nginx systemd-analyze:systemd
@@ -75,6 +76,10 @@ test: $(DEV_READY) servers ## the whole suite, fast tests first
 .PHONY: test-unit
 test-unit: $(DEV_READY) servers ## unit and property tests only
 	@$(FAST)
+
+.PHONY: check-long
+check-long: $(DEV_READY) servers ## every command of the pages that takes over a minute, as it stands; hours (ONLY=pattern)
+	@$(BIN)/python -m tests.docs.long $(ONLY)
 
 .PHONY: chaos
 chaos: $(DEV_READY) servers ## kills, cuts and full disks at seeded moments, with figures; half an hour (RUNS=300, SEED=0, JOBS=2)

@@ -50,8 +50,11 @@ class FederationPlan:
     grace_s: float = 300.0
 
 
-def parse_sites(texts: Sequence[str]) -> dict[str, int | None]:
-    """Read "siemens" or "siemens=218", each naming a site and perhaps its number of training patients."""
+def parse_sites(texts: Sequence[str], requested: Sequence[str] = ()) -> dict[str, int | None]:
+    """Read "siemens" or "siemens=218", each naming a site and perhaps its number of training patients.
+
+    `requested`: names of sites that sent a request for a certificate; they need not be named again.
+    """
     sites: dict[str, int | None] = {}
     for text in texts:
         name, equals, number = text.partition("=")
@@ -60,8 +63,15 @@ def parse_sites(texts: Sequence[str]) -> dict[str, int | None]:
         if equals and not (number.isdecimal() and 0 < int(number) <= MAX_PATIENTS):
             raise InputError(f"site '{name}': training patients must be 1 to {MAX_PATIENTS}, got '{number}'")
         sites[name] = int(number) if equals else None
+    if twice := sorted({name for name in requested if requested.count(name) > 1}):
+        raise InputError(
+            f"there are two requests of site '{twice[0]}'; give the one whose fingerprint the site reads out"
+        )
+    sites |= {name: None for name in requested if name not in sites}
     if not sites:
-        raise InputError("a federation needs sites; name each one: --site siemens --site philips=96")
+        raise InputError(
+            "a federation needs sites; name each one: --site siemens --site philips=96, or --request ge.csr"
+        )
     return sites
 
 

@@ -181,40 +181,44 @@ def main(
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the table as lines and as rows. An attack is neutralised if the mean does not lie below the clean runs' interval.
+    """Return the table as lines and as rows. An attack is neutralised if the mean does not lie below the interval of clean runs.
 
-    The interval: Student's, 95 %, over the seeds' figures of the plain mean with nobody poisoned.
+    The interval: Student's, 95 %, over the seeds' figures with nobody poisoned; `neutralised` by the same rule's clean runs,
+    `as_good_as_mean` by the plain mean's, which a rule that leaves honest sites out need not reach even with nobody poisoned.
     """
     values: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         values.setdefault((cell["rule"], cell["attack"]), []).append(cell["at_validation"])
-    clean = statistics.student(values[next(iter(RULES)), "nobody"]) if (next(iter(RULES)), "nobody") in values else None
     rows = []
     for rule in dict.fromkeys(cell["rule"] for cell in cells):
         row: dict[str, Any] = {"rule": rule, **{attack: float(np.mean(values[rule, attack])) for attack in ATTACKS}}
-        if clean is not None:
-            row |= {"low": clean.low, "high": clean.high}
-            row["neutralised"] = {a: bool(row[a] >= clean.low) for a in ATTACKS if a != "nobody"}
+        if (clean := statistics.student(values[rule, "nobody"])) is not None:
+            row |= {"low": clean.low, "high": clean.high, "neutralised": _not_below(row, clean.low)}
         rows.append(row)
-    head = ["rule", *ATTACKS, "neutralised"]
-    return output.table(head, [[row["rule"], *(row[a] for a in ATTACKS), _words(row)] for row in rows]), rows
+    lows = {row["rule"]: row["low"] for row in rows if "low" in row}
+    if (low := lows.get(next(iter(RULES)))) is not None:
+        rows = [row | {"as_good_as_mean": _not_below(row, low)} for row in rows]
+    return output.table(HEAD, [_shown(row) for row in rows]), rows
 
 
-def _words(row: Mapping[str, Any]) -> str:
-    held = row.get("neutralised", {})
-    return ", ".join(attack for attack, inside in held.items() if inside) or "-"
+HEAD = ("rule", *ATTACKS, "interval of clean runs", "not below it", "nor below the plain mean's")
+
+
+def _not_below(row: Mapping[str, Any], low: float) -> list[str]:
+    return [attack for attack in ATTACKS if attack != "nobody" and row[attack] >= low]
+
+
+def _shown(row: Mapping[str, Any]) -> list[str]:
+    figures = [f"{row[attack]:.3f}" for attack in ATTACKS]
+    held = [", ".join(row.get(name, [])) or "-" for name in ("neutralised", "as_good_as_mean")]
+    interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
+    return [str(row["rule"]), *figures, interval, *held]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table as Markdown."""
-    lines = [
-        f"| rule | {' | '.join(ATTACKS)} | not below the clean interval |",
-        "| --- |" + " ---: |" * len(ATTACKS) + " --- |",
-    ]
-    lines += [f"| {row['rule']} | {' | '.join(f'{row[a]:.3f}' for a in ATTACKS)} | {_words(row)} |" for row in rows]
-    if rows and "low" in rows[0]:
-        lines.append(f"\nClean interval of the plain mean: {rows[0]['low']:.3f} to {rows[0]['high']:.3f}. SYNTHETIC.")
-    return "\n".join(lines) + "\n"
+    lines = [HEAD, ["---", *["---:"] * len(ATTACKS), *["---"] * 3], *map(_shown, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\nSYNTHETIC.\n"
 
 
 if __name__ == "__main__":

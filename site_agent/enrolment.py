@@ -4,6 +4,7 @@
     aggregator approve siemens.csr      siemens.approved.pem (back to the site)
     site-agent join --finish FILE       siemens.pem, siemens.key, ca.pem
 
+An agent that is started without its certificate takes an answer that lies where the certificate should: no --finish then.
 Renewing is the same: the certificate in use stays until the new one is there.
 """
 
@@ -21,6 +22,7 @@ from shared.canonical import write_atomically
 from shared.certificates import PREFIXES, Holder, fingerprint, holder
 from shared.errors import InputError
 from shared.names import check_name
+from shared.tls import TlsFiles
 
 CA = "ca.pem"
 TAKEN = ("ca", "aggregator")
@@ -96,6 +98,23 @@ def finish(folder: Path, answer: Path, now: datetime | None = None) -> Enrolled:
     write_atomically(paths.certificate, pem)
     paths.csr.unlink(missing_ok=True)
     return Enrolled(found, folder / CA, paths.certificate, paths.key)
+
+
+def take_answer(tls: TlsFiles) -> Enrolled | None:
+    """Finish the request for a certificate that is not there yet, if the coordinator's answer lies in its folder.
+
+    None if there is nothing to finish. Raises InputError if the answer is still awaited, and as `finish`.
+    """
+    folder, site = tls.certificate.parent, tls.certificate.stem
+    paths, answer = _Paths(folder, site), folder / f"{site}.approved.pem"
+    if tls.certificate.exists() or not paths.next_key.exists():
+        return None
+    if not answer.exists():
+        raise InputError(
+            f"there is no {tls.certificate} yet: send {paths.csr} to the coordinator, put the answer, {answer.name}, into "
+            f"{folder}, and start again"
+        )
+    return finish(folder, answer)
 
 
 def _check(

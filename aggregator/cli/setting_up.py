@@ -1,6 +1,6 @@
 """`aggregator init`, `certificates`, `approve` and `revoke`: who takes part."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,12 @@ import typer
 from aggregator.cli.output import print_json
 
 if TYPE_CHECKING:
+    from aggregator.certificates import Authority
+    from aggregator.enrolment import Request
     from shared.contract import Contract
+
+DAYS = 397
+"""That an approved certificate is good for, unless said otherwise."""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +31,17 @@ def init(
     ],
     federation: Annotated[str, typer.Option(help="Name of the federation.")],
     adapter: Annotated[Path, typer.Option(help="Version 0, made by site-agent init-adapter.")],
-    site: Annotated[list[str], typer.Option(help="A site, or site=training_patients. Repeat for each.")],
+    site: Annotated[list[str] | None, typer.Option(help="A site, or site=training_patients. Repeat for each.")] = None,
+    request: Annotated[
+        list[Path] | None, typer.Option(help="A site's request, NAME.csr: also a site, and approved. Repeat.")
+    ] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address sites dial: makes CA and certificates. Repeat.")
+    ] = None,
+    coordinator: Annotated[
+        list[str] | None, typer.Option(help="With --host: a coordinator, who steers. Repeat.")
+    ] = None,
+    certs: Annotated[Path, typer.Option(help="Folder of the CA, for --host and --request.")] = Path("certs"),
     recipe: Annotated[str, typer.Option(help="Installed recipe.")] = "med-duallora",
     set_: Annotated[list[str] | None, typer.Option("--set", help="A recipe parameter, key=value. Repeat.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds until the federation is finished.")] = 8,
@@ -39,21 +54,30 @@ def init(
     grace_s: Annotated[float, typer.Option(help="More seconds for an upload begun before the deadline.")] = 300.0,
     json_: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
 ) -> None:
-    """Make a store with a new federation in it.
+    """Make a store with a new federation in it; with the sites' requests and --host also the certificates of all.
 
     Example: aggregator init --store fed.db --federation heart --adapter v0.safetensors --site siemens=218 --site ge --site
     canon --rounds 8
+    Example: aggregator init --store fed.db --federation heart --adapter v0.safetensors --request siemens.csr --request ge.csr
+    --request canon.csr --host fed.example.org --coordinator anna
     """
     import time
 
-    from aggregator import setup
+    from aggregator import enrolment, setup
+    from aggregator.certificates import Authority
+    from shared.errors import InputError
 
+    if coordinator and not host:
+        raise InputError(
+            "--coordinator makes a certificate beside the aggregator's: give --host too, or aggregator certificates"
+        )
+    asked = [enrolment.read_request(file) for file in request or []]
     plan = setup.FederationPlan(
         name=federation,
         adapter=adapter,
         recipe=recipe,
         parameters=setup.parse_parameters(set_ or []),
-        sites=setup.parse_sites(site),
+        sites=setup.parse_sites(site or [], [one.site for one in asked]),
         rounds=rounds,
         invited=invited,
         sampling_seed=setup.random_seed() if sampling_seed is None else sampling_seed,
@@ -61,7 +85,14 @@ def init(
         deadline_s=deadline_s,
         grace_s=grace_s,
     )
+    setup.make_contract(plan)  # what is refused is refused before there are certificates
+    if host:
+        _make_certificates(certs, host, [], coordinator or [], [], err=json_)
+    authority = Authority.read(certs) if asked else None
     contract = setup.create(store, plan, time.time())
+    if authority:
+        for one in asked:
+            _answer(store, authority, one, DAYS, None, None, err=json_)
     sampled = contract.policy.invited < len(plan.sites)
     updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]  # by turns
     most, fixed = max(layout.size for layout in updates), all(layout.fixed for layout in updates)
@@ -112,14 +143,7 @@ def certificates(
 
     Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
     """
-    from aggregator import certificates as authority
-    from shared.errors import InputError
-
-    try:
-        written = authority.make(out, host or [], site or [], coordinator or [], observer or [])
-    except OSError as error:
-        raise InputError(f"cannot write certificates to {out}: {error.strerror}; choose another --out") from error
-    typer.echo(f"wrote {', '.join(path.name for path in written)} in {out}")
+    _make_certificates(out, host or [], site or [], coordinator or [], observer or [])
 
 
 def approve(
@@ -128,19 +152,15 @@ def approve(
     certs: Annotated[Path, typer.Option(help="Folder of the CA: ca.pem, ca.key.")] = Path("certs"),
     key: Annotated[str, typer.Option("--fingerprint", help="What the site reads out; refused if it differs.")] = "",
     patients: Annotated[int | None, typer.Option(min=1, help="Training patients, if not fixed yet.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=825, help="Days the certificate is good for.")] = 397,
+    days: Annotated[int, typer.Option(min=1, max=825, help="Days the certificate is good for.")] = DAYS,
     out: Annotated[Path | None, typer.Option(help="File for the site. Default: NAME.approved.pem.")] = None,
 ) -> None:
     """Sign a site's request. The answer holds no secret: send it back to the site.
 
     Example: aggregator approve siemens.csr --store fed.db --certs certs --fingerprint "3f0c 9a8e ..."
     """
-    from datetime import UTC, datetime
-
-    from aggregator import certificates as authority
     from aggregator import enrolment
-    from aggregator.store import engine
-    from shared.canonical import write_atomically
+    from aggregator.certificates import Authority
     from shared.errors import InputError
 
     asked = enrolment.read_request(request)
@@ -148,18 +168,7 @@ def approve(
         raise InputError(
             f"the request's key has fingerprint {asked.fingerprint}, not {key}: it is not the one the site made"
         )
-    opened = engine.open_store(store)
-    try:
-        approval = enrolment.approve(opened, authority.Authority.read(certs), asked, datetime.now(UTC), days, patients)
-    finally:
-        opened.close()
-    file = out or Path(f"{asked.site}.approved.pem")
-    write_atomically(file, approval.pem)
-    until = datetime.fromtimestamp(approval.holder.expires_at, UTC)
-    typer.echo(
-        f"site {asked.site}, key {asked.fingerprint}: serial number {approval.holder.serial}, until {until:%Y-%m-%d}"
-    )
-    typer.echo(f"wrote {file}; at the site: site-agent join --finish {file.name}")
+    _answer(store, Authority.read(certs), asked, days, patients, out)
 
 
 def revoke(
@@ -193,6 +202,55 @@ def revoke(
     finally:
         opened.close()
     typer.echo(f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if new else 'was revoked already'}")
+
+
+def _make_certificates(
+    folder: Path,
+    hosts: Sequence[str],
+    sites: Sequence[str],
+    coordinators: Sequence[str],
+    observers: Sequence[str],
+    err: bool = False,
+) -> None:
+    from aggregator import certificates as authority
+    from shared.errors import InputError
+
+    try:
+        written = authority.make(folder, hosts, sites, coordinators, observers)
+    except OSError as error:
+        raise InputError(f"cannot write certificates to {folder}: {error.strerror}; choose another folder") from error
+    typer.echo(f"wrote {', '.join(path.name for path in written)} in {folder}", err=err)
+
+
+def _answer(
+    store: str,
+    authority: "Authority",
+    asked: "Request",
+    days: int,
+    patients: int | None,
+    out: Path | None,
+    err: bool = False,
+) -> None:
+    """Approve a request and write the answer for its site."""
+    from datetime import UTC, datetime
+
+    from aggregator import enrolment
+    from aggregator.store import engine
+    from shared.canonical import write_atomically
+
+    opened = engine.open_store(store)
+    try:
+        approval = enrolment.approve(opened, authority, asked, datetime.now(UTC), days, patients)
+    finally:
+        opened.close()
+    file = out or Path(f"{asked.site}.approved.pem")
+    write_atomically(file, approval.pem)
+    until = datetime.fromtimestamp(approval.holder.expires_at, UTC)
+    typer.echo(
+        f"site {asked.site}, key {asked.fingerprint}: serial number {approval.holder.serial}, until {until:%Y-%m-%d}",
+        err=err,
+    )
+    typer.echo(f"wrote {file}; when the site has read out the same fingerprint, send it there", err=err)
 
 
 def _warnings(contract: "Contract") -> Iterator[str]:

@@ -123,7 +123,8 @@ def release(
 ) -> None:
     """Let the update leave that waits for a person (egress = "manual"), or keep it. A decision stands.
 
-    Example: site-agent release --state state/ --show, then: site-agent release --state state/
+    Example: site-agent release --state state/ --show
+    Example: site-agent release --state state/
     """
     from shared.errors import InputError
     from site_agent import releases
@@ -149,7 +150,8 @@ def accept(
 ) -> None:
     """Agree to the changed contract that the aggregator offers. What belongs to the one before is moved aside, not deleted.
 
-    Example: site-agent accept --state state/ --show, then: site-agent accept --state state/
+    Example: site-agent accept --state state/ --show
+    Example: site-agent accept --state state/
     """
     from site_agent import people
     from site_agent import state as states

@@ -18,7 +18,10 @@ def join(
 ) -> None:
     """Ask for a certificate, then put the answer in place. The private key is made here and never leaves.
 
-    Example: site-agent join --site siemens, then send siemens.csr; later: site-agent join --finish siemens.approved.pem
+    Send NAME.csr to the coordinator. An agent that is started without its certificate takes the answer by itself.
+
+    Example: site-agent join --site siemens
+    Example: site-agent join --finish siemens.approved.pem
     """
     from datetime import UTC, datetime
 
@@ -31,7 +34,8 @@ def join(
         asked = enrolment.request(out, site)
         print(f"wrote {asked.csr}: send it to the coordinator. {asked.key} stays here, readable by you alone")
         print(f"fingerprint of the key, to be compared with them: {asked.fingerprint}")
-        print(f"then: site-agent join --finish {site}.approved.pem --out {out}")
+        print(f"then put their answer, {site}.approved.pem, into {out.resolve()} and start the agent")
+        print(f"(while one runs with an older certificate: site-agent join --finish {site}.approved.pem --out {out})")
         return
     enrolled = enrolment.finish(out, finish)
     until = datetime.fromtimestamp(enrolled.holder.expires_at, UTC)

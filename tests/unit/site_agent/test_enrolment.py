@@ -14,6 +14,7 @@ from aggregator import enrolment as approving
 from aggregator.enrolment import Request
 from shared import certificates as held
 from shared.errors import InputError
+from shared.tls import TlsFiles
 from site_agent import enrolment
 
 NOW = datetime.now(UTC)
@@ -182,3 +183,36 @@ def test_what_is_no_request_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csr").write_text("hello")
     with pytest.raises(InputError, match="is no request for a certificate; it comes from: site-agent join"):
         approving.read_request(tmp_path / "x.csr")
+
+
+# --- an agent that starts without its certificate -------------------------------------------------------------------------
+
+
+def files(folder: Path) -> TlsFiles:
+    return TlsFiles(folder / "ca.pem", folder / "siemens.pem", folder / "siemens.key")
+
+
+def test_an_answer_beside_the_key_is_taken_at_the_start(tmp_path: Path, authority: certificates.Authority) -> None:
+    asked = approving.read_request(enrolment.request(tmp_path, "siemens").csr)
+    with pytest.raises(
+        InputError, match=r"send .*siemens\.csr to the coordinator, put the answer, siemens\.approved\.pem"
+    ):
+        enrolment.take_answer(files(tmp_path))
+    answer(tmp_path, authority, asked).rename(tmp_path / "siemens.approved.pem")
+    taken = enrolment.take_answer(files(tmp_path))
+    assert taken is not None
+    assert taken.holder.site == "siemens"
+    assert files(tmp_path).stamp()
+    assert enrolment.take_answer(files(tmp_path)) is None
+
+
+def test_a_renewal_that_waits_does_not_hold_the_agent_up(tmp_path: Path, authority: certificates.Authority) -> None:
+    asked = approving.read_request(enrolment.request(tmp_path, "siemens").csr)
+    old = answer(tmp_path, authority, asked).rename(tmp_path / "siemens.approved.pem")
+    enrolment.finish(tmp_path, old)
+    enrolment.request(tmp_path, "siemens")
+    assert enrolment.take_answer(files(tmp_path)) is None
+
+
+def test_an_agent_with_files_of_another_origin_finishes_nothing(tmp_path: Path) -> None:
+    assert enrolment.take_answer(files(tmp_path)) is None
