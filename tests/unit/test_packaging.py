@@ -185,9 +185,11 @@ def test_make_test_runs_every_folder_of_tests_and_the_fast_ones_first() -> None:
         path.name for path in sorted((ROOT / "tests").iterdir()) if path.is_dir() and not path.name.startswith("_")
     ]
     commands = [line for line in make("-n", "test").splitlines() if "-m pytest" in line]
-    named = [name for line in commands for name in re.findall(r"tests/([a-z_]+)/?", line)]
+    named = [name for line in commands for name in re.findall(r" tests/([a-z_]+)/?(?=\s|$)", line)]
     assert named[:2] == ["unit", "property"]
     assert sorted(named) == folders
+    ignored, files = ({*re.findall(rf"{mark}(tests/\S+\.py)", " ".join(commands))} for mark in ("--ignore=", " "))
+    assert ignored <= files, "what is left out there is run by itself"
 
 
 def test_make_demo_takes_a_seed() -> None:

@@ -42,7 +42,7 @@ def trial(tmp_path_factory):
         other_runs=1,
     )
     config.freeze(made)
-    choices = {one.key: {"chosen": 0, "settings": []} for one in contenders.CONTENDERS}
+    choices = {one.key: {"chosen": 0, "settings": [{}] * len(one.settings)} for one in contenders.CONTENDERS}
     (made.out / tuning.CHOSEN).write_text(json.dumps(choices))
     return made
 
@@ -265,7 +265,7 @@ def test_only_what_is_wanted_is_tuned_and_what_others_need_is_added_later(trial,
 
 
 def test_choices_that_are_there_are_taken_as_they_are(tmp_path):
-    held = json.dumps({one.key: {"chosen": 1, "settings": []} for one in contenders.CONTENDERS})
+    held = json.dumps({one.key: {"chosen": 1, "settings": [{}, {}]} for one in contenders.CONTENDERS})
     (tmp_path / tuning.CHOSEN).write_text(held)
     tuning.choose(tmp_path, [one.key for one in extensions.everyone()])
     assert (tmp_path / tuning.CHOSEN).read_text() == held
