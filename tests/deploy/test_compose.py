@@ -124,8 +124,9 @@ print(json.load(urllib.request.urlopen("https://localhost:8080/status.json", con
 
 def here(text: str, root: Path) -> str:
     """Return a command with the folders that the containers mount as folders under `root`, and a cohort of fewest cases."""
-    text = text.replace(INSTALLED, str(ROOT)).replace("--scale 0.25 --test-cases 20", "--scale 0.02 --test-cases 4")
-    return re.sub(rf"(^|[\s=])/({'|'.join([*COMPOSE['volumes'], 'tmp'])}|\$site)\b", rf"\1{root}/\2", text)
+    text = text.replace("--scale 0.25 --test-cases 20", "--scale 0.02 --test-cases 4")
+    text = re.sub(rf"(^|[\s=])/({'|'.join([*COMPOSE['volumes'], 'tmp'])}|\$site)\b", rf"\1{root}/\2", text)
+    return text.replace(INSTALLED, str(ROOT))
 
 
 def run(root: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from site_agent import predict
 from site_agent.agent import REPORT, Agent, Evicted
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
-from site_agent.data.cohort import Cohort, labels
+from site_agent.data.cohort import Cohort, labels, load_pair
 from site_agent.training import metrics
 from site_agent.training.case_scores import ARMS
 from site_agent.training.site import SiteTrainer
@@ -73,7 +73,7 @@ async def test_predict_with_a_state_folder_judges_as_the_site_s_report_says(mate
     await undisturbed(materials, tmp_path / "fed")
     folder, cases = tmp_path / "fed/state-siemens", Cohort.load(materials.cohorts / "siemens").test()
     model = predict.site_model(materials.backbone, "", folder)
-    margins = [np.diff(model.predict(case.ed_path, case.es_path).logits)[0] for case in cases]
+    margins = [model.judge(load_pair(case)).margin for case in cases]
     dual = json.loads((folder / REPORT).read_text())["arms"]["dual"]["test"]
     assert metrics.auc(np.array(margins), labels(cases)) == pytest.approx(dual["auc"])
     found = metrics.confusion(np.array(margins), labels(cases), 0.0)
