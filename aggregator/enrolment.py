@@ -1,6 +1,6 @@
 """Approving a site's request for a certificate, and taking certificates back. The site's key never comes here."""
 
-import getpass
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +10,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from aggregator import rounds
 from aggregator.certificates import Authority
 from aggregator.store import audit, federations, revocations
 from aggregator.store.engine import Store
-from shared.certificates import PREFIXES, Holder, fingerprint, holder, uris_of
+from shared import account
+from shared.certificates import PREFIXES, Holder, fingerprint, holder, holder_in, is_authority, uris_of
 from shared.errors import InputError
 from shared.names import check_name
 
@@ -104,12 +106,63 @@ def _approve(
         serial=found.serial,
         key=request.fingerprint,
         expires=datetime.fromtimestamp(found.expires_at, UTC).strftime("%Y-%m-%d"),
-        by=getpass.getuser(),
+        by=account.name(),
         patients=patients,
     )
 
 
-def revoke(store: Store, serial: str, who: str, reason: str, now: float) -> bool:
-    """Make a certificate good for nothing from now on, at every replica. Returns False if it is already."""
+def revocable(file: Path) -> Holder:
+    """Return what a certificate says that may be revoked: a site's or a person's.
+
+    Raises InputError for the aggregator's own and for a CA's: sites look at those themselves, and do not ask whether they are
+    revoked.
+    """
+    found = holder_in(file)
+    if is_authority(file.read_bytes()):
+        raise InputError(
+            f"{file} is a CA: those who trust it do not ask here. If its key is in wrong hands, make another in an empty folder "
+            "(aggregator certificates --out NEW --host NAME), approve every site anew with --certs NEW, and serve with its files"
+        )
+    if not any(found.names.values()):
+        raise InputError(
+            f"{file} is of no site and no person: it is the aggregator's own, and sites do not ask here whether it is revoked. "
+            "Remove it and its key, make another (aggregator certificates --out certs --host NAME), and put both files where serve "
+            "reads them: they are taken with the next connection. If the old key is in wrong hands, sites take it until it ends: "
+            "make another CA in an empty folder, and approve every site anew"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A certificate that is good for nothing. `new`: since now. `accepted`: its sites whose update is in round `round`, and
+    stays."""
+
+    new: bool
+    round: int
+    accepted: tuple[str, ...]
+
+
+def revoke(store: Store, serial: str, who: str, reason: str, now: float, named: Collection[str] = ()) -> Revoked:
+    """Make a certificate good for nothing from now on, at every replica. `named`: the sites that it is for, where that is known.
+
+    An update that was accepted before came from the site, and counts: only evicting the site takes it out of its round.
+    """
     name = store.read(federations.only_name)
-    return store.change(name, True, revocations.add, name, serial, who, reason, getpass.getuser(), now)
+    return store.change(name, True, _revoke, name, serial, who, reason, now, named)
+
+
+def _revoke(
+    connection: sa.Connection,
+    federation: str,
+    serial: str,
+    who: str,
+    reason: str,
+    now: float,
+    named: Collection[str],
+) -> Revoked:
+    new = revocations.add(connection, federation, serial, who, reason, account.name(), now)
+    state = federations.state(connection, federation)
+    theirs = (site.name for site in state.sites.values() if site.name in named or site.serial == serial)
+    held = rounds.counted(state) if state.round.phase in ("open", "closing") else {}
+    return Revoked(new, state.round.number, tuple(sorted(name for name in theirs if name in held)))

@@ -393,6 +393,7 @@ def _join(
         "software_version": claim.software_version,
         "protocol_version": claim.protocol_version,
         "expires_at": caller.expires_at,
+        "serial": caller.serial,
     }
     new = agents.last(connection, federation, caller.site) != claim.agent_id
     agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)

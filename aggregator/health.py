@@ -67,7 +67,10 @@ class Health:
         if self._asked is None or self._asked.done():
             self._asked = asyncio.create_task(self._ask_store(), name="store question")
         try:
-            words = await asyncio.wait_for(asyncio.shield(self._asked), ANSWER_S)
+            async with asyncio.timeout(
+                ANSWER_S
+            ):  # wait_for may swallow the cancellation by which `run` ends (Python 3.11)
+                words = await asyncio.shield(self._asked)
         except TimeoutError:
             words = f"the store has not answered for {ANSWER_S:.0f} s"
         if words != self.store_words:

@@ -37,6 +37,7 @@ class _Heard:
     version: int
     authenticated: bool
     expires_at: float
+    serial: str
 
     @property
     def values(self) -> dict[str, str | float | bool]:
@@ -46,6 +47,7 @@ class _Heard:
             "version": self.version,
             "authenticated": self.authenticated,
             "expires_at": self.expires_at,
+            "serial": self.serial,
         }
 
 
@@ -66,7 +68,9 @@ class Heartbeats:
         One that the store was told of a moment ago is not checked again: nobody else can have got its certificate since.
         """
         site, now = caller.site, self._clock()
-        said = _Heard(agent_id, now, report.progress, report.version, caller.authenticated, caller.expires_at)
+        said = _Heard(
+            agent_id, now, report.progress, report.version, caller.authenticated, caller.expires_at, caller.serial
+        )
         last = self._heard.get(site)
         if last is None or last.agent_id != agent_id or now - last.at >= WRITE_S:
             await self._write(agents.heard, self._federation, site, agent_id, now, self._identity_s, said.values)

@@ -81,7 +81,9 @@ class SiteState:
     last_round: int = 0
     version: int = 0
     expires_at: float = 0.0
-    """When the certificate ends that its agent joined with last, seconds since 1970; 0 if it showed none."""
+    """When the certificate ends that its agent showed last, seconds since 1970; 0 if it showed none."""
+    serial: str = ""
+    """That certificate's serial number, hex."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,10 @@ class FederationState:
     """Serial numbers of certificates that are not good any more, hex."""
     round: RoundState
     """The open or closing round; the last one when the federation is finished."""
+
+    def is_revoked(self, site: SiteState) -> bool:
+        """Whether the certificate that a site showed last is good for nothing any more."""
+        return bool(site.serial) and site.serial in self.revoked
 
     @property
     def basis(self) -> tuple[object, ...]:

@@ -103,7 +103,8 @@ class CoordinatorServicer(coordinator_pb2_grpc.CoordinatorServiceServicer):
 
     async def GetStatus(self, request: cpb.GetStatusRequest, context: Any) -> cpb.GetStatusResponse:
         await self._check(request.federation, identity.reader_of(context))
-        return wire.status(await self._federation.read(federations.state, self._federation.name))
+        state = await self._federation.read(federations.state, self._federation.name)
+        return wire.status(state, self._federation.clock())
 
     async def ListRounds(self, request: cpb.ListRoundsRequest, context: Any) -> cpb.ListRoundsResponse:
         await self._check(request.federation, identity.reader_of(context))

@@ -7,6 +7,7 @@ from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import rounds
 from aggregator.downloads import Download
+from aggregator.facts import sites
 from aggregator.federation import Evaluation, JoinClaim
 from aggregator.store.rounds import RoundRecord
 from aggregator.uploads import Announcement, Progress, Receipt
@@ -217,7 +218,7 @@ def evaluation(request: pb.ReportEvaluationRequest) -> Evaluation:
     )
 
 
-def status(state: rounds.FederationState) -> cpb.GetStatusResponse:
+def status(state: rounds.FederationState, now: float) -> cpb.GetStatusResponse:
     """Encode a federation at a glance."""
     return cpb.GetStatusResponse(
         federation=state.name,
@@ -226,11 +227,11 @@ def status(state: rounds.FederationState) -> cpb.GetStatusResponse:
         version=state.version,
         digest=state.digest,
         round_policy=round_policy(state.policy),
-        sites=[_site(site) for site in state.sites.values()],
+        sites=[_site(site, sites.certificate(state, site, now)) for site in state.sites.values()],
     )
 
 
-def _site(site: rounds.SiteState) -> cpb.Site:
+def _site(site: rounds.SiteState, certificate: str) -> cpb.Site:
     return cpb.Site(
         name=site.name,
         state=site.phase,
@@ -238,6 +239,7 @@ def _site(site: rounds.SiteState) -> cpb.Site:
         last_seen=site.last_seen,
         last_round=site.last_round,
         progress=site.progress,
+        certificate=certificate,
     )
 
 

@@ -75,12 +75,26 @@ def uris_of(signed: x509.Certificate | x509.CertificateSigningRequest) -> list[s
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
+def is_authority(pem: bytes) -> bool:
+    """Whether a certificate (PEM) may sign others. Raises ValueError if it is none."""
+    extensions = x509.load_pem_x509_certificate(pem).extensions
+    try:
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
 def fingerprint(key: CertificatePublicKeyTypes) -> str:
     """Return a public key's SHA-256 in eight groups of four digits: 128 bits, short enough to be read out on the telephone."""
     digest = hashes.Hash(hashes.SHA256())
     digest.update(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
     digits = digest.finalize().hex()
     return " ".join(digits[k : k + 4] for k in range(0, 32, 4))
+
+
+def is_fingerprint(told: str, of_key: str) -> bool:
+    """Whether what somebody read out or typed is a fingerprint, the whole of it, however it is grouped."""
+    return "".join(told.split()).replace(":", "").lower() == of_key.replace(" ", "")
 
 
 def expiry_words(expires_at: float, now: float) -> str:

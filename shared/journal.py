@@ -15,6 +15,8 @@ from shared.errors import InputError
 
 GENESIS = "0" * 64
 """What the first line names in place of a line before it."""
+FEWEST_DIGITS = 12
+"""Of a noted digest."""
 OWN = ("n", "at", "event", "previous")
 """Fields of every line: its number from 1, seconds since 1970, what happened, the digest of the line before."""
 
@@ -87,6 +89,16 @@ class Chain:
     @property
     def head(self) -> Head:
         return Head(len(self.heads), self.heads[-1]) if self.heads else Head()
+
+
+def check_noted(noted: str) -> str:
+    """Return what somebody noted of a head, in lower case. Raises InputError for so few digits that any journal would have them."""
+    found = noted.strip().lower()
+    if not FEWEST_DIGITS <= len(found) <= len(GENESIS) or not set(found) <= set("0123456789abcdef"):
+        raise InputError(
+            f"--head is a line's digest as it was noted: {FEWEST_DIGITS} to {len(GENESIS)} hexadecimal digits, got '{noted[:80]}'"
+        )
+    return found
 
 
 def verify(lines: Iterable[bytes], noted: str = "") -> Chain:

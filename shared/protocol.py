@@ -2,7 +2,7 @@
 
 from shared.errors import IncompatibleProtocol
 
-VERSION = "1.3"
+VERSION = "1.4"
 SUPPORTED_MINORS = 2
 """Agents this many minors behind the aggregator keep working."""
 

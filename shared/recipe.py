@@ -26,6 +26,8 @@ from shared.methods import (
     Rule,
 )
 
+HOPELESS_EPSILON = 50.0
+"""An epsilon above which nothing is protected: no site agrees to a larger budget."""
 Mode = Literal["joint", "alternating", "non-interference"]
 Weighting = Literal["patients", "capped", "uniform"]
 Augmentation = Literal["cinema", "narrow", "none"]
@@ -140,7 +142,7 @@ class Recipe:
     dp_delta: float = 1e-5
     """delta of (epsilon, delta); a site refuses 1 / n_k or more."""
     dp_epsilon: float = 0.0
-    """What a site may spend in all at this delta; it stops before it would pass it."""
+    """What a site may spend in all at this delta; it stops before it would pass it. A site refuses more than HOPELESS_EPSILON."""
 
     def __post_init__(self) -> None:
         _check_installed(self.name)

@@ -32,8 +32,10 @@ PURPOSES = {
     "UploadDelta": "delta_up",
     "ReportEvaluation": "evaluation",
     "AwaitRound": "heartbeat",
+    "Probe": "probe",
 }
-"""What a call is for, by method; everything else is control."""
+"""What a call is for, by method; everything else is control. Probes measure the line (`site-agent doctor`): they are no part of a
+federation's communication, and no account of it counts them."""
 
 
 MAX_NAME = 64

@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 
-from shared import certificates
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
-from shared.certificates import Expiry
 from shared.errors import (
     AggregatorUnreachable,
     BadOffset,
     ConflictingUpdate,
-    InputError,
+    ContractMismatch,
     InvalidAdapter,
     MedDualLoRAError,
     NotFound,
@@ -33,15 +31,16 @@ from shared.errors import (
 )
 from shared.protocol import MAX_WAIT_S
 from site_agent import disk, egress, report, starting
+from site_agent.certificate import OwnCertificate
 from site_agent.client import FederationClient, Joined, Task, retry_delay_s
 from site_agent.config import SiteConfig
-from site_agent.consent import ConsentWithheld
+from site_agent.consent import ConsentWithheld, ContractChanged
 from site_agent.egress import Update, UpdateFacts
 from site_agent.filling import Filling
 from site_agent.ledger import LEDGER, Ledger
 from site_agent.local_rounds import LocalRound
+from site_agent.membership import Membership
 from site_agent.permission import Permission
-from site_agent.privacy import budget
 from site_agent.privacy.budget import Budget
 from site_agent.report import CASES, REPORT, Phases
 from site_agent.round_files import Tensors
@@ -87,12 +86,13 @@ class Agent:
     """
 
     def __init__(self, config: SiteConfig, view: View, group: Group = ALONE) -> None:
-        self._config, self._view, self._group = config, view, group
+        self._config, self._view = config, view
         self._state = State(config.state, view.warned)
         self._checkpoints = Checkpoints(
             self._state.folder / TRAINING, config.checkpoint_s, self._state.infirmary, view.warned
         )
         self._ledger = Ledger(self._state.folder / LEDGER)
+        self._certificate = OwnCertificate(config.tls, view)
         self._client = FederationClient(
             config.aggregator,
             config.tls,
@@ -103,8 +103,12 @@ class Agent:
             call_timeout_s=config.call_timeout_s,
             durably=self._write,
             may_send=lambda number, size: self._permission.may_send(number, size),
+            advice=self._certificate.advice,
         )
         self._permission = Permission(config, self._state, self._ledger, view, self._write)
+        self._membership = Membership(
+            config, self._client, self._state, self._permission, self._certificate, view, group
+        )
         self._budget = Budget(self._state.folder, self._ledger, self._write, view.warned)
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
@@ -113,8 +117,9 @@ class Agent:
         self._filling = Filling(view)
         self._progress = 0.0
         self._busy_with: Task | None = None
-        self._expiry = Expiry()
         self._repeats = Repeats()
+        self._kept = self._reported = ""
+        """The round (`_name`) whose update a person keeps here, and the digest of the version that the report is about."""
         self._rng = random.Random(self._state.agent_id)
 
     def stop(self) -> None:
@@ -148,8 +153,20 @@ class Agent:
         main.cancel()
 
     async def _take_part(self, once: bool) -> None:
+        """Take part in whatever the site consents to, joining again when the aggregator is not as it was."""
         joined, trainer = await self._join()
-        following, round_number, version, reported = "UNSPECIFIED", 0, 0, ""
+        while True:
+            try:
+                return await self._follow(joined, trainer, once)
+            except (ContractChanged, ContractMismatch, NotFound) as error:
+                self._busy_with = None
+                await self._filling.leave_off()
+                await self._membership.pause(error)
+                joined, trainer = await self._join()
+
+    async def _follow(self, joined: Joined, trainer: SiteTrainer, once: bool) -> None:
+        """Do what the aggregator says, one instruction after the other."""
+        following, round_number, version = "UNSPECIFIED", 0, 0
         while True:
             began = time.monotonic()
             self._busy_with = None
@@ -165,21 +182,25 @@ class Agent:
             following, round_number = task.instruction, task.round
             if task.instruction == "TRAIN":
                 version = task.version
+                if self._kept == _name(task):
+                    continue  # nothing of this round leaves; asked like this, the aggregator answers when it is over
                 await self._hesitate(task)
                 try:
+                    await self._client.keep_to_contract()
                     await self._do_round(joined, trainer, task)
-                    following = "WAIT"
+                    following = "TRAIN" if self._kept == _name(task) else "WAIT"
                 except ConsentWithheld as error:
                     await self._permission.withhold(error)
                     following = "UNSPECIFIED"
             elif task.instruction == "FINISHED":
-                if reported != task.digest:
+                if self._reported != task.digest:
                     try:
+                        await self._client.keep_to_contract()
                         await self._finish(joined, trainer, task)
                     except ConsentWithheld as error:
                         await self._permission.withhold(error)
                         continue
-                    reported = task.digest
+                    self._reported = task.digest
                 if once:
                     return
                 await asyncio.sleep(MAX_WAIT_S)  # FINISHED is answered at once; the coordinator may still roll back
@@ -187,18 +208,11 @@ class Agent:
                 raise Evicted(f"the coordinator evicted this site: {task.reason or 'no reason given'}")
 
     async def _join(self) -> tuple[Joined, SiteTrainer]:
-        """Load the base model, join, and put model and data together."""
-        config = self._config
+        """Join, and put model and data together."""
         began = time.monotonic()
-        first = await asyncio.to_thread(starting.first_look, config)
-        joined = await self._permission.agree(
-            lambda: starting.join(self._client, self._state, config, first, self._view), first.training_patients
-        )
-        budget.check_ready(joined.contract)
+        joined = await self._membership.join()
         self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
-        structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
-        self._view.joined(joined, config)
-        trainer = await asyncio.to_thread(starting.trainer, config, joined, first.cohort, self._group)
+        trainer = await self._membership.trainer(joined)
         self._phases.add("starting", began)
         return joined, trainer
 
@@ -233,6 +247,8 @@ class Agent:
         if finished is not None:  # else it was damaged meanwhile, and set aside: the aggregator asks for it again
             self._checkpoints.clear()
             await self._send(finished.update, fresh)
+            if self._permission.is_withheld(finished.update):
+                self._kept = _name(task)
 
     async def _settle(self, before_round: int) -> None:
         """Ask for the receipts of updates that were on their way when the agent was killed, and note them."""
@@ -425,7 +441,7 @@ class Agent:
         In an outage the next heartbeat says more than this one repeated; whether to give up is for the loop's own calls.
         """
         while True:
-            self._warn_of_expiry()
+            self._certificate.tell_expiry()
             await asyncio.sleep(HEARTBEAT_S)
             if (task := self._busy_with) is None:
                 continue  # the loop itself is asking
@@ -438,27 +454,11 @@ class Agent:
                     progress=self._progress,
                     give_up_after_s=HEARTBEAT_S,
                 )
-            except AggregatorUnreachable:
-                continue
+            except (AggregatorUnreachable, ContractMismatch, NotFound):
+                continue  # the loop's own calls are told the same
             # an answer may take its time, and the round after is not over because the one it is about is
             if answer.instruction in ("ABANDON", "EVICTED", "FINISHED") and self._busy_with is task:
                 self._abandoned.set()
-
-    def _warn_of_expiry(self) -> None:
-        if self._config.tls is None:
-            return
-        try:
-            held = certificates.holder_in(self._config.tls.certificate)
-            ca = certificates.holder_in(self._config.tls.ca)
-        except InputError:
-            return  # it is being replaced
-        now = time.time()
-        if words := self._expiry.news(held.site, held.expires_at, now):
-            log.warning("certificate_expires", site=held.site, expires_at=held.expires_at)
-            self._view.warned(f"this site's certificate {words}; renew it: site-agent join --site {held.site}")
-        if words := self._expiry.news("CA", ca.expires_at, now):
-            log.warning("certificate_expires", holder="CA", expires_at=ca.expires_at)
-            self._view.warned(f"the federation's CA {words}; ask the coordinator for what comes after it")
 
     async def _evaluate(
         self, trainer: SiteTrainer, adapter: Adapter, local_now: dict[str, np.ndarray], round_number: int
@@ -500,6 +500,11 @@ class Agent:
         await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made), PRIVATE))
         log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
         self._view.finished(made)
+
+
+def _name(task: Task) -> str:
+    """Name a round: a number alone does not, since another version may be given for it."""
+    return f"{task.round} {task.digest}"
 
 
 def _is_what_is_asked(finished: LocalRound, task: Task) -> bool:

@@ -20,13 +20,20 @@ from med_duallora.v1 import federation_pb2 as pb
 from shared import chunks, json_text, status
 from shared.adapter import MAX_HEADER, Adapter, AdapterManifest
 from shared.contract import Contract, RoundPolicy, check_told
-from shared.errors import AggregatorUnreachable, IncompatibleProtocol, InputError, InvalidAdapter
+from shared.errors import (
+    AggregatorUnreachable,
+    ContractMismatch,
+    IncompatibleProtocol,
+    InputError,
+    InvalidAdapter,
+    NotFound,
+)
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, CHUNK_BYTES, MAX_WAIT_S, MESSAGE_BYTES, SITE_KEY, VERSION
-from shared.recipe import CODECS, INSTALLED, Recipe, make
+from shared.recipe import CODECS, INSTALLED, make
 from shared.rpc import CallRecord, new_id
 from shared.tls import TlsFiles
 from site_agent.connection import Connection, Moves, Stub, is_transient
-from site_agent.consent import ConsentWithheld
+from site_agent.consent import ConsentWithheld, ContractChanged, differences
 from site_agent.download import Download
 from site_agent.egress import Update
 from site_agent.ledger import Leaving, Ledger
@@ -40,6 +47,7 @@ MIN_RATE_BYTES_PER_S = 16_000
 FIRST_RETRIES_S = 600.0
 SMALLEST_CHUNK_BYTES = 1 << 16
 MAX_JOIN = MAX_HEADER + MESSAGE_BYTES
+MOST_NAMED = 5
 MAX_PARAMETERS = 16 << 10
 """Bytes of a recipe's parameters as text: several times what all there are take."""
 
@@ -87,7 +95,10 @@ class FederationClient:
     A transfer that is cut has been heard of if more of it is durable than before: then pauses begin short again.
     `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes. `durably` writes a line of the
     ledger, however long its disk is full: until it is written nothing is sent. `may_send` is asked before so many bytes of tensors
-    leave for a round, in every attempt anew, and raises if they may not.
+    leave for a round, in every attempt anew, and raises if they may not. `advice`: what to do when nobody answers, for the log.
+
+    Another connection may lead to another aggregator, or to one that was given another store. So before anything that says
+    something of the site's data is said on it, Join is repeated, and its contract compared with the one that was joined.
     """
 
     def __init__(
@@ -102,15 +113,19 @@ class FederationClient:
         call_timeout_s: float = CALL_TIMEOUT_S,
         durably: Durably = at_once,
         may_send: Callable[[int, int], None] = lambda round_number, size: None,
+        advice: Callable[[], str] = lambda: "",
     ) -> None:
         self._address, self._agent_id = address, agent_id
-        self._ledger, self._durably, self._may_send = ledger, durably, may_send
+        self._ledger, self._durably, self._may_send, self._advice = ledger, durably, may_send, advice
         self._connection = Connection(address, tls, call_timeout_s)
         self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
         self._give_up_after_s, self._call_timeout_s = give_up_after_s, call_timeout_s
         self._rng = random.Random(agent_id)
         self.site, self.federation = plain_site, ""
-        self._recipe: Recipe | None = None
+        self._claim = pb.JoinRequest()
+        self._contract: Contract | None = None
+        self._joined_on = ""
+        """Name of the channel on which the contract was told last."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -122,7 +137,7 @@ class FederationClient:
         """Agree on version and contract. Raises what the aggregator refused with, or ConsentWithheld for a contract that is none,
         or that this release cannot keep.
         """
-        request = pb.JoinRequest(
+        self._claim = pb.JoinRequest(
             federation=federation,
             protocol_version=VERSION,
             agent_id=self._agent_id,
@@ -132,8 +147,41 @@ class FederationClient:
             codecs=CODECS,
             recipes=INSTALLED,
         )
-        said = {"base_model_sha256": base_model_sha256, "training_patients": training_patients}
-        reply: pb.JoinResponse = await self._unary("Join", request, Leaving(facts=said))
+        joined = await self._retrying("Join", self._join)
+        self.federation, self.site, self._contract = joined.contract.federation, joined.site, joined.contract
+        return joined
+
+    async def keep_to_contract(self) -> None:
+        """Return when the contract is known to be the one that was joined. Raises ContractChanged naming what differs."""
+        await self._retrying("Join", self._compare)
+
+    async def _compare(self, attempt: int) -> None:
+        """Repeat Join if the next call goes over another channel than the last Join."""
+        while self._contract is not None and self._connection.name != self._joined_on:
+            try:
+                offered = (await self._join(attempt)).contract
+            except ConsentWithheld as error:
+                raise ContractChanged(str(error)) from error
+            except grpc.aio.AioRpcError as error:
+                if isinstance(raised := status.error_of(error), (ContractMismatch, NotFound)):
+                    raise ContractChanged(str(raised)) from error
+                raise
+            if offered != self._contract:
+                self._joined_on = ""
+                raise ContractChanged("; ".join(differences(self._contract, offered)[:MOST_NAMED]))
+
+    async def _join(self, attempt: int) -> Joined:
+        """Make one Join with the claim of the first, and read the contract that it tells."""
+
+        async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> tuple[str, pb.JoinResponse]:
+            record.count_up(self._claim)
+            reply: pb.JoinResponse = _read("Join", await stub.Join(self._claim, **options), MAX_JOIN)
+            record.count_down(reply)
+            return record.connection, reply
+
+        claim = self._claim
+        said = {"base_model_sha256": claim.base_model_sha256, "training_patients": claim.training_patients}
+        channel, reply = await self._logged("Join", attempt, self._call_timeout_s, once, Leaving(facts=said))
         try:
             contract = contract_of(reply)
         except InputError as error:
@@ -143,7 +191,7 @@ class FederationClient:
                 f"the aggregator's contract hash {reply.contract_sha256[:12]} is not that of what it sent "
                 f"({contract.sha256[:12]}): different releases; upgrade the older side"
             )
-        self.federation, self.site, self._recipe = reply.federation, reply.site, contract.recipe
+        self._joined_on = channel
         return Joined(reply.site, contract, reply.training_patients, reply.version)
 
     async def await_round(
@@ -279,8 +327,8 @@ class FederationClient:
 
     async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
         """Report aggregate metrics of a version on the validation cases. Raises InputError under differential privacy."""
-        if self._recipe is not None:
-            check_told(self._recipe, metrics, always=True)
+        if self._contract is not None:
+            check_told(self._contract.recipe, metrics, always=True)
         await self._unary(
             "ReportEvaluation",
             pb.ReportEvaluationRequest(
@@ -295,8 +343,8 @@ class FederationClient:
         )
 
     def _begin_request(self, update: Update) -> pb.BeginUploadRequest:
-        if self._recipe is not None:
-            check_told(self._recipe, update.facts.metrics)
+        if self._contract is not None:
+            check_told(self._contract.recipe, update.facts.metrics)
         return pb.BeginUploadRequest(
             federation=self.federation,
             agent_id=self._agent_id,
@@ -337,7 +385,7 @@ class FederationClient:
         async def once(stub: Stub, options: dict[str, Any], record: CallRecord) -> Any:
             record.count_up(request)
             answer = await getattr(stub, method)(request, **options)
-            reply = _read(method, answer, MAX_JOIN if method == "Join" else MESSAGE_BYTES)
+            reply = _read(method, answer, MESSAGE_BYTES)
             record.count_down(reply)
             return reply
 
@@ -381,14 +429,18 @@ class FederationClient:
         leaving: Leaving | None = None,
     ) -> T:
         """Make one attempt with an id of its own, and write its event however it ends; of one that says something of the site's
-        data, what is `leaving` is in the ledger before."""
-        line = 0
+        data, the contract is compared and what is `leaving` is in the ledger before."""
+        line, bound = 0, leaving is not None and method != "Join"
+        if bound:
+            await self._compare(attempt)
         if leaving is not None:
             line = await self._durably(lambda: self._ledger.leaving(method, attempt, leaving))
         record = CallRecord("site", method, new_id(), attempt, self.site, self.federation)
         metadata = (*self._identity, (CALL_ID_KEY, record.call_id), (ATTEMPT_KEY, str(attempt)))
         code, said = "OK", ""
         try:
+            if bound:  # the connection may have gone while the ledger's disk was full; no await from here to its use
+                await self._compare(attempt)
             async with self._connection.use() as dialled:
                 record.connection = dialled.name
                 return await call(dialled.stub, {"timeout": timeout_s, "metadata": metadata}, record)
@@ -420,20 +472,22 @@ class FederationClient:
         self, method: str, error: grpc.aio.AioRpcError, failures: int, elapsed_s: float, give_up_after_s: float
     ) -> None:
         left = give_up_after_s - elapsed_s
+        refused, advice = status.error_of(error) is not None, self._advice()
         if left <= 0:
             raise AggregatorUnreachable(
                 f"no answer from {self._address} for {elapsed_s:.0f} s ({error.code().name}: {error.details()}); "
-                "check the address and the network, then start the agent again: nothing is lost"
+                f"check the address and the network{advice and f' ({advice})'}, then start the agent again: nothing is lost"
             ) from error
         delay = min(retry_delay_s(failures, elapsed_s, self._rng), left)
         log.warning(
-            "call_to_repeat" if status.error_of(error) else "aggregator_unreachable",
+            "call_to_repeat" if refused else "aggregator_unreachable",
             address=self._address,
             rpc=method,
             code=error.code().name,
             error=error.details(),
             retry_in_s=round(delay, 2),
             gives_up_in_s=round(left),
+            **({"advice": advice} if advice and not refused else {}),
         )
         await asyncio.sleep(delay)
 

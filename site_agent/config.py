@@ -126,8 +126,13 @@ def load(path: Path | None, overrides: Mapping[str, Any], unless_set: Mapping[st
 
     Raises InputError naming an unknown key, a value of the wrong type, or what is missing.
     """
-    values = dict(unless_set or {}) | (_read(path) if path else {})
-    values |= {k: v for k, v in overrides.items() if v is not None}
+    said = (_read(path) if path else {}) | {k: v for k, v in overrides.items() if v is not None}
+    if said.get("tls") and (plain := said.get("plain_site")):
+        raise InputError(
+            f"plain_site (--plain-site) '{plain}' and TLS files ([tls], --tls-ca) are given together: with TLS the certificate "
+            "says which site this is; leave one of them out"
+        )
+    values = dict(unless_set or {}) | said
     for name in ("aggregator", "cohort", "weights"):
         if name not in values:
             raise InputError(f"'{name}' is not set: give it in site.toml or as --{name}")

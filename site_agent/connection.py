@@ -41,6 +41,8 @@ class Dialled:
     stub: Stub
     name: str = field(default_factory=new_id)
     calls: int = 0
+    connected: bool = False
+    """It has had its connection: without one now, whoever is there next may be another."""
 
 
 class Connection:
@@ -70,12 +72,7 @@ class Connection:
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Dialled]:
         """Yield a channel for one call; if it fails in a way that puts the connection in doubt, the next call dials anew."""
-        if self._current is not None and self._replaced():
-            self._current = None
-        if self._current is None:
-            self._current = self._dial()
-            self._open.append(self._current)
-        used = self._current
+        used = self._ready()
         used.calls += 1
         try:
             yield used
@@ -85,13 +82,30 @@ class Connection:
             raise
         finally:
             used.calls -= 1
+            used.connected |= used.channel.get_state() == grpc.ChannelConnectivity.READY
             await self._close_unused()
+
+    @property
+    def name(self) -> str:
+        """Name of the channel that the next call will use."""
+        return self._ready().name
 
     async def close(self) -> None:
         """Close every channel, and end the calls that use one."""
         self._current = None
         while self._open:
             await self._open.pop().channel.close()
+
+    def _ready(self) -> Dialled:
+        """Return the channel in use; another one if there is none, if its connection is gone, or with a new certificate.
+
+        A channel would connect again by itself, and nobody would know that it may be to another aggregator.
+        """
+        used = self._current
+        if used is None or _is_lost(used) or self._replaced():
+            used = self._current = self._dial()
+            self._open.append(used)
+        return used
 
     async def _close_unused(self) -> None:
         for one in [one for one in self._open if not one.calls and one is not self._current]:
@@ -148,6 +162,10 @@ class Moves:
             grpc.aio.Metadata(),
             f"the transfer did not move for {self._patience_s:g} s",
         )
+
+
+def _is_lost(used: Dialled) -> bool:
+    return used.connected and used.channel.get_state() != grpc.ChannelConnectivity.READY
 
 
 def is_transient(error: grpc.aio.AioRpcError) -> bool:

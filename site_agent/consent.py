@@ -8,14 +8,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from shared import compatibility
 from shared.canonical import canonical_json
+from shared.codecs import CODECS
 from shared.contract import ALLOWED_METRICS, Contract
 from shared.errors import InputError, MedDualLoRAError
 from shared.names import plain
-from shared.recipe import Recipe
+from shared.recipe import Mode, Recipe
 from site_agent.ledger import Spent
 
 SHORTEST_DIGEST = 12
@@ -23,6 +24,10 @@ SHORTEST_DIGEST = 12
 
 class ConsentWithheld(MedDualLoRAError):
     """What the aggregator asks for is not what this site agreed to. The message names the field, and both values."""
+
+
+class ContractChanged(MedDualLoRAError):
+    """What the aggregator offers is not what was joined any more, or it does not know that this site has joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,10 @@ class Pins:
     """SHA-256 of what the adapter consists of: tensors, ranks, blocks, head; the first 12 digits or more."""
     recipe: str = ""
     """Name of the recipe."""
+    mode: str = ""
+    """How the two parts are trained: joint, alternating or non-interference."""
+    codec: str = ""
+    """How an update's numbers are written when they leave, such as f32."""
     at_most: Mapping[str, float] = field(default_factory=dict)
     """Largest values of recipe parameters, by name, such as local_epochs."""
     rounds: int = 0
@@ -92,9 +101,9 @@ class Pins:
     def parse(cls, table: Mapping[str, Any]) -> "Pins":
         """Read the table. Raises InputError naming the key."""
         types: dict[str, type[Any]] = {
-            "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "at_most": dict, "rounds": int,
-            "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int, "windows": list, "epsilon": float,
-            "delta": float,
+            "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "mode": str, "codec": str,
+            "at_most": dict, "rounds": int, "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int,
+            "windows": list, "epsilon": float, "delta": float,
         }  # fmt: skip
         table = {
             key: float(value) if types.get(key) is float and type(value) is int else value
@@ -112,6 +121,9 @@ class Pins:
                 raise InputError(
                     f"[agreed] {key} must be at least {SHORTEST_DIGEST} hexadecimal digits, got '{text[:80]}'"
                 )
+        for key, known_words in (("mode", get_args(Mode)), ("codec", CODECS)):
+            if key in table and table[key] not in known_words:
+                raise InputError(f"[agreed] {key} must be one of {', '.join(known_words)}, got '{table[key][:80]}'")
         values["windows"] = tuple(Window.parse(str(text)) for text in table.get("windows", ()))
         if "metrics" in table:
             values["metrics"] = tuple(map(str, table["metrics"]))
@@ -141,6 +153,8 @@ class Pins:
         for name, pinned, offered in (
             ("federation", self.federation, contract.federation),
             ("recipe", self.recipe, contract.recipe.name),
+            ("mode", self.mode, contract.recipe.mode),
+            ("codec", self.codec, contract.recipe.codec),
         ):
             yield name, f"'{pinned}'", f"'{offered}'", pinned in ("", offered)
         for name, pinned, offered in (

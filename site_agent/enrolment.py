@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from shared.canonical import write_atomically
-from shared.certificates import PREFIXES, Holder, fingerprint, holder
+from shared.certificates import PREFIXES, Holder, fingerprint, holder, is_fingerprint
 from shared.errors import InputError
 from shared.names import check_name
 from shared.tls import TlsFiles
@@ -39,12 +39,19 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """The files of a certificate that was signed."""
+    """The files of a certificate that was signed, and the fingerprints of its key and of the CA that is trusted from now on."""
 
     holder: Holder
     ca: Path
     certificate: Path
     key: Path
+    key_fingerprint: str
+    ca_fingerprint: str
+
+    @property
+    def to_compare(self) -> str:
+        """What the site and the coordinator read out to each other. The CA's is what no file that came by mail can prove."""
+        return f"fingerprint of the CA: {self.ca_fingerprint}\nfingerprint of the key: {self.key_fingerprint}"
 
 
 def request(folder: Path, site: str) -> Requested:
@@ -71,11 +78,13 @@ def request(folder: Path, site: str) -> Requested:
     return Requested(paths.csr, paths.next_key, fingerprint(key.public_key()))
 
 
-def finish(folder: Path, answer: Path, now: datetime | None = None) -> Enrolled:
+def finish(folder: Path, answer: Path, now: datetime | None = None, ca_fingerprint: str = "") -> Enrolled:
     """Take the coordinator's answer: the site's certificate and its CA's in one file.
 
-    Raises InputError unless the certificate is for the key that was made here, names one site, is signed by that CA and valid now,
-    and the CA is the one that is here already, if one is.
+    `ca_fingerprint`: of the CA, as the coordinator reads it out. Without it the first CA that comes is trusted, and somebody is to
+    compare it. Raises InputError, with nothing put in place, unless the certificate is for the key that was made here, names one
+    site, is signed by that CA and valid now; and the CA is the one with that fingerprint or, without one, the one that is here
+    already, if one is.
     """
     try:
         certificate, authority = x509.load_pem_x509_certificates(answer.read_bytes())
@@ -87,17 +96,24 @@ def finish(folder: Path, answer: Path, now: datetime | None = None) -> Enrolled:
     found = holder(pem)
     paths = _Paths(folder, check_name(found.site or "no-name"))
     _check(answer, certificate, authority, found, paths, now or datetime.now(UTC))
-    if (folder / CA).exists() and (folder / CA).read_bytes() != issuer:
+    theirs = fingerprint(authority.public_key())
+    if ca_fingerprint and not is_fingerprint(ca_fingerprint, theirs):
         raise InputError(
-            f"{answer} is signed by another CA than {folder / CA}; if the coordinator has a new one, compare its fingerprint "
-            f"({fingerprint(authority.public_key())}) with them, remove {CA}, and give this command again"
+            f"the CA in {answer} has fingerprint {theirs}, not {ca_fingerprint[:80]}: it is not the coordinator's, or was "
+            "misheard. Nothing was put in place; ask them on the telephone what aggregator approve shows"
+        )
+    if not ca_fingerprint and (folder / CA).exists() and (folder / CA).read_bytes() != issuer:
+        raise InputError(
+            f"{answer} is signed by another CA than {folder / CA}; if the coordinator has a new one, have them read out its "
+            f"fingerprint on the telephone (that in the answer is {theirs}), and give: site-agent join --finish {answer} --out "
+            f'{folder} --ca-fingerprint "what they read out"'
         )
     write_atomically(folder / CA, issuer)
     if paths.next_key.exists():  # else a kill came after this line the last time
         paths.next_key.replace(paths.key)
     write_atomically(paths.certificate, pem)
     paths.csr.unlink(missing_ok=True)
-    return Enrolled(found, folder / CA, paths.certificate, paths.key)
+    return Enrolled(found, folder / CA, paths.certificate, paths.key, fingerprint(certificate.public_key()), theirs)
 
 
 def take_answer(tls: TlsFiles) -> Enrolled | None:
@@ -115,6 +131,23 @@ def take_answer(tls: TlsFiles) -> Enrolled | None:
             f"{folder}, and start again"
         )
     return finish(folder, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a request's files lie until its answer is taken, whether they are there or not."""
+
+    site: str
+    key: Path
+    csr: Path
+    answer: Path
+
+
+def names_of(tls: TlsFiles) -> Names:
+    """Return where `take_answer` looks."""
+    folder, site = tls.certificate.parent, tls.certificate.stem
+    paths = _Paths(folder, site)
+    return Names(site, paths.next_key, paths.csr, folder / f"{site}.approved.pem")
 
 
 def _check(

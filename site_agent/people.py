@@ -1,16 +1,14 @@
 """Who runs a command at a site, and files that they leave for the agent."""
 
 import os
-import pwd
 from pathlib import Path
+
+from shared import account as own_account
 
 
 def account() -> str:
     """Return the account that runs this process, and who called it by sudo."""
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        name = str(os.getuid())
+    name = own_account.name()
     behind = os.environ.get("SUDO_USER", "")
     return f"{behind} as {name}" if behind and behind != name else name
 

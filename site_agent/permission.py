@@ -79,6 +79,11 @@ class Permission:
             if not asked():
                 return
 
+    def is_withheld(self, update: Update) -> bool:
+        """Whether a person has said that an update never leaves."""
+        decided = releases.find(self._state.folder, update.digest)
+        return decided is not None and not decided.leaves
+
     async def may_leave(self, update: Update, asked: Callable[[], bool]) -> bool:
         """Return whether an update may be sent: with manual egress when a person has said so. What they withheld never may.
 

@@ -17,6 +17,8 @@ from site_agent.round_files import Record
 
 RELEASES = "releases"
 POLL_S = 1.0
+FEWEST_DIGITS = 12
+"""Of a digest by which somebody names an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,27 @@ def waiting(state: Path) -> list[tuple[Record, str]]:
         digest = record.files[round_files.DELTA]
         if record.fate == "unsent" and find(state, digest) is None:
             found.append((record, digest))
+    return found
+
+
+def reviewed(state: Path, digest: str) -> list[tuple[Record, str]]:
+    """Return the update that somebody has reviewed, named by the first digits of its digest, if it is one that waits.
+
+    Raises InputError for too few digits, and for one that does not wait, naming those that do.
+    """
+    named = digest.strip().lower()
+    if not FEWEST_DIGITS <= len(named) <= 64 or not set(named) <= set("0123456789abcdef"):
+        raise InputError(
+            f"--digest is {FEWEST_DIGITS} to 64 hexadecimal digits, got '{digest[:80]}'; they are shown by: site-agent release "
+            f"--state {state} --show"
+        )
+    held = waiting(state)
+    if not (found := [one for one in held if one[1].startswith(named)]):
+        there = ", ".join(one[:FEWEST_DIGITS] for _, one in held) or "none"
+        raise InputError(
+            f"no update with digest {named} waits in {state} (what waits: {there}); nothing was decided. Look at it again: "
+            f"site-agent release --state {state} --show"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 A payload byte is goodput once. An attempt at a transfer is useful from its offset up to where the next attempt began, and the
 last one that ended OK all the way; a receipt without further bytes shows that the attempt before it had delivered everything.
 Messages of calls that ended OK are goodput, unless the site made the same call again because the answer did not reach it.
+Probes, which measure the line, are neither.
 All the rest is repetition: messages of failed calls, payload that was sent again, further announcements of the same update.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from aggregator.accounts.logs import Call, Traffic
 
+PROBE = "probe"
 UPLOAD, ANNOUNCEMENT, DOWNLOAD = "UploadDelta", "BeginUpload", "FetchAdapter"
 LONGEST_OFFSET_REPLY = 11
 """Bytes of a BeginUpload answer that holds only an offset (a tag and a 64-bit varint). A receipt has a digest: 66 and more."""
@@ -55,7 +57,7 @@ def accounts(calls: Sequence[Call]) -> list[Account]:
         delivered |= zip(transfer, _delivered([_download(calls[p]) for p in transfer]), strict=True)
     result = []
     for position, call in enumerate(calls):
-        well = call.code == "OK" and position not in in_vain
+        well = call.code == "OK" and position not in in_vain and call.purpose != PROBE
         up = delivered[position] if call.method == UPLOAD else call.up.payload_bytes if well else 0
         down = delivered[position] if call.method == DOWNLOAD else call.down.payload_bytes if well else 0
         result.append(Account(call, _useful(call.up, up, well), _useful(call.down, down, well)))

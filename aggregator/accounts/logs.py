@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared.rpc import PURPOSES
+
 AGGREGATOR, AGENT = "aggregator", "site-agent"
 COUNTED = ("messages", "bytes", "payload_bytes")
 
@@ -88,7 +90,7 @@ def _call(event: dict[str, Any]) -> Call:
     return Call(
         side=AGGREGATOR if event["side"] == AGGREGATOR else AGENT,
         method=str(event["rpc"]),
-        purpose=str(event["purpose"]),
+        purpose=PURPOSES.get(str(event["rpc"]), str(event["purpose"])),  # probes were called control once
         call_id=str(event["call_id"]),
         attempt=_count(event["attempt"]),
         site=str(event["site"]),

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from aggregator.accounts.tables import DIRECTIONS, size
+from aggregator.accounts.tables import DIRECTIONS, probed, size
 
 Facts = Mapping[str, Any]
 
@@ -61,12 +61,16 @@ def _purposes(report: Facts) -> str:
     return (
         "<h2>By purpose</h2>\n"
         '<p class="quiet">Goodput is what was sent once and was needed; repeated is what failed calls and second sendings '
-        "took. They add up to the bytes.</p>\n" + _table(_by_direction(rows), totals=len(DIRECTIONS))
+        "took. They add up to the bytes.</p>\n"
+        + _table(_by_direction(rows), totals=len(DIRECTIONS))
+        + (f'<p class="quiet">{probed(probes)}</p>\n' if (probes := report["probes"]) else "")
     )
 
 
 def _rows(report: Facts) -> str:
     rows = report["rows"]
+    if not rows:
+        return ""
     first = next(iter(rows[0]))
     if first == "purpose":
         return ""  # the first table has them

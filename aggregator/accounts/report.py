@@ -5,6 +5,7 @@ from typing import Any
 
 from aggregator.accounts import comparison, goodput, logs, overhead, tables
 from aggregator.accounts.comparison import Baseline
+from aggregator.accounts.goodput import PROBE
 from aggregator.accounts.logs import Log
 from aggregator.accounts.reconciliation import reconcile
 
@@ -17,18 +18,25 @@ def report(
     baseline: Baseline | None = None,
     tls: bool | None = None,
 ) -> dict[str, Any]:
-    """Return the tables of a log. `tls` None: as the log says; as if with TLS where it does not say."""
-    accounts = goodput.accounts(logs.distinct(log.calls))
+    """Return the tables of a log. `tls` None: as the log says; as if with TLS where it does not say.
+
+    Probes stand apart, under `probes` and in `rows` that tell purposes or methods apart; they are in nothing else.
+    """
+    everything = goodput.accounts(logs.distinct(log.calls))
+    accounts = [one for one in everything if one.call.purpose != PROBE]
+    probes = [one for one in everything if one.call.purpose == PROBE]
     calls = [one.call for one in accounts]
-    reconciliation = reconcile(log.calls)
+    logged = [call for call in log.calls if call.purpose != PROBE]
+    reconciliation = reconcile(logged)
     said = log.tls if tls is None else tls
     return {
-        "rows": tables.table(accounts, by),
+        "rows": tables.table(accounts if by in ("site", "round") else everything, by),
         "by_purpose": tables.table(accounts, "purpose"),
         "total": tables.totals(accounts),
+        "probes": tables.totals(probes) if probes else None,
         "retried_calls": sum(call.attempt > 0 for call in calls),
         "reconciliation": asdict(reconciliation) if reconciliation else None,
-        "wire_model": overhead.model(log.calls, calls, said is not False) | {"tls_known": said is not None},
+        "wire_model": overhead.model(logged, calls, said is not False) | {"tls_known": said is not None},
         "full_model": comparison.against_full_model(calls, full_model_bytes) if full_model_bytes else None,
         "comparison": comparison.table(accounts, baseline) if baseline else None,
         "malformed_lines": log.malformed,

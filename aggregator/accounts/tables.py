@@ -1,10 +1,10 @@
 """Rows of counts: calls, messages, bytes and tensor bytes, and how the bytes divide into goodput and repetition."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aggregator.accounts.goodput import Account
+from aggregator.accounts.goodput import PROBE, Account
 
 CELL = ("site", "round", "direction", "purpose")
 DIRECTIONS = ("up", "down")
@@ -35,17 +35,26 @@ def totals(accounts: Sequence[Account]) -> dict[str, int]:
 
 
 def _sums(accounts: Sequence[Account], direction: str) -> dict[str, int]:
-    """`bytes` is all that was sent; goodput and repeated bytes add up to it."""
+    """`bytes` is all that was sent; goodput and repeated bytes add up to it. A probe is neither: random bytes that nobody needs."""
     traffic = [getattr(one.call, direction) for one in accounts]
     sent = sum(part.bytes for part in traffic)
     useful = sum(getattr(one, direction).bytes for one in accounts)
+    probed = sum(getattr(one.call, direction).bytes for one in accounts if one.call.purpose == PROBE)
     return {
         "messages": sum(part.messages for part in traffic),
         "bytes": sent,
         "payload_bytes": sum(part.payload_bytes for part in traffic),
         "goodput_bytes": useful,
-        "repeated_bytes": sent - useful,
+        "repeated_bytes": sent - useful - probed,
     }
+
+
+def probed(probes: Mapping[str, int]) -> str:
+    """Return in words what the doctor's probes took."""
+    return (
+        f"Beside these, in no other figure: {probes['calls']:,} probes of site-agent doctor, random bytes to measure the line, "
+        f"{probes['bytes_up']:,} bytes up, {probes['bytes_down']:,} down."
+    )
 
 
 def size(count: int) -> str:

@@ -128,6 +128,8 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
     import csv
     import sys
 
+    if not rows:
+        return
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -135,7 +137,8 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 
 def _print_text(report: dict[str, Any]) -> None:
     rows = report["rows"]
-    print_table(list(rows[0]), [list(row.values()) for row in rows])
+    if rows:
+        print_table(list(rows[0]), [list(row.values()) for row in rows])
     total, wire = report["total"], report["wire_model"]
     connections = f"{'' if wire['connections_counted'] else 'at least '}{wire['connections']} connections"
     assumed = "" if wire["tls_known"] else " (assumed: no log says; --plain if there was none)"
@@ -148,6 +151,10 @@ def _print_text(report: dict[str, Any]) -> None:
         f"{wire['wire_up']:,} up, {wire['wire_down']:,} down\n"
         f"bound: {wire['bound']}\nnot in it: {wire['unaccounted']}"
     )
+    if probes := report["probes"]:
+        from aggregator.accounts.tables import probed
+
+        typer.echo(probed(probes))
     if compared := report["comparison"]:
         typer.echo("\nbeside other methods, bytes for one site and round; computed: float32 tensors, from shapes alone")
         print_table(list(compared[0]), [list(row.values()) for row in compared])

@@ -53,7 +53,7 @@ def observe(
         f"(quorum {policy.quorum}), version {status.version} {status.digest[:12]}"
     )
     print_table(
-        ["site", "phase", "patients", "last seen", "last round", "trained"],
+        ["site", "phase", "patients", "last seen", "last round", "trained", ""],
         [
             [
                 s["site"],
@@ -62,6 +62,7 @@ def observe(
                 moment(s["last_seen"]),
                 s["last_round"],
                 f"{s['progress']:.0%}",
+                s["certificate"],
             ]
             for s in facts["sites"]
         ],
@@ -103,6 +104,7 @@ def _facts(status: "pb.GetStatusResponse", rounds: "pb.ListRoundsResponse") -> d
                 "last_seen": site.last_seen or None,
                 "last_round": site.last_round or None,
                 "progress": round(site.progress, 3),
+                "certificate": site.certificate,
             }
             for site in status.sites
         ],

@@ -207,14 +207,16 @@ def audit(
     Example: aggregator audit --store fed.db --out audit.jsonl --head 3f0c9a8e41d2
     """
     from aggregator import audit as journals
+    from shared import journal
     from shared.canonical import write_atomically
     from shared.errors import InputError
 
+    noted = journal.check_noted(head) if head else ""
     with opened_store(store) as (opened, name):
         if out is not None:
             write_atomically(out, b"".join(line + b"\n" for line in journals.lines(opened, name)))
         try:
-            chain = journals.check(opened, name, head)
+            chain = journals.check(opened, name, noted)
         except InputError as error:
             typer.echo(f"DIFFERS: {error}")
             raise typer.Exit(1) from error

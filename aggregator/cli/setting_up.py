@@ -1,6 +1,6 @@
 """`aggregator init`, `certificates`, `approve` and `revoke`: who takes part."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,10 +93,11 @@ def init(
     if authority:
         for one in asked:
             _answer(store, authority, one, DAYS, None, None, err=json_)
+        _tell_ca(authority, err=json_)
     sampled = contract.policy.invited < len(plan.sites)
     updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]  # by turns
     most, fixed = max(layout.size for layout in updates), all(layout.fixed for layout in updates)
-    for warning in _warnings(contract):
+    for warning in _warnings(contract, plan.sites):
         typer.echo(f"warning: {warning}", err=True)
     if json_:
         print_json(
@@ -139,11 +140,14 @@ def certificates(
     """Make a CA and the certificates it signs: ca, aggregator, and one per site and person (.pem and .key).
 
     A site that asks for its own (site-agent join) needs none from here: its key never leaves it. Whoever holds ca.key can make
-    more: keep it where the coordinator's other secrets are.
+    more: keep it where the coordinator's other secrets are. The CA's fingerprint is shown, also where nothing is asked for.
 
     Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
     """
+    from aggregator.certificates import Authority
+
     _make_certificates(out, host or [], site or [], coordinator or [], observer or [])
+    _tell_ca(Authority.read(out))
 
 
 def approve(
@@ -161,14 +165,17 @@ def approve(
     """
     from aggregator import enrolment
     from aggregator.certificates import Authority
+    from shared import certificates as held
     from shared.errors import InputError
 
     asked = enrolment.read_request(request)
-    if key and key.replace(" ", "").lower() != asked.fingerprint.replace(" ", ""):
+    if key and not held.is_fingerprint(key, asked.fingerprint):
         raise InputError(
             f"the request's key has fingerprint {asked.fingerprint}, not {key}: it is not the one the site made"
         )
-    _answer(store, Authority.read(certs), asked, days, patients, out)
+    authority = Authority.read(certs)
+    _answer(store, authority, asked, days, patients, out)
+    _tell_ca(authority)
 
 
 def revoke(
@@ -177,7 +184,10 @@ def revoke(
     serial: Annotated[str, typer.Option(help="Or its serial number, hex, as `approve` and `audit` show it.")] = "",
     reason: Annotated[str, typer.Option(help="Why; it stands in the audit journal.")] = "",
 ) -> None:
-    """Make a certificate good for nothing from now on, at every replica, without a restart. It cannot be taken back.
+    """Make a site's or a person's certificate good for nothing from now on, at every replica, without a restart.
+
+    It cannot be taken back. An update that was accepted before stays in its round; to take the site out, evict it. The
+    aggregator's own certificate and the CA are not revoked but replaced.
 
     Example: aggregator revoke --store fed.db --certificate siemens.pem --reason "key lost"
     """
@@ -185,23 +195,31 @@ def revoke(
 
     from aggregator import enrolment
     from aggregator.store import engine
-    from shared import certificates as held
     from shared.errors import InputError
 
     if bool(serial) == (certificate is not None):
         raise InputError("give --certificate FILE or --serial NUMBER")
     number, who = serial.lower().removeprefix("0x").lstrip("0"), ""
+    named: Sequence[str] = ()
     if certificate is not None:
-        found = held.holder_in(certificate)
-        number, who = found.serial, ", ".join(f"{role} {name}" for role, names in found.names.items() for name in names)
+        found = enrolment.revocable(certificate)
+        number, named = found.serial, found.names["site"]
+        who = ", ".join(f"{role} {name}" for role, names in found.names.items() for name in names)
     if not number or not set(number) <= set("0123456789abcdef"):
         raise InputError(f"a serial number is hexadecimal digits, got '{serial[:60]}'")
     opened = engine.open_store(store)
     try:
-        new = enrolment.revoke(opened, number, who, reason, time.time())
+        done = enrolment.revoke(opened, number, who, reason, time.time(), named)
     finally:
         opened.close()
-    typer.echo(f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if new else 'was revoked already'}")
+    typer.echo(
+        f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if done.new else 'was revoked already'}"
+    )
+    for site in done.accepted:
+        typer.echo(
+            f"the update of {site} in round {done.round} was accepted before, stays in it and counts; to take the site out: "
+            f"aggregator evict {site}"
+        )
 
 
 def _make_certificates(
@@ -219,7 +237,8 @@ def _make_certificates(
         written = authority.make(folder, hosts, sites, coordinators, observers)
     except OSError as error:
         raise InputError(f"cannot write certificates to {folder}: {error.strerror}; choose another folder") from error
-    typer.echo(f"wrote {', '.join(path.name for path in written)} in {folder}", err=err)
+    if written:
+        typer.echo(f"wrote {', '.join(path.name for path in written)} in {folder}", err=err)
 
 
 def _answer(
@@ -253,11 +272,20 @@ def _answer(
     typer.echo(f"wrote {file}; when the site has read out the same fingerprint, send it there", err=err)
 
 
-def _warnings(contract: "Contract") -> Iterator[str]:
+def _tell_ca(authority: "Authority", err: bool = False) -> None:
+    """Show what a site compares, so that it trusts this CA and no other."""
+    from shared.certificates import fingerprint
+
+    shown = fingerprint(authority.certificate.public_key())
+    typer.echo(f"fingerprint of the CA, to be compared by each site: {shown}", err=err)
+
+
+def _warnings(contract: "Contract", sites: Mapping[str, int | None]) -> Iterator[str]:
     """Yield what a coordinator should know of a contract that is allowed."""
     from aggregator import gate
     from aggregator import rounds as core
     from shared import compatibility
+    from shared.recipe import HOPELESS_EPSILON
 
     recipe, quorum = contract.recipe, contract.policy.quorum
     if warning := core.quorum_warning(quorum):
@@ -270,3 +298,13 @@ def _warnings(contract: "Contract") -> Iterator[str]:
         )
     if recipe.norm_gate and quorum < gate.FEWEST:
         yield f"the norm gate says nothing of rounds below {gate.FEWEST} updates, and the quorum is {quorum}"
+    if recipe.dp_noise and recipe.dp_epsilon > HOPELESS_EPSILON:
+        yield (
+            f"dp_epsilon {recipe.dp_epsilon:g} protects nothing: every site refuses more than {HOPELESS_EPSILON:g} when it joins"
+        )
+    too_few = [site for site, patients in sites.items() if patients and recipe.dp_delta * patients >= 1]
+    if recipe.dp_noise and too_few:
+        yield (
+            f"dp_delta {recipe.dp_delta:g} would let a patient be published whole: {', '.join(too_few)} will refuse it when "
+            "joining; it must be below 1 / training patients"
+        )

@@ -23,6 +23,7 @@ STYLES = {
     "finished": "green",
     "training": "cyan",
     "uploading": "cyan",
+    "revoked": "red",
     "silent": "red",
     "evicted": "red",
     "quarantined": "red",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from aggregator.rounds import FederationState
 from shared.names import plain
-from shared.rpc import CallRecord
+from shared.rpc import PURPOSES, CallRecord
 
 ROUNDS = 20
 """The last rounds that are told apart."""
@@ -68,7 +68,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """The sums as they stood at a moment. `since`: when this process was started; `failures`: the last one of each site."""
+    """The sums as they stood at a moment, without probes.
+
+    `since`: when this process was started; `failures`: the last one of each site.
+    """
 
     since: float
     by_site: Mapping[str, Tally]
@@ -112,7 +115,9 @@ class Calls:
     def counted(self) -> Counted:
         """Return the sums as they are now, for another thread to read."""
         by_site: dict[str, Tally] = defaultdict(Tally)
-        for (caller, _, _), tally in self.by_kind.items():
+        for (caller, method, _), tally in self.by_kind.items():
+            if PURPOSES.get(method) == "probe":
+                continue
             by_site[caller] = by_site[caller].plus(tally)
         return Counted(since=self.since, by_site=by_site, by_round=dict(self.by_round), failures=dict(self.failures))
 

@@ -14,7 +14,7 @@ NOTHING = Tally()
 def make(material: Material, counted: Counted | None) -> dict[str, Any]:
     """Return bytes by site and by round. `since`: from when on this process counted; None where none did.
 
-    `updates_bytes`: of updates that count, from the store; `counted`: messages of all calls at this process.
+    `updates_bytes`: of updates that count, from the store; `counted`: messages of all calls at this process but probes.
     """
     newest = material.state.round.number
     sizes: dict[int, dict[str, int]] = defaultdict(dict)

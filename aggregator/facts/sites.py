@@ -14,6 +14,7 @@ Standing = Literal[
     "quarantined",
     "in",
     "finished",
+    "revoked",
     "silent",
     "uploading",
     "training",
@@ -45,7 +46,8 @@ def _site(state: FederationState, site: SiteState, failure: Failure | None, now:
         "invited": site.name in state.round.invited,
         "accepted": site.name in state.round.accepted,
         "certificate_expires_at": site.expires_at or None,
-        "certificate": _certificate(site, now),
+        "certificate_revoked": state.is_revoked(site),
+        "certificate": certificate(state, site, now),
         "standing": where,
         "expected_finish_at": expected_finish(state, site) if where == "training" else None,
         "last_error": None if failure is None else {"at": failure.at, "rpc": failure.rpc, "words": failure.words},
@@ -65,6 +67,8 @@ def standing(state: FederationState, site: SiteState, now: float) -> Standing:
         return "finished"
     if site.name in current.accepted:
         return "in"
+    if state.is_revoked(site):
+        return "revoked"
     if now - site.last_seen > SILENT_S:
         return "silent"
     if site.name not in current.invited:
@@ -104,6 +108,8 @@ def why_missing(site: Mapping[str, Any], now: float) -> str:
             return "sending its update"
         case "never joined":
             return "never joined"
+        case "revoked":
+            return "its certificate is revoked; with another one it goes on: site-agent join"
         case "quarantined":
             return "its update is far larger than the others and is set aside"
         case _:
@@ -124,6 +130,8 @@ def span(seconds: float) -> str:
     return f"{hours // 24} days"
 
 
-def _certificate(site: SiteState, now: float) -> str:
-    """What is to be said of a site's certificate; nothing if it is good for long."""
+def certificate(state: FederationState, site: SiteState, now: float) -> str:
+    """What is to be said of the certificate that a site showed last; nothing if it is good for long."""
+    if state.is_revoked(site):
+        return "certificate revoked"
     return f"certificate {words}" if site.expires_at and (words := expiry_words(site.expires_at, now)) else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from aggregator.accounts.tables import DIRECTIONS, size
+from aggregator.accounts.tables import DIRECTIONS, probed, size
 from shared.page import charts, parts
 from shared.page.charts import Line
 
@@ -273,6 +273,8 @@ def _logged(logged: Facts) -> str:
     told = f"Messages of every kind, from the logs. On the wire, modelled: {sent}."
     if both:
         told += f" {both['agreed']:,} of {both['compared']:,} calls have the same bytes in both sides' logs."
+    if probes := logged["probes"]:
+        told += f" {probed(probes)}"
     columns = ["purpose", "calls", "bytes up", "of them repeated", "bytes down", "of them repeated"]
     return f"{parts.quiet(told)}\n{parts.table(columns, rows)}"
 

@@ -90,6 +90,7 @@ def heard(
         "progress": 0.0,
         "version": 0,
         "expires_at": 0.0,
+        "serial": "",
         "federation": federation,
         "site": site,
         "agent_id": agent_id,

@@ -31,6 +31,7 @@ _AGENTS = (
         schema.agents.c.progress,
         schema.agents.c.version,
         schema.agents.c.expires_at,
+        schema.agents.c.serial,
     )
     .where(schema.agents.c.federation == sa.bindparam("federation"))
     .order_by(schema.agents.c.last_seen, schema.agents.c.agent_id)
@@ -176,6 +177,7 @@ def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
             progress=row.progress,
             version=row.version,
             expires_at=row.expires_at,
+            serial=row.serial or "",
         )
     last = round_rows.last_accepted(connection, federation)
     for site, number in ((site, number) for site, number in last.items() if site in found):

@@ -74,10 +74,12 @@ agents = Table(
     Column("progress", Double, nullable=False),
     Column("version", CLAIMED, nullable=False),
     Column("expires_at", Double, nullable=False, server_default="0"),
+    Column("serial", String),
 )
 """Every agent that ever used a site's certificate; the one heard from last is the site's agent.
 
-`expires_at`: the end of the certificate it joined with last, 0 without one.
+`expires_at`, `serial`: the end and the serial number (hex) of the certificate that it showed last; 0 and nothing
+without one.
 """
 
 adapters = Table(

@@ -145,8 +145,12 @@ def _sites(facts: Facts) -> Iterator[Metric]:
     ends = _labelled(
         "site_certificate_expiry_timestamp_seconds", "When the certificate ends that a site showed last.", "site"
     )
+    revoked = _labelled(
+        "site_certificate_revoked", "Whether the certificate that a site showed last is revoked.", "site"
+    )
     for site in facts["sites"]:
         name = [site["site"]]
+        revoked.add_metric(name, site["certificate_revoked"])
         standing.add_metric([*name, site["standing"].replace(" ", "_")], 1)
         progress.add_metric(name, 1.0 if site["accepted"] else site["progress"])
         if site["last_seen"]:
@@ -162,7 +166,7 @@ def _sites(facts: Facts) -> Iterator[Metric]:
     for curve in facts["model"]["curves"]:
         for name, points in curve["sites"].items():
             figures.add_metric([name, curve["metric"]], points[-1][1])
-    yield from (seen, progress, standing, ends, updates, figures)
+    yield from (seen, progress, standing, ends, revoked, updates, figures)
 
 
 def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:

@@ -13,7 +13,7 @@ from aggregator.web.markup import Child, Markup, join, tag
 
 REFRESH_S = 10
 """Where there is no JavaScript the whole page is loaded again so often."""
-BAD = frozenset({"silent", "evicted", "quarantined"})
+BAD = frozenset({"silent", "evicted", "quarantined", "revoked"})
 GOOD = frozenset({"in", "finished"})
 BUSY = frozenset({"training", "uploading"})
 EVENTS = 20

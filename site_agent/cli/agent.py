@@ -51,6 +51,16 @@ class Leaving:
         os._exit(STOPPED)
 
 
+@contextlib.contextmanager
+def _deaf_threads() -> Iterator[None]:
+    """Threads that are started within never get a signal that is meant for the process: one of them would end it at once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def register(app: typer.Typer) -> None:
     """Make the agent what `site-agent` does when no command is named."""
     app.callback(invoke_without_command=True)(run)
@@ -92,30 +102,31 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
-    found = settings.read(
-        config,
-        ca,
-        certificate,
-        key,
-        aggregator=aggregator,
-        cohort=cohort,
-        weights=weights,
-        weights_size=weights_size,
-        state=state,
-        plain_site=plain_site,
-        cache=cache,
-        cache_mb=cache_mb,
-        cache_dtype=cache_dtype,
-        device=device,
-        precision=precision,
-        threads=threads,
-        seed=seed,
-        validation_fold=validation_fold,
-        give_up_after_s=give_up_after_s,
-        call_timeout_s=call_timeout_s,
-        checkpoint_s=checkpoint_s,
-        log=log,
-    )
+    with _deaf_threads():  # reading them loads numpy, whose BLAS starts some
+        found = settings.read(
+            config,
+            ca,
+            certificate,
+            key,
+            aggregator=aggregator,
+            cohort=cohort,
+            weights=weights,
+            weights_size=weights_size,
+            state=state,
+            plain_site=plain_site,
+            cache=cache,
+            cache_mb=cache_mb,
+            cache_dtype=cache_dtype,
+            device=device,
+            precision=precision,
+            threads=threads,
+            seed=seed,
+            validation_fold=validation_fold,
+            give_up_after_s=give_up_after_s,
+            call_timeout_s=call_timeout_s,
+            checkpoint_s=checkpoint_s,
+            log=log,
+        )
     if print_config:
         typer.echo(found.to_toml(), nl=False)
         return
@@ -168,6 +179,7 @@ def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> Non
 
     if config.tls and (enrolled := enrolment.take_answer(config.tls)):
         typer.echo(f"site-agent: took the coordinator's answer; this is site {enrolled.holder.site}", err=True)
+        typer.echo(f"{enrolled.to_compare}\ncompare the CA's with the coordinator by telephone", err=True)
     from site_agent.agent import Agent
 
     logs.configure(config.log or (config.state / "agent.jsonl" if sys.stderr.isatty() else None), side="site")

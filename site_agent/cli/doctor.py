@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status as Shown
 
+    from site_agent.config import SiteConfig
     from site_agent.doctor.checks import Result
     from site_agent.doctor.finding import Examined, Status
 
@@ -62,7 +63,7 @@ def doctor(
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the checks say it better
 
-    def read(**unless_set: Any) -> Any:
+    def read(**unless_set: Any) -> "SiteConfig":
         return settings.read(
             config,
             ca,
@@ -87,12 +88,23 @@ def doctor(
     asked = found.aggregator != NOWHERE["aggregator"]
     if asked:
         found = read()
+    from dataclasses import replace
+
+    from site_agent.doctor import enrolling
     from site_agent.doctor.finding import Examined
 
-    _examine(Examined(found, asked, dict(os.environ), contract), as_json)
+    with enrolling.files(found.tls) as held:
+        looked_at = replace(found, tls=held.tls)
+        examined = Examined(looked_at, asked, dict(os.environ), contract, not_enrolled=held.wrong, origin=held.origin)
+        code = _examine(examined, as_json)
+    if any(thread.name.startswith("doctor-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)  # a check hangs in a call that nothing ends
+    raise typer.Exit(code)
 
 
-def _examine(examined: "Examined", as_json: bool) -> None:
+def _examine(examined: "Examined", as_json: bool) -> int:
+    """Run the checks, show what they find, and return the exit code."""
     import io
 
     from rich.console import Console
@@ -116,10 +128,7 @@ def _examine(examined: "Examined", as_json: bool) -> None:
         print(json.dumps(_jsonable(examined, results, counts, code)))
     else:
         _print_end(console, counts, code)
-    if any(thread.name.startswith("doctor-") for thread in threading.enumerate()):
-        sys.stdout.flush()
-        os._exit(code)  # a check hangs in a call that nothing ends
-    raise typer.Exit(code)
+    return code
 
 
 @contextlib.contextmanager

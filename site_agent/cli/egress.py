@@ -58,11 +58,13 @@ def verify(
 
     Example: site-agent ledger verify --state state/ --head 3f0c9a8e41d2 --log agent.jsonl
     """
+    from shared import journal
     from shared.errors import InputError
     from site_agent import ledger
 
+    noted = journal.check_noted(head) if head else ""
     try:
-        chain = ledger.read(state / ledger.LEDGER, head)
+        chain = ledger.read(state / ledger.LEDGER, noted)
     except InputError as error:
         print(f"DIFFERS: {error}")
         raise typer.Exit(1) from error
@@ -99,7 +101,11 @@ def _entry(event: str, facts: Any) -> str:
     if event == "control":
         calls = ", ".join(f"{sums['calls']} x {rpc} ({sums['bytes']:,} bytes)" for rpc, sums in facts["calls"].items())
         return f"  without data: {calls}"
-    return f"{event}: " + ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
+    return f"{event}: " + ", ".join(f"{name} {_fact(name, value)}" for name, value in facts.items())
+
+
+def _fact(name: str, value: Any) -> str:
+    return _moment(value) if name.endswith("_at") and isinstance(value, int | float) else _short(value)
 
 
 def _short(value: Any) -> str:
@@ -120,16 +126,21 @@ def release(
     state: Folder,
     show_only: Annotated[bool, typer.Option("--show", help="Show what waits, and decide nothing.")] = False,
     withhold: Annotated[bool, typer.Option("--withhold", help="Keep it: it never leaves.")] = False,
+    digest_: Annotated[
+        str, typer.Option("--digest", help="The update that was reviewed: 12 digits or more, as --show says; no other.")
+    ] = "",
 ) -> None:
     """Let the update leave that waits for a person (egress = "manual"), or keep it. A decision stands.
 
     Example: site-agent release --state state/ --show
-    Example: site-agent release --state state/
+    Example: site-agent release --state state/ --digest 9b1de0c27a55
     """
+    import shlex
+
     from shared.errors import InputError
     from site_agent import releases
 
-    found = releases.waiting(state)
+    found = releases.waiting(state) if not digest_ else releases.reviewed(state, digest_)
     if not found:
         raise InputError(f"no update waits in {state}; the agent says when one does")
     for record, digest in found:
@@ -139,7 +150,12 @@ def release(
         print(f"  says: {facts.training_patients} training patients, {_short(facts.metrics) or 'no figures'}")
         for spec in record.layout.tensors:
             print(f"  {spec}")
-        if not show_only:
+        if show_only:
+            command = (
+                f"site-agent release --state {shlex.quote(str(state))} --digest {digest[: releases.FEWEST_DIGITS]}"
+            )
+            print(f"to let this one leave, and no other: {command}\nor to keep it: {command} --withhold")
+        else:
             decision = releases.decide(state, digest, leaves=not withhold)
             print(f"{'withheld' if withhold else 'released'} by {decision.by}")
 
@@ -156,10 +172,18 @@ def accept(
     from site_agent import people
     from site_agent import state as states
 
+    offered = state / states.OFFERED
+    at = offered.stat().st_mtime if offered.exists() else 0.0  # the agent writes it whenever it is offered
     for line in states.accept(state, people.account(), decided=not show_only):
         print(line)
-    if not show_only:
-        print("accepted; the agent takes part within a minute, with a new local adapter")
+    said = f"the contract that the aggregator offered last on {_moment(at)}"
+    if show_only:
+        print(f"this is of {said}; nothing is accepted")
+        return
+    print(
+        f"accepted: {said}, and no other. If the aggregator still offers it, the agent takes part within a minute, with a new "
+        "local adapter; else it says what is offered now, and waits"
+    )
 
 
 def dry_run(

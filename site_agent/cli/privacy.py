@@ -30,10 +30,11 @@ def show(
 
     Example: site-agent privacy show --state state/
     """
+    from shared import journal
     from site_agent import ledger
     from site_agent.privacy import accountant, budget, debits
 
-    chain = debits.read(state, head)
+    chain = debits.read(state, journal.check_noted(head) if head else "")
     path = state / ledger.LEDGER
     without = budget.without_noise(chain, ledger.updates(ledger.read(path))) if path.exists() else None
     last = chain.entries[-1].facts

@@ -1,12 +1,12 @@
 """The certificate files in `site.toml`: whether they fit each other, and until when they are good."""
 
-import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from shared.certificates import WARN_DAYS, expiry_words, holder_in
 from shared.errors import InputError
 from shared.tls import TlsFiles
+from site_agent.certificate import open_to_others
 from site_agent.doctor.finding import Examined, Finding, absent, failed, passed, warned
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def files(examined: Examined) -> Finding:
     tls = examined.config.tls
     if tls is None:
         return absent(PLAIN)
+    if examined.not_enrolled is not None:
+        return examined.not_enrolled
     try:
         tls.check_pair()
         held = holder_in(tls.certificate)
@@ -35,10 +37,9 @@ def files(examined: Examined) -> Finding:
             "ask the coordinator for a certificate of a site: site-agent join --site NAME",
         )
     facts = {"site": held.site, "serial": held.serial}
-    mode = stat.S_IMODE(tls.key.stat().st_mode)
-    if mode & 0o077:
+    if mode := open_to_others(tls):
         return warned(
-            f"site {held.site}; its key can be read by others on this machine (mode {mode:04o})",
+            f"site {held.site}; its key can be read by others on this machine (mode {mode})",
             f"chmod 600 {tls.key}",
             **facts,
         )
@@ -48,7 +49,10 @@ def files(examined: Examined) -> Finding:
             "ask the coordinator which CA is in force: an aggregator takes certificates of its own CA only",
             **facts,
         )
-    return passed(f"site {held.site}, key and certificate are a pair, signed by the CA in {tls.ca.name}", **facts)
+    origin = f"; from {examined.origin}" if examined.origin else ""
+    return passed(
+        f"site {held.site}, key and certificate are a pair, signed by the CA in {tls.ca.name}{origin}", **facts
+    )
 
 
 def expiry(examined: Examined) -> Finding:

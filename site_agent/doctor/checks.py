@@ -106,6 +106,7 @@ def examine(
 def _within(check: Check, examined: Examined) -> Finding:
     """Return a check's finding, or that it is overdue: its thread is left to itself then."""
     found: list[Finding] = []
+    examined.ends_at = time.monotonic() + check.limit_s
     thread = threading.Thread(
         target=lambda: found.append(_looked(check, examined)), name=f"doctor-{check.name}", daemon=True
     )

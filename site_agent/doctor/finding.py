@@ -1,5 +1,6 @@
 """What a check of `site-agent doctor` found, and what it found it in."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class Examined:
 
     `asked`: an aggregator was named, so the network is looked at. `environ`: for proxy variables. `contract_file`: a contract that
     was handed over, in place of the one in the state folder. `clock`: seconds since 1970. `patience_s`: longest wait for a
-    connection or for the next answer on it.
+    connection or for the next answer on it. `not_enrolled`: why there is no certificate to look at. `origin`: in words, of one
+    that is not in place yet. `ends_at`: when the check under way is given up, by time.monotonic().
     """
 
     config: SiteConfig
@@ -116,6 +118,9 @@ class Examined:
     told: Told | None = None
     contract: Contract | None = None
     cohort: "Cohort | None" = None
+    not_enrolled: Finding | None = None
+    origin: str = ""
+    ends_at: float = math.inf
 
     @property
     def host(self) -> str:

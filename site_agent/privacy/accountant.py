@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from shared.errors import InputError
+from shared.recipe import HOPELESS_EPSILON
 
 ORDERS = (*(1 + x / 10 for x in range(10, 70)), *range(8, 64), *range(64, 257, 8), 320, 384, 512, 1024)
 """From 2: at lower ones between whole numbers dp-accounting's series does not always converge."""
-HOPELESS = 50.0
-"""An epsilon by RDP above which nothing is protected, and the other figure, which then takes gigabytes, is not asked for.
-No site agrees to a larger budget."""
+HOPELESS = HOPELESS_EPSILON
+"""An epsilon by RDP above which nothing is protected, and the other figure, which then takes gigabytes, is not asked for."""
 MOST_STEPS = 1_000_000
 """Above, it would take hours; the figure by RDP, an upper bound too, stands for both."""
 

@@ -27,8 +27,8 @@ class Folders:
     """What commands are run in copies of."""
 
     machines: dict[str, Machine]
-    heads: Mapping[str, str]
-    """Digests that pages leave to the reader: of the audit journal, of the ledger, of a key."""
+    heads: dict[str, str]
+    """Digests that pages leave to the reader: of the audit journal, of the ledger, of a key, of the CA, of an update that waits."""
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -191,17 +191,26 @@ def _heads(there: Mapping[str, Machine]) -> dict[str, str]:
     audit = _done(there["coordinator"], "aggregator audit --store fed.db")
     ledger = _done(there["hospital"], "site-agent ledger verify --state state")
     journal, left = (re.search(r"head ([0-9a-f]{12,64})", said) for said in (audit, ledger))
-    key = re.search(
-        r"key ([0-9a-f ]+):", _done(there["open"], "aggregator approve siemens.csr --store fed.db --certs certs")
-    )
+    approved = _done(there["open"], "aggregator approve siemens.csr --store fed.db --certs certs")
+    key, ca = re.search(r"key ([0-9a-f ]+):", approved), re.search(r"of the CA.*: ([0-9a-f ]+)", approved)
     assert journal, audit
     assert left, ledger
-    assert key
+    assert key, approved
+    assert ca, approved
     return {
         "audit.jsonl --head 3f0c9a8e41d2": f"audit.jsonl --head {journal[1]}",
         "--head 3f0c9a8e41d2": f"--head {left[1]}",
         "3f0c 9a8e ...": key[1],
+        "5b71 02cd ...": ca[1],
     }
+
+
+def held_update(held: Machine) -> dict[str, str]:
+    """Return what a reader puts in the place of the digest of an update that waits for a person."""
+    shown = _done(held, "site-agent release --state state --show")
+    digest = re.search(r"--digest ([0-9a-f]{12,64})", shown)
+    assert digest, shown
+    return {"--digest 9b1de0c27a55": f"--digest {digest[1]}"}
 
 
 def _done(machine: Machine, text: str) -> str:

@@ -52,6 +52,7 @@ def run_all(commands: list[Command], federation: Federation, work: Path) -> dict
 
     with folders.serving(there.machines["open"], work / "serving") as served, ThreadPoolExecutor(AT_ONCE) as pool:
         there.machines.update(folders.where_a_person_is_asked(there.machines, work))
+        there.heads.update(folders.held_update(there.machines["held"]))
 
         def steer() -> None:
             for command in sorted(steering, key=_gentle_first):

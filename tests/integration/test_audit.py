@@ -196,6 +196,9 @@ async def test_the_command_shows_checks_and_writes_the_journal(where: str, tmp_p
     found = run("--store", where, "--out", tmp_path / "audit.jsonl", "--head", chain.head.digest[:12])
     assert found.exit_code == 0, found.output
     assert f"{len(chain.entries)} lines hold together; head {chain.head.digest}" in found.output
+    few = run("--store", where, "--head", chain.head.digest[:1])
+    assert few.exit_code == 1
+    assert isinstance(few.exception, InputError)
     assert "by anna, reason left the study, site philips" in found.output
     lines = (tmp_path / "audit.jsonl").read_bytes().splitlines()
     assert journal.verify(lines) == chain

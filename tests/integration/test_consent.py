@@ -1,6 +1,7 @@
 """An agent that does not consent says which field, stays up, and goes on when the aggregator is back in bounds."""
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from med_duallora.v1 import federation_pb2 as pb
 from med_duallora.v1 import federation_pb2_grpc
 from typer.testing import CliRunner
 
-from aggregator import wire
+from aggregator import uploads, wire
 from aggregator.store import engine, federations, schema
 from shared.contract import Contract
+from shared.errors import ContractMismatch
 from site_agent import ledger, permission
 from site_agent.agent import Agent
 from site_agent.cli import app
@@ -117,7 +119,10 @@ async def test_a_changed_contract_waits_for_a_person_and_keeps_what_was_before(
             assert federation.order_of_arrival(second, 1) == []
             accepted = await asyncio.to_thread(CliRunner().invoke, app, ["accept", "--state", str(config.state)])
             assert accepted.exit_code == 0
-            assert accepted.output.startswith("rounds: agreed 1, offered 2\naccepted;")
+            assert accepted.output.startswith(
+                "rounds: agreed 1, offered 2\naccepted: the contract that the aggregator offered"
+            )
+            assert "If the aggregator still offers it" in accepted.output
             await asyncio.wait_for(going, federation.TIMEOUT_S)
     federation.assert_finished(second, rounds=2)
     aside = config.state / f"contract-{agreed.sha256[:12]}"
@@ -144,6 +149,154 @@ async def test_an_acceptance_is_of_one_contract_and_not_of_the_next(materials: M
         agent.stop()
         with pytest.raises(asyncio.CancelledError):
             await going
+
+
+# --- a contract that changes under a running agent -------------------------------------------------------------------
+
+
+def said_of_data(config: SiteConfig) -> list[tuple[str, int]]:
+    """Return the calls but Join that said something of the site's data, with the bytes of tensors."""
+    entries = ledger.read(config.state / LEDGER).entries
+    facts = [one.facts for one in entries if one.event == "leaving"]
+    return [(one["rpc"], one["payload_bytes"]) for one in facts if one["rpc"] != "Join"]
+
+
+def count(events: Events, name: str) -> int:
+    return sum(one["event"] == name for one in events)
+
+
+class Two:
+    """A running agent, siemens, whose round 1 is in and waits for philips at an aggregator that is stopped then."""
+
+    def __init__(self, materials: Materials, folder: Path) -> None:
+        self.materials, self.folder = materials, folder
+        self.address = f"127.0.0.1:{federation.free_port()}"
+        self.store = self.other("agreed")
+        self.configs = {
+            name: federation.site_config(materials, folder, self.address, name) for name in ("siemens", "philips")
+        }
+        self.agents: dict[str, Agent] = {}
+        self.going: dict[str, asyncio.Task[None]] = {}
+
+    def other(self, name: str, **parameters: Any) -> str:
+        sites = ("siemens", "philips")
+        return federation.create_store(self.folder / name, self.materials.adapter, sites, **parameters)
+
+    def start(self, name: str) -> None:
+        self.agents[name] = Agent(self.configs[name], Silent())
+        self.going[name] = asyncio.create_task(self.agents[name].run(once=True))
+
+    async def begin(self) -> None:
+        async with serve(self.store, listen=self.address):
+            self.start("siemens")
+            await federation.arrived(self.store, 1, "siemens")
+
+    async def end(self) -> None:
+        """Let the agents finish what they agreed to."""
+        async with serve(self.store, listen=self.address):
+            self.start("philips")
+            await asyncio.wait_for(asyncio.gather(*self.going.values()), federation.TIMEOUT_S)
+        federation.assert_finished(self.store)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"local_epochs": "2"}, "recipe parameter local_epochs: agreed 1, offered 2"),
+        ({"rounds": 5}, "rounds: agreed 2, offered 5"),
+    ],
+)
+async def test_a_contract_that_changes_under_a_running_agent_is_named_and_waited_out(
+    materials: Materials, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    two = Two(materials, tmp_path)
+    with structlog.testing.capture_logs() as events:
+        await two.begin()
+        before, changed = said_of_data(two.configs["siemens"]), two.other("changed", **change)
+        async with serve(changed, listen=two.address):
+            await federation.until(lambda: len(reasons(events)) >= 3)
+            assert not two.going["siemens"].done()
+            assert federation.order_of_arrival(changed, 1) == []
+        assert reasons(events)[0].startswith(
+            f"the contract has changed. {named}. If this hospital agrees: site-agent accept"
+        )
+        assert said_of_data(two.configs["siemens"]) == before
+        (again,) = [one for one in events if one["event"] == "joining_again"]
+        assert again["reason"] == named
+        await two.end()
+    assert [one["round"] for one in events if one["event"] == "round_trained" and one["round"] == 1] == [1, 1]
+
+
+async def test_a_changed_contract_that_a_person_accepts_is_taken_up_by_the_running_agent(
+    materials: Materials, tmp_path: Path
+) -> None:
+    where, other = (store(tmp_path / name, materials, rounds=rounds) for name, rounds in (("a", 2), ("b", 1)))
+    config = site(materials, tmp_path, f"127.0.0.1:{federation.free_port()}")
+    with structlog.testing.capture_logs() as events:
+        going = asyncio.create_task(Agent(config, Silent()).run(once=True))
+        async with serve(where, listen=config.aggregator):
+            await federation.arrived(where, 1, "siemens")
+        async with serve(other, listen=config.aggregator):
+            await federation.until(lambda: bool(reasons(events)))
+            await asyncio.to_thread(CliRunner().invoke, app, ["accept", "--state", str(config.state)])
+            await asyncio.wait_for(going, federation.TIMEOUT_S)
+    federation.assert_finished(other, rounds=1)
+    assert count(events, "contract_accepted") == 1
+    assert len(list(config.state.glob("contract-*/rounds/0001"))) == 1
+
+
+async def test_a_store_that_never_heard_of_the_agent_and_has_its_contract_is_joined_and_gone_on_with(
+    materials: Materials, tmp_path: Path
+) -> None:
+    two = Two(materials, tmp_path)
+    with structlog.testing.capture_logs() as events:
+        await two.begin()
+        two.store = two.other("restored")
+        await two.end()
+    assert reasons(events) == []
+    trained = [(one["round"]) for one in events if one["event"] == "round_trained"]
+    assert sorted(trained) == [1, 1, 2, 2]  # what siemens had finished is offered again, and not trained again
+
+
+async def test_an_aggregator_of_another_federation_is_named_by_a_running_agent(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Two(materials, tmp_path)
+    with structlog.testing.capture_logs() as events:
+        await two.begin()
+        with monkeypatch.context() as patched:
+            patched.setattr(federation, "NAME", "lungs")
+            changed = two.other("changed")
+        async with serve(changed, listen=two.address):
+            await federation.until(lambda: len(reasons(events)) >= 2)
+        assert "federation: agreed 'hearts', offered 'lungs'" in reasons(events)[0]
+        await two.end()
+
+
+async def test_an_aggregator_that_says_join_first_over_and_over_is_not_flooded(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one connection, where nothing else tells that the aggregator is another: a proxy may stand in between."""
+    where = store(tmp_path / "store", materials, rounds=1)
+    real = uploads.Uploads._check_announcement
+    refused: list[float] = []
+
+    async def forgetful(self: uploads.Uploads, caller: Any, announcement: Any) -> None:
+        if len(refused) < 4:
+            refused.append(time.monotonic())
+            raise ContractMismatch("site 'siemens' has not joined; Join first, which checks what both sides agreed to")
+        await real(self, caller, announcement)
+
+    monkeypatch.setattr(uploads.Uploads, "_check_announcement", forgetful)
+    with structlog.testing.capture_logs() as events:
+        async with serve(where) as running:
+            await federation.finish(Agent(site(materials, tmp_path, running.address), Silent()))
+    federation.assert_finished(where, rounds=1)
+    again = [one for one in events if one["event"] == "joining_again"]
+    assert [one["attempt"] for one in again] == [1, 2, 3, 4]
+    assert all("has not joined; Join first" in one["reason"] for one in again)
+    assert min(later - before for before, later in itertools.pairwise(refused)) >= 0.1
+    assert count(events, "round_trained") == 1
 
 
 async def test_an_update_over_a_budget_stays_and_the_agent_with_it(materials: Materials, tmp_path: Path) -> None:

@@ -117,6 +117,33 @@ async def test_a_healthy_site_passes_and_nothing_is_changed_anywhere(place: Plac
     assert place.heard() == before  # not joined, no patients fixed, no line in the journal
 
 
+async def test_before_the_first_start_the_answer_is_examined_and_left_where_it_is(place: Place, tmp_path: Path) -> None:
+    """As docs/hospital-it.md has it: the coordinator's answer lies in the folder as it came, and no agent has run yet."""
+    files, authority = place.tls("siemens"), place.tls("aggregator").ca
+    answer_file = files.certificate.with_name("siemens.approved.pem")
+    toml = place.settings()
+    answer_file.write_bytes(files.certificate.read_bytes() + authority.read_bytes())
+    files.certificate.unlink()
+    files.key.rename(files.key.with_name("siemens.next.key"))
+    (elsewhere := tmp_path / "tmp").mkdir()
+    there = contents(place.folder / "certs")
+    command = [
+        federation.program("site-agent"),
+        "doctor",
+        "--aggregator",
+        place.address,
+        "--config",
+        str(toml),
+        "--json",
+    ]
+    code, said = await _run("env", f"TMPDIR={elsewhere}", *command)
+    report = json.loads(said)
+    assert code == 0, said
+    assert set(statuses(report).values()) <= {"PASS", "WARN"}
+    assert contents(place.folder / "certs") == there
+    assert list(elsewhere.glob("doctor-*")) == []
+
+
 async def test_a_machine_short_of_everything_is_told_so_in_words(place: Place) -> None:
     """In a mount namespace of its own: one of the aggregator's two addresses is silent, disk and shared memory are tiny."""
     hosts = place.folder / "hosts"

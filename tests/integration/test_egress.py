@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from aggregator import audit
 from aggregator.store import engine, federations
 from shared.contract import Contract
+from site_agent import agent as agents
 from site_agent import dry_run, ledger, releases
 from site_agent.agent import Agent
 from site_agent.cli import app
@@ -152,12 +154,18 @@ async def test_nothing_of_a_held_update_leaves_before_and_the_command_shows_it(
         assert not any(
             one.facts.get("digest") for one in ledger.read(folder / LEDGER).entries if one.event == "leaving"
         )
-        for options in (["--show"], []):
+        for options in (["--show"], ["--digest", "0" * 12], ["--digest", "0"], []):
+            if not options:
+                options = re.findall(r"no other: site-agent release --state \S+ (--digest) (\S+)", shown[0].output)[0]
             shown.append(
                 await asyncio.to_thread(CliRunner().invoke, app, ["release", "--state", str(folder), *options])
             )
 
     await hold(materials, tmp_path, where, look_then_release)
+    look, other, short, released = shown
+    assert re.fullmatch(r"no update with digest 0{12} waits .*; nothing was decided\..*", str(other.exception))
+    assert "--digest is 12 to 64 hexadecimal digits, got '0'" in str(short.exception)
+    shown = [look, released]
     assert [one.exit_code for one in shown] == [0, 0]
     for one in shown:
         assert "round 1: " in one.output
@@ -166,26 +174,39 @@ async def test_nothing_of_a_held_update_leaves_before_and_the_command_shows_it(
     assert "released by" not in shown[0].output
     assert "released by" in shown[1].output
     assert releases.waiting(state) == []
+    told = CliRunner().invoke(app, ["ledger", "show", "--state", str(state)]).output
+    assert re.search(r"released: .*decided_at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", told)
 
 
-async def test_an_update_that_is_withheld_never_leaves(materials: Materials, tmp_path: Path) -> None:
+async def test_an_update_that_is_withheld_never_leaves_and_the_agent_stays_in_touch(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = store(tmp_path, materials, rounds=1)
+    monkeypatch.setattr(agents, "MAX_WAIT_S", 0.2)
 
     async def withhold(folder: Path) -> None:
         await federation.until(lambda: folder.exists() and bool(releases.waiting(folder)))
         for _, digest in releases.waiting(folder):
             releases.decide(folder, digest, leaves=False)
 
-    async with serve(where) as running:
-        held = replace(federation.site_config(materials, tmp_path, running.address, "siemens"), egress="manual")
-        agent = Agent(held, Silent())
-        task = asyncio.create_task(agent.run(once=True))
-        await withhold(held.state)
-        await federation.until(lambda: any(one.event == "withheld" for one in ledger.read(held.state / LEDGER).entries))
-        await asyncio.sleep(1.0)
-        agent.stop()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    def count(name: str, **facts: Any) -> int:
+        return sum(one["event"] == name and facts.items() <= one.items() for one in events)
+
+    with structlog.testing.capture_logs() as events:
+        async with serve(where) as running:
+            held = replace(federation.site_config(materials, tmp_path, running.address, "siemens"), egress="manual")
+            agent = Agent(held, Silent())
+            task = asyncio.create_task(agent.run(once=True))
+            await withhold(held.state)
+            await federation.until(
+                lambda: any(one.event == "withheld" for one in ledger.read(held.state / LEDGER).entries)
+            )
+            polls = count("rpc_finished", rpc="AwaitRound", side="site")
+            await federation.until(lambda: count("rpc_finished", rpc="AwaitRound", side="site") >= polls + 4)
+            assert (count("update_withheld"), count("round_asked_again")) == (1, 0)
+            agent.stop()
+            with pytest.raises(asyncio.CancelledError):
+                await task
     assert federation.order_of_arrival(where, 1) == []
     assert not any(
         one.facts.get("digest") for one in ledger.read(held.state / LEDGER).entries if one.event == "leaving"
@@ -266,6 +287,8 @@ async def test_the_commands_show_verify_and_compare_with_the_log(materials: Mate
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, ["ledger", *map(str, arguments), "--state", str(config.state)])
 
+    for few in ("f", head[:11], "all of it"):
+        assert "--head is a line's digest as it was noted: 12 to 64" in str(run("verify", "--head", few).exception)
     verified = run("verify", "--head", head[:12], "--log", config.log)
     assert verified.exit_code == 0, verified.output
     assert f"lines hold together; head {head}" in verified.output

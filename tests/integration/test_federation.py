@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -21,6 +22,7 @@ from shared.errors import ContractMismatch, InputError
 from site_agent import agent as agent_module
 from site_agent import predict
 from site_agent.agent import REPORT, Agent, Evicted
+from site_agent.cli.agent import STOPPED_SAFELY
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort, labels, load_pair
@@ -276,19 +278,25 @@ async def test_an_evicted_site_stops_and_is_told_why_while_the_others_finish(mat
     federation.assert_finished(store, rounds=1)
 
 
-async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was(materials, tmp_path):
+@pytest.mark.parametrize(
+    "threads", [{"OMP_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "4"}], ids=["one", "as many as numpy starts"]
+)
+async def test_sigterm_ends_a_waiting_agent_with_130_and_it_goes_on_where_it_was(materials, tmp_path, threads):
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     store = federation.create_store(tmp_path, materials.adapter, TWO, rounds=1)
     async with serve(store) as running:
         config = federation.site_config(materials, tmp_path, running.address, "siemens")
         process = await asyncio.create_subprocess_exec(
             federation.program("site-agent"),
             *map(str, federation.agent_arguments(config)),
-            stderr=asyncio.subprocess.DEVNULL,
-            env=federation.PROCESS_ENVIRONMENT,
+            stderr=asyncio.subprocess.PIPE,
+            env={**inherited, **threads},
         )
         await federation.arrived(store, 1, "siemens")
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 30) == 130
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == 130, said
+        assert STOPPED_SAFELY in said.decode()
         again = Counting(config)
         await federation.finish(again, *federation.agents_of(materials, tmp_path, running.address, ("philips",)))
     assert again.trained == []

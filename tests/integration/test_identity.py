@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from aggregator import audit, certificates, cli, enrolment
 from aggregator.server import RunningServer
-from aggregator.store import engine
+from aggregator.store import engine, federations
 from shared import certificates as held
+from shared import chunks
 from shared.certificates import DAY_S
 from shared.errors import NotEnrolled
 from shared.tls import TlsFiles
@@ -173,43 +174,43 @@ async def test_a_second_agent_with_a_sites_certificate_is_refused_by_every_call_
             RawSite(running.address, "ge", files, "thief") as thief,
         ):
             await own.join()
-            for call in (thief.join(), thief.wait(), thief.begin(PAYLOAD)):
-                assert (await refusal(call))[:2] == ("ALREADY_EXISTS", "IdentityInUse")
+            await own.begin(PAYLOAD)  # so that the thief's upload is one that is announced
+            calls = {
+                "Join": thief.join(),
+                "AwaitRound": thief.wait(),
+                "BeginUpload": thief.begin(PAYLOAD),
+                "UploadDelta": thief.stream(list(chunks.split(PAYLOAD)), digest(PAYLOAD)),
+                "UploadDelta, announced": whole(thief, PAYLOAD),
+                "ReportEvaluation": thief.stub.ReportEvaluation(
+                    pb.ReportEvaluationRequest(agent_id="thief", round=1, cases=8, metrics={"auc": 0.75}), timeout=10
+                ),
+            }
+            for name, call in calls.items():
+                assert (await refusal(call))[:2] == ("ALREADY_EXISTS", "IdentityInUse"), name
+            state = await running.federation.state()
+            assert not state.round.accepted
+            evaluations = await running.federation.read(federations.evaluations, "demo")
+            assert evaluations == []
+            assert (await own.upload(PAYLOAD)).digest == digest(PAYLOAD)  # nothing of it was in the way
 
 
-@pytest.mark.parametrize("announced_before", [True, False])
-async def test_an_upload_that_is_under_way_when_its_certificate_is_revoked_does_not_count(
-    tmp_path: Path, announced_before: bool
-) -> None:
-    certs = tmp_path / "certs"
-    certificates.make(certs, ["127.0.0.1"], SITES)
-    async with serve(make_store(tmp_path), tls_of(certs, "aggregator")) as running:
-        async with RawSite(running.address, "ge", tls_of(certs, "ge")) as site:
-            await site.join()
-            going_on = asyncio.Event()
-            values = {"agent_id": site.agent_id, "round": 1, "digest": digest(PAYLOAD)}
-            announcement = pb.BeginUploadRequest(
-                **values, size=len(PAYLOAD), codec="f32", training_patients=10, layout_digest=site.layout.digest
-            )
-            start = pb.UploadStart(announcement=announcement)
-            if announced_before:
-                await site.begin(PAYLOAD)
-                start = pb.UploadStart(**values)
+async def whole(site: RawSite, payload: bytes) -> Any:
+    """Announce an update and send it, in one call."""
+    announcement = pb.BeginUploadRequest(
+        agent_id=site.agent_id,
+        round=1,
+        digest=digest(payload),
+        size=len(payload),
+        codec="f32",
+        training_patients=site.patients,
+        layout_digest=site.layout.digest,
+    )
 
-            async def stream() -> AsyncIterator[pb.UploadDeltaRequest]:
-                yield pb.UploadDeltaRequest(start=start)
-                await going_on.wait()
-                yield pb.UploadDeltaRequest(chunk=pb.Chunk(data=PAYLOAD))
+    async def stream() -> AsyncIterator[pb.UploadDeltaRequest]:
+        yield pb.UploadDeltaRequest(start=pb.UploadStart(announcement=announcement))
+        yield pb.UploadDeltaRequest(chunk=pb.Chunk(data=payload))
 
-            call = asyncio.ensure_future(refusal(site.stub.UploadDelta(stream(), timeout=20)))
-            await asyncio.sleep(0.3)
-            serial = held.holder_in(certs / "ge.pem").serial
-            await asyncio.to_thread(enrolment.revoke, running.federation.store, serial, "ge", "lost", 0.0)
-            going_on.set()
-            code, kind, text = await call
-            assert (code, kind) == ("PERMISSION_DENIED", "NotEnrolled")
-            assert "was revoked" in text
-        assert not (await running.federation.state()).round.accepted
+    return await site.stub.UploadDelta(stream(), metadata=site.metadata, timeout=10)
 
 
 # asking, renewing, revoking
@@ -234,7 +235,8 @@ async def test_a_site_joins_in_three_commands_renews_and_is_revoked_while_it_run
     assert "it is not the one the site made" in str(wrong.exception)
     answered = run(cli.build(), *approve, "--fingerprint", shown, "--days", "20").output
     assert f"site siemens, key {shown}" in answered
-    run(site_app, "join", "--finish", "siemens.approved.pem", "--out", "site")
+    read_out = answered.split("compared by each site: ")[1].splitlines()[0]
+    run(site_app, "join", "--finish", "siemens.approved.pem", "--out", "site", "--ca-fingerprint", read_out)
 
     files = TlsFiles(*(tmp_path / "site" / name for name in ("ca.pem", "siemens.pem", "siemens.key")))
     server = TlsFiles(*(tmp_path / "certs" / name for name in ("ca.pem", "aggregator.pem", "aggregator.key")))
@@ -288,6 +290,25 @@ async def test_a_site_joins_in_three_commands_renews_and_is_revoked_while_it_run
         "certificate_revoked",
     ]
     assert [one for _, one in told][2:] == [serial, number]
+
+
+def test_an_agent_that_takes_the_answer_by_itself_shows_what_is_to_be_compared(
+    materials: Materials, tmp_path: Path
+) -> None:
+    store = federation.create_store(tmp_path / "store", materials.adapter, ("siemens",), rounds=1)
+    known = run(cli.build(), "certificates", "--out", tmp_path / "certs").output.split("compared by each site: ")[1]
+    asked = run(site_app, "join", "--site", "siemens", "--out", tmp_path / "site").output
+    approve = ["approve", tmp_path / "site" / "siemens.csr", "--store", store, "--certs", tmp_path / "certs"]
+    run(cli.build(), *approve, "--out", tmp_path / "site" / "siemens.approved.pem")
+    files = tls_of(tmp_path / "site", "siemens")
+    away = f"127.0.0.1:{federation.free_port()}"
+    config = federation.site_config(materials, tmp_path, away, "siemens", tls=files, give_up_after_s=0.5)
+    agent = federation.run_program("site-agent", *federation.agent_arguments(config))
+    assert agent.returncode == 4, agent.stderr
+    assert "took the coordinator's answer; this is site siemens" in agent.stderr
+    assert f"fingerprint of the CA: {known.strip()}\n" in agent.stderr
+    assert f"fingerprint of the key: {asked.split('compared with them: ')[1].splitlines()[0]}\n" in agent.stderr
+    assert "compare the CA's with the coordinator by telephone" in agent.stderr
 
 
 async def test_both_sides_say_that_the_ca_ends(

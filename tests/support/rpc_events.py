@@ -68,6 +68,12 @@ def poll(call_id: str, **changes: Any) -> str:
     return event(rpc="AwaitRound", purpose="heartbeat", call_id=call_id, **{**counts, **changes})
 
 
+def probe(call_id: str, **changes: Any) -> str:
+    """Return a Probe of 262,150 random bytes that are echoed."""
+    counts = {"up": (1, 262_150, 0), "down": (1, 262_160, 0)}
+    return event(rpc="Probe", call_id=call_id, round_number=0, **{"purpose": "probe", **counts, **changes})
+
+
 def read(*files: Iterable[str]) -> Log:
     """Return what `comm-cost` reads from some log files, each given as its lines."""
     log = Log()

@@ -98,6 +98,7 @@ class Site(google.protobuf.message.Message):
     LAST_SEEN_FIELD_NUMBER: builtins.int
     LAST_ROUND_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
+    CERTIFICATE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name from the certificate."""
     state: builtins.str
@@ -110,6 +111,8 @@ class Site(google.protobuf.message.Message):
     """Last round its update was accepted in."""
     progress: builtins.float
     """Progress it reported in the open round, 0 to 1."""
+    certificate: builtins.str
+    """What is to be said of the certificate that it showed last: that it is revoked, that it ends soon, that it has ended; else empty."""
     def __init__(
         self,
         *,
@@ -119,8 +122,9 @@ class Site(google.protobuf.message.Message):
         last_seen: builtins.float = ...,
         last_round: builtins.int = ...,
         progress: builtins.float = ...,
+        certificate: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
 
 Global___Site: typing_extensions.TypeAlias = Site
 

@@ -126,6 +126,25 @@ def test_a_certificate_that_ends_soon_is_spoken_of(read: Material) -> None:
     assert of_site(facts.make(read, NOW), "canon")["certificate"] == ""
 
 
+def test_a_site_whose_last_certificate_is_revoked_is_told_so_and_an_earlier_one_does_not_count(read: Material) -> None:
+    canon = SiteState(name="canon", phase="joined", last_seen=NOW, serial="2b")
+    taken = replace(with_sites(read, canon=canon), state=replace(read.state, revoked=frozenset({"2b", "1a"})))
+    taken = with_sites(taken, canon=canon, ge=replace(read.state.sites["ge"], serial="3c"))
+    made = facts.make(taken, NOW)
+    told = of_site(made, "canon")
+    assert (told["certificate_revoked"], told["certificate"], told["standing"]) == (
+        True,
+        "certificate revoked",
+        "revoked",
+    )
+    assert "its certificate is revoked" in made["why_missing"]["canon"]
+    assert of_site(made, "ge")["certificate_revoked"] is False
+    assert of_site(made, "siemens")["certificate_revoked"] is False, "of it no certificate is known"
+    held = replace(taken.state.round, accepted={"canon": AcceptedUpdate("ab", 10, 1.0)})
+    accepted = of_site(facts.make(replace(taken, state=replace(taken.state, round=held)), NOW), "canon")
+    assert (accepted["standing"], accepted["certificate"]) == ("in", "certificate revoked")
+
+
 def test_the_last_error_is_the_newer_one_of_the_journals_and_of_this_process(read: Material) -> None:
     journal = of_site(facts.make(read, NOW), "ge")["last_error"]
     assert journal == {"at": 1101.0, "rpc": "Join", "words": "ContractMismatch: another base"}
@@ -155,6 +174,9 @@ def test_bytes_are_the_stores_and_calls_this_processs(read: Material) -> None:
     record = CallRecord("aggregator", "UploadDelta", "id", attempt=1, site="ge", round=3)
     record.up, record.down = [2, 500, 400], [1, 60, 0]
     calls.note(record, "OK", "", 0.1)
+    probe = CallRecord("aggregator", "Probe", "id", attempt=0, site="ge")
+    probe.up, probe.down = [1, 262_144, 0], [1, 262_144, 0]
+    calls.note(probe, "OK", "", 0.1)
     told = facts.make(read, NOW, calls.counted())["communication"]
     counted = {"calls": 1, "retries": 1, "bytes_up": 500, "bytes_down": 60}
     assert told["sites"][1]["counted"] == counted

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from aggregator import cli, rounds
 from aggregator.store import engine, updates
-from tests.support import adapters, closed_rounds
+from tests.support import adapters, closed_rounds, methods
 
 SITES = tuple("abcdef")
 
@@ -64,6 +64,24 @@ def test_a_quorum_below_three_warns_with_sampling_too(tmp_path: Path, quorum: in
     result = run(*init(tmp_path, "--invited", 2, "--quorum", quorum))
     assert result.exit_code == 0
     assert f"warning: with a quorum of {quorum}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "warning"),
+    [
+        ({"dp_epsilon": 1000.0, "dp_noise": 0.01}, "dp_epsilon 1000 protects nothing: every site refuses more than 50"),
+        ({"dp_delta": 0.2}, "dp_delta 0.2 would let a patient be published whole: a, b, c, d, e, f will refuse it"),
+        ({"dp_epsilon": 50.0}, ""),
+    ],
+)
+def test_a_promise_of_privacy_that_every_site_will_refuse_warns(
+    tmp_path: Path, parameters: dict[str, float], warning: str
+) -> None:
+    recipe = {**methods.PRIVATE, **parameters}
+    set_ = [part for name, value in recipe.items() if name != "name" for part in ("--set", f"{name}={value}".lower())]
+    result = run(*init(tmp_path, "--recipe", recipe["name"], *set_))
+    assert result.exit_code == 0, result.output
+    assert (f"warning: {warning}" in result.stderr) if warning else ("dp_" not in result.stderr)
 
 
 def test_status_says_who_is_asked_and_who_is_not(made: Path) -> None:

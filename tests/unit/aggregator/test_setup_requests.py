@@ -37,7 +37,9 @@ def test_one_command_makes_all_and_every_site_can_finish(words: list[str], tmp_p
     for site in SITES:
         asked = enrolment.read_request(tmp_path / site / f"{site}.csr")
         assert f"site {site}, key {asked.fingerprint}" in said
-        assert sites.finish(tmp_path / site, tmp_path / f"{site}.approved.pem").holder.site == site
+        done = sites.finish(tmp_path / site, tmp_path / f"{site}.approved.pem")
+        assert done.holder.site == site
+        assert said.count(f"fingerprint of the CA, to be compared by each site: {done.ca_fingerprint}\n") == 1
 
 
 def test_json_stays_json(words: list[str]) -> None:

@@ -99,6 +99,13 @@ def test_what_a_chain_cannot_show_a_noted_head_does() -> None:
     assert journal.verify([*lines, *chained(3, Head(5, noted))], noted[:12]).head.count == 8
 
 
+@pytest.mark.parametrize("noted", ["f", "3f0c9a8e41d", "3f0c9a8e41dz", "0" * 65, "..."])
+def test_a_few_digits_are_no_head_that_was_noted(noted: str) -> None:
+    with pytest.raises(InputError, match="12 to 64 hexadecimal digits, got"):
+        journal.check_noted(noted)
+    assert journal.check_noted(" 3F0C9A8E41D2\n") == "3f0c9a8e41d2"
+
+
 @pytest.mark.parametrize("name", journal.OWN)
 def test_facts_cannot_pass_for_the_journals_own_fields(name: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}' is a field of the journal's own"):

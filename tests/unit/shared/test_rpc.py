@@ -105,7 +105,7 @@ async def test_a_unary_call_is_counted_to_the_byte() -> None:
         "log_level": "info",
         "side": "aggregator",
         "rpc": "Probe",
-        "purpose": "control",
+        "purpose": "probe",
         "call_id": "f00d",
         "attempt": 2,
         "site": "ge",

@@ -18,7 +18,7 @@ from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable
 from shared.recipe import INSTALLED, Recipe, factor_of
-from site_agent import agent
+from site_agent import agent, releases
 from site_agent.agent import Agent, Evicted
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
@@ -83,6 +83,9 @@ class Aggregator:
             return await asyncio.to_thread(self.heartbeat, round_number)
         return self.tasks.pop(0)
 
+    async def keep_to_contract(self) -> None:
+        """It is what was joined."""
+
     async def fetch(self, contract: Contract, task: Task, held: Adapter | None) -> Adapter:
         self.built_on.append(held.digest if held else "")
         return next(one for one in self.versions if one.digest == task.digest)
@@ -135,10 +138,17 @@ class Trainer:
 class Scripted(Agent):
     """An agent that has joined: its aggregator is scripted, its trainer only adds."""
 
-    def __init__(self, folder: Path, aggregator: Aggregator, trainer: Trainer, contract: Contract = CONTRACT) -> None:
+    def __init__(
+        self, folder: Path, aggregator: Aggregator, trainer: Trainer, contract: Contract = CONTRACT, **settings: Any
+    ) -> None:
         super().__init__(
             SiteConfig(
-                aggregator="127.0.0.1:1", cohort=folder, weights=folder, state=folder / "state", plain_site="ge"
+                aggregator="127.0.0.1:1",
+                cohort=folder,
+                weights=folder,
+                state=folder / "state",
+                plain_site="ge",
+                **settings,
             ),
             Silent(),
         )
@@ -272,6 +282,47 @@ async def test_an_aggregator_that_asks_for_the_same_round_over_and_over_is_not_f
     assert [(event["round"], event["attempt"], event["log_level"]) for event in said] == [
         (1, attempt, "warning") for attempt in (1, 2, 3)
     ]
+
+
+async def test_an_update_that_a_person_withholds_is_not_offered_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "POLL_S", 0.01)
+    second = version(1)
+    asked: list[tuple[str, int]] = []
+
+    class Asked(Aggregator):
+        async def await_round(self, *, round_number: int, following: str, wait_s: float, **rest: Any) -> Task:  # type: ignore[override]
+            asked.append((following, round_number))
+            return await super().await_round(round_number=round_number, wait_s=wait_s, **rest)
+
+    script = [*[train(1, FIRST)] * 5, about("ABANDON", 1), train(2, second), END]
+    aggregator = Asked(script, [FIRST, second])
+    made = Scripted(tmp_path, aggregator, Trainer(), egress="manual")
+
+    async def decide() -> None:
+        while True:
+            for record, digest in releases.waiting(tmp_path / "state"):
+                releases.decide(tmp_path / "state", digest, leaves=record.facts.round == 2)
+            await asyncio.sleep(0.01)
+
+    deciding = asyncio.create_task(decide())
+    with capture_logs() as events:
+        await take_part(made)
+    deciding.cancel()
+    names = names_of(events)
+    assert (names.count("update_withheld"), names.count("round_asked_again")) == (1, 0)
+    assert [update.facts.round for update in aggregator.sent] == [2]
+    assert asked[1:7] == [("TRAIN", 1)] * 5 + [
+        ("ABANDON", 1)
+    ]  # as if it still worked on it: held until something differs
+
+
+async def test_a_round_that_was_not_released_in_time_may_be_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "POLL_S", 0.01)
+    made = Scripted(tmp_path, Aggregator([train(1, FIRST)] * 2 + [END], [FIRST]), Trainer(), egress="manual")
+    made._is_asked = lambda number: False  # type: ignore[method-assign]
+    with capture_logs() as events:
+        await take_part(made)
+    assert names_of(events).count("update_not_released") == 2
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------

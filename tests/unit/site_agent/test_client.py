@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from med_duallora.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
+from aggregator import wire
 from shared import chunks, forms
 from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
@@ -33,7 +34,7 @@ from shared.status import INTERNAL_TEXT
 from site_agent import client
 from site_agent.client import FederationClient, Task
 from site_agent.connection import Dialled
-from site_agent.consent import ConsentWithheld
+from site_agent.consent import ConsentWithheld, ContractChanged
 from site_agent.download import Download
 from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
@@ -93,10 +94,11 @@ class ScriptedConnection:
     """Plays the connection: every call is made on the same scripted aggregator."""
 
     aggregator: Aggregator
+    name: str = "c0ffee"
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Dialled]:
-        yield Dialled(None, self.aggregator, "c0ffee")  # type: ignore[arg-type]
+        yield Dialled(None, self.aggregator, self.name)  # type: ignore[arg-type]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -145,6 +147,71 @@ def ask(used: FederationClient) -> Awaitable[Task]:
 def test_a_retry_waits_at_most_5_s_in_the_first_ten_minutes_and_60_s_later(attempt, elapsed_s, seed):
     delay = client.retry_delay_s(attempt, elapsed_s, random.Random(seed))
     assert 0.1 <= delay <= (5.0 if elapsed_s < 600 else 60.0)
+
+
+# --- the contract on another connection -----------------------------------------------------------------------------
+
+
+def offer(contract: Contract = CONTRACT) -> pb.JoinResponse:
+    return wire.join_response(contract, "ge", 40, 0)
+
+
+async def joined(*script: Any) -> ScriptedClient:
+    """Return a client that has joined, and whose next call goes over another connection."""
+    used = ScriptedClient(offer(), *script)
+    await used.join(federation="", base_model_sha256="ab" * 32, training_patients=40, software_version="1.0")
+    used._connection.name = "another"
+    return used
+
+
+def asked(used: ScriptedClient) -> list[str]:
+    return [type(one).__name__ for one in used.aggregator.requests]
+
+
+async def test_the_same_contract_on_another_connection_is_compared_once_and_gone_on_with():
+    used = await joined(offer(), pb.ReportEvaluationResponse(), pb.ReportEvaluationResponse())
+    for _ in range(2):
+        await used.report_evaluation(2, 2, 11, {"auc": 0.75})
+    assert asked(used) == ["JoinRequest", "JoinRequest", "ReportEvaluationRequest", "ReportEvaluationRequest"]
+    assert used.aggregator.requests[0] == used.aggregator.requests[1]
+
+
+async def test_a_question_that_says_nothing_of_the_data_needs_no_comparison():
+    used = await joined(answer())
+    await ask(used)
+    assert asked(used) == ["JoinRequest", "AwaitRoundRequest"]
+
+
+OTHER = replace(CONTRACT, recipe=replace(CONTRACT.recipe, local_epochs=7))
+FOREIGN = "federation 'hearts' is not served here; this aggregator serves 'lungs'"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (offer(OTHER), "recipe parameter local_epochs: agreed 2, offered 7"),
+        (failure(grpc.StatusCode.NOT_FOUND, FOREIGN, "NotFound"), FOREIGN),
+        (failure(grpc.StatusCode.FAILED_PRECONDITION, "base model: ...", "ContractMismatch"), "base model"),
+        (pb.JoinResponse(recipe="exfiltrate"), "cannot be agreed to"),
+    ],
+    ids=["another number", "another federation", "another base model", "none"],
+)
+async def test_nothing_is_said_to_an_aggregator_with_another_contract(told, said):
+    for call in (
+        lambda used: used.report_evaluation(2, 2, 11, {"auc": 0.75}),
+        lambda used: used.upload(Update(FACTS, ADAPTER.manifest.layout, PAYLOAD), fresh=True),
+        lambda used: used.keep_to_contract(),
+    ):
+        used = await joined(told)
+        with pytest.raises(ContractChanged, match=said):
+            await call(used)
+        assert asked(used) == ["JoinRequest"] * 2
+
+
+async def test_a_comparison_that_nobody_answers_is_repeated_like_any_call():
+    used = await joined(failure(grpc.StatusCode.UNAVAILABLE, "gone"), offer(), pb.ReportEvaluationResponse())
+    await used.report_evaluation(2, 2, 11, {"auc": 0.75})
+    assert asked(used) == ["JoinRequest"] * 3 + ["ReportEvaluationRequest"]
 
 
 def test_retries_of_many_agents_spread_out():

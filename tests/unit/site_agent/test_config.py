@@ -96,6 +96,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         config.load(tmp_path / "absent.toml", PLAIN)
 
 
+def test_a_plain_site_beside_the_files_tls_is_refused_and_one_that_nobody_named_is_not(site_toml):
+    path = site_toml(WHOLE)
+    with pytest.raises(InputError, match=r"plain_site \(--plain-site\) 'ge' and TLS files \(\[tls\], --tls-ca\)"):
+        config.load(path, {"plain_site": "ge"})
+    assert config.load(path, {}, {"plain_site": "this-site"}).tls is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,15 +1,19 @@
 """When the agent dials anew. What it does on real connections is tests/integration/test_cut_uploads.py."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 
 import grpc
 import pytest
+from med_duallora.v1 import federation_pb2 as pb
 
 from shared.errors import Draining, StaleRound, StoreUnavailable
 from shared.protocol import ERROR_KEY
 from shared.status import INTERNAL_TEXT
 from site_agent.connection import Connection, Moves, is_transient
+from tests.support.serving import make_store, serve
 
 Code = grpc.StatusCode
 
@@ -17,6 +21,14 @@ Code = grpc.StatusCode
 def failure(code: grpc.StatusCode, text: str = "", name: str = "") -> grpc.aio.AioRpcError:
     trailing = grpc.aio.Metadata((ERROR_KEY, name)) if name else grpc.aio.Metadata()
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, text)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("what the test waits for did not come")
 
 
 async def stub_after(connection: Connection, error: grpc.aio.AioRpcError | None) -> object:
@@ -58,6 +70,22 @@ async def test_a_connection_in_doubt_is_left_and_one_that_answered_is_kept(error
     connection = Connection("127.0.0.1:1", None, 30.0)
     before = await stub_after(connection, None)
     assert (await stub_after(connection, error) is not before) == dials_anew
+    await connection.close()
+
+
+async def test_a_connection_that_went_while_nobody_called_is_not_made_again_on_the_same_channel(tmp_path):
+    """Whoever answers next may be another aggregator."""
+    store = make_store(tmp_path)
+    async with serve(store) as running:
+        address = running.address
+        connection = Connection(address, None, 30.0)
+        async with connection.use() as dialled:
+            before = dialled.name
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await dialled.stub.Probe(pb.ProbeRequest(), timeout=10.0)
+        assert connection.name == before
+    async with serve(store, listen=address):
+        await until(lambda: connection.name != before)
     await connection.close()
 
 

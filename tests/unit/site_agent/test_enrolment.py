@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
 
 from aggregator import certificates
 from aggregator import enrolment as approving
@@ -16,6 +18,7 @@ from shared import certificates as held
 from shared.errors import InputError
 from shared.tls import TlsFiles
 from site_agent import enrolment
+from site_agent.cli import app
 
 NOW = datetime.now(UTC)
 
@@ -89,6 +92,71 @@ def test_an_answer_of_another_ca_than_the_one_in_use_is_refused(
     )
     with pytest.raises(InputError, match="signed by another CA than"):
         enrolment.finish(tmp_path, answer(tmp_path, authority, asked))
+
+
+def ca_of(authority: certificates.Authority) -> str:
+    return held.fingerprint(authority.certificate.public_key())
+
+
+def test_both_fingerprints_are_shown_to_be_compared(tmp_path: Path, authority: certificates.Authority) -> None:
+    asked = enrolment.request(tmp_path, "siemens")
+    done = enrolment.finish(tmp_path, answer(tmp_path, authority, approving.read_request(asked.csr)))
+    assert done.to_compare.splitlines() == [
+        f"fingerprint of the CA: {ca_of(authority)}",
+        f"fingerprint of the key: {asked.fingerprint}",
+    ]
+
+
+def test_an_answer_of_another_ca_than_the_one_that_was_read_out_puts_nothing_in_place(
+    tmp_path: Path, authority: certificates.Authority
+) -> None:
+    """Somebody on the way may sign the request with a CA of their own: the certificate is for this key all the same."""
+    asked = approving.read_request(enrolment.request(tmp_path, "siemens").csr)
+    forged = answer(tmp_path, certificates.Authority.make(NOW), asked)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"it is not the coordinator's, or was misheard\. Nothing was put in place"):
+        enrolment.finish(tmp_path, forged, ca_fingerprint=ca_of(authority))
+    assert sorted(tmp_path.iterdir()) == before
+    right = answer(tmp_path, authority, asked)
+    with pytest.raises(InputError, match="Nothing was put in place"):
+        enrolment.finish(tmp_path, right, ca_fingerprint=ca_of(authority)[:19])  # the whole of it, not its beginning
+    assert enrolment.finish(tmp_path, right, ca_fingerprint=ca_of(authority).upper().replace(" ", ":")).ca.exists()
+
+
+def test_renewing_takes_another_ca_only_if_its_fingerprint_is_told(
+    tmp_path: Path, authority: certificates.Authority
+) -> None:
+    first = approving.read_request(enrolment.request(tmp_path, "siemens").csr)
+    enrolment.finish(tmp_path, answer(tmp_path, authority, first))
+    before = (tmp_path / "ca.pem").read_bytes()
+    other = certificates.Authority.make(NOW)
+    renewed = answer(tmp_path, other, approving.read_request(enrolment.request(tmp_path, "siemens").csr))
+    with pytest.raises(InputError, match=rf"signed by another CA than .* \(that in the answer is {ca_of(other)}\)"):
+        enrolment.finish(tmp_path, renewed)
+    with pytest.raises(InputError, match="Nothing was put in place"):
+        enrolment.finish(tmp_path, renewed, ca_fingerprint=ca_of(authority))
+    assert (tmp_path / "ca.pem").read_bytes() == before
+    enrolment.finish(tmp_path, renewed, ca_fingerprint=ca_of(other))
+    assert (tmp_path / "ca.pem").read_bytes() == other.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def test_the_command_compares_and_shows(tmp_path: Path, authority: certificates.Authority) -> None:
+    def join(*words: object) -> Result:
+        return CliRunner().invoke(app, ["join", *map(str, words)])
+
+    assert "give it with --finish FILE" in str(join("--site", "siemens", "--ca-fingerprint", "5b71").exception)
+    asked = enrolment.request(tmp_path, "siemens")
+    finish = ("--finish", answer(tmp_path, authority, approving.read_request(asked.csr)), "--out", tmp_path)
+    assert "is not the coordinator's" in str(join(*finish, "--ca-fingerprint", asked.fingerprint).exception)
+    said = join(*finish, "--ca-fingerprint", ca_of(authority)).output
+    assert f"fingerprint of the CA: {ca_of(authority)}" in said
+    assert "compare its fingerprint" not in said
+    enrolment.request(tmp_path, "ge")
+    asked_too = approving.read_request(tmp_path / "ge.csr")
+    assert (
+        "compare its fingerprint with the coordinator by telephone"
+        in join("--finish", answer(tmp_path, authority, asked_too), "--out", tmp_path).output
+    )
 
 
 def test_a_certificate_that_the_ca_beside_it_did_not_sign_is_refused(

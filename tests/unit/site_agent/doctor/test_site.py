@@ -1,8 +1,11 @@
 """Contract, weights, data and a training step of a site of a few thousand numbers, made wrong in one way."""
 
+import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared.contract import Contract
@@ -11,6 +14,9 @@ from site_agent.consent import Pins
 from site_agent.data import cases as table
 from site_agent.doctor import contract, data, machine, training
 from site_agent.doctor.finding import Examined
+from site_agent.models.backbone import Prefix
+from site_agent.training.activations import Activations
+from site_agent.training.views import View
 from tests.support import private_site, tiny_site
 from tests.support.doctored import examined
 
@@ -179,6 +185,56 @@ def test_a_step_of_any_method_is_timed(site: Site, recipe: Recipe) -> None:
     assert found.status == "PASS", found.private
     assert found.facts["step_s"] > 0
     assert (found.facts["first_round_s"] == found.facts["later_round_s"]) == (recipe.views == 0)
+
+
+def slow_at_first(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the first view take so long, as it does where kernels are chosen and memory is fetched in it."""
+    compute, seen = Activations._compute, list[View]()
+
+    def slow(self: Activations, view: View, frames: np.ndarray) -> Prefix:
+        if not seen:
+            time.sleep(seconds)
+        seen.append(view)
+        return compute(self, view, frames)
+
+    monkeypatch.setattr(Activations, "_compute", slow)
+
+
+def test_what_warms_up_is_no_part_of_a_views_time_however_long_it_takes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ENOUGH_S", 0.1)
+    slow_at_first(monkeypatch, 0.3)
+    found = training.one_step(site.looked_through())
+    assert found.facts["frozen_view_s"] < 0.2
+    assert not found.facts["at_most"]
+    assert "trains for about" in found.words
+
+
+def test_with_no_time_left_for_another_view_the_first_is_a_bound_and_said_to_be_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_at_first(monkeypatch, 0.1)
+    found = training.one_step(site.looked_through(ends_at=time.monotonic()))
+    assert found.facts["frozen_view_s"] >= 0.1
+    assert found.facts["at_most"]
+    assert "trains for at most" in found.words
+
+
+def test_a_step_that_warms_up_is_left_out_too_unless_time_is_up() -> None:
+    for ends_at, steps in ((math.inf, 2), (0.0, 1)):
+        watch = training.Watch(ends_at, _all=-1e9)  # more than enough time has passed
+        while not watch.begins():
+            watch.ended(6)
+        assert len(watch.took) == steps
+
+
+def test_a_bound_beyond_the_deadline_is_no_verdict(site: Site) -> None:
+    timed = training.Timed(view_s=9.0, step_s=9.0, steps=6, first_views=27, later_views=27, at_most=True)
+    agreed = replace(site.contract, policy=replace(site.contract.policy, deadline_s=10.0))
+    found = training.judged(timed, agreed, "cpu")
+    assert found.status == "WARN"
+    assert "run this again" in found.remedy
 
 
 @pytest.mark.parametrize(
