@@ -46,18 +46,7 @@ def listing(folder: Path) -> Listing:
     if not rows[0].keys() & {"image", "patient_id"}:
         raise InputError(f"{table} needs a column image (a case's folder) or patient_id (the PatientID in its headers)")
     scan = cache(dicom_series.scan)
-    cases: list[RawCase] = []
-    rejections: list[Rejection] = []
-    listed: set[tuple[str, str]] = set()
-    for row in rows:
-        dataset = row.get("dataset") or DATASET
-        try:
-            if (dataset, row["case_id"]) in listed:
-                raise InputError("the table has more than one row for it")
-            listed.add((dataset, row["case_id"]))
-            cases.append(_case(row, dataset, folder, scan))
-        except InputError as error:
-            rejections.append(Rejection(dataset, row["case_id"], str(error)))
+    cases, rejections = generic.of_rows(rows, DATASET, lambda row, dataset: _case(row, dataset, folder, scan))
     if any(not row.get("image") for row in rows):
         rejections.extend(_unlisted(scan(folder), (row.get("patient_id", "") for row in rows)))
     return Listing(tuple(cases), tuple(rejections))

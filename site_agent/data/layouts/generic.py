@@ -6,7 +6,7 @@ from 0), or `ed_image` and `es_image` (two 3D files). Optional: `centre`, `split
 (a name; default `generic`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shared.errors import InputError
@@ -41,20 +41,28 @@ def listing(folder: Path) -> Listing:
     rows = read_table(table)
     require_columns(rows, ("case_id", "vendor"), table)
     _check_columns(rows[0].keys(), table)
+    cases, rejections = of_rows(rows, DATASET, lambda row, dataset: _case(row, dataset, folder))
+    rejections.extend(_unlisted(folder, rows))
+    return Listing(tuple(cases), tuple(rejections))
+
+
+def of_rows(
+    rows: Iterable[dict[str, str]], usual: str, make: Callable[[dict[str, str], str], RawCase]
+) -> tuple[list[RawCase], list[Rejection]]:
+    """Return what `make` finds in each row for its data set, `usual` where the row names none; an InputError rejects the row."""
     cases: list[RawCase] = []
     rejections: list[Rejection] = []
     listed: set[tuple[str, str]] = set()
     for row in rows:
-        dataset = row.get("dataset") or DATASET
+        dataset = row.get("dataset") or usual
         try:
             if (dataset, row["case_id"]) in listed:
                 raise InputError("the table has more than one row for it")
             listed.add((dataset, row["case_id"]))
-            cases.append(_case(row, dataset, folder))
+            cases.append(make(row, dataset))
         except InputError as error:
             rejections.append(Rejection(dataset, row["case_id"], str(error)))
-    rejections.extend(_unlisted(folder, rows))
-    return Listing(tuple(cases), tuple(rejections))
+    return cases, rejections
 
 
 def tables(folder: Path) -> list[Path]:
