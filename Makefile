@@ -28,7 +28,7 @@ UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Fast tests first, then every other folder of tests there is, then those that measure times and want the machine for themselves.
 FAST_TESTS := tests/unit tests/property
 SLOW_TESTS := $(filter-out $(addsuffix /,$(FAST_TESTS)),$(sort $(wildcard tests/*/)))
-TIMED_TESTS := tests/integration/test_communication_lines.py tests/integration/test_reconnect.py
+TIMED_TESTS := $(addprefix tests/integration/,test_communication_lines.py test_reconnect.py test_torchrun.py)
 CHECKED := aggregator site_agent shared experiments tests docs
 
 # One stamp per set of extras: set up once, and again only when the pins change.
