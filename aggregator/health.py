@@ -142,11 +142,11 @@ class HealthServicer:
         try:
             last = None
             while True:
-                change, now = self._health.next_change, self._status()
+                change, last_one, now = self._health.next_change, self._health.leaving, self._status()
                 if now != last:
                     yield now
                 last = now
-                if self._health.leaving:
+                if last_one:  # as it was before the yield: whoever reads slowly hears of the end too
                     return
                 await change.wait()
         finally:

@@ -179,6 +179,15 @@ async def test_a_server_on_its_way_out_says_so_first(tmp_path: Path) -> None:
         assert await get(running, "readyz") == (503, "not ready: on its way out\n")
 
 
+async def test_a_watcher_that_is_still_being_told_of_the_start_hears_of_the_end(tmp_path: Path) -> None:
+    async with serve(make_store(tmp_path)) as running:
+        told = healths.HealthServicer(running.health).watch(b"", None)
+        assert (await anext(told)).status == SERVING
+        running.federation.drain()  # while the first answer is on its way
+        running.health.tell()
+        assert [answer.status async for answer in told] == [NOT_SERVING]
+
+
 async def test_a_process_whose_closer_died_is_dead(tmp_path: Path) -> None:
     async with serve(make_store(tmp_path), http=ANY) as running:
         running.closer.cancel()
