@@ -38,6 +38,7 @@ class _Heard:
     authenticated: bool
     expires_at: float
     serial: str
+    hold: str
 
     @property
     def values(self) -> dict[str, str | float | bool]:
@@ -48,6 +49,7 @@ class _Heard:
             "authenticated": self.authenticated,
             "expires_at": self.expires_at,
             "serial": self.serial,
+            "hold": self.hold,
         }
 
 
@@ -69,7 +71,14 @@ class Heartbeats:
         """
         site, now = caller.site, self._clock()
         said = _Heard(
-            agent_id, now, report.progress, report.version, caller.authenticated, caller.expires_at, caller.serial
+            agent_id,
+            now,
+            report.progress,
+            report.version,
+            caller.authenticated,
+            caller.expires_at,
+            caller.serial,
+            report.hold,
         )
         last = self._heard.get(site)
         if last is None or last.agent_id != agent_id or now - last.at >= WRITE_S:

@@ -19,6 +19,8 @@ from shared.errors import ConflictingUpdate, InputError, StaleRound
 RoundPhase = Literal["open", "closing", "closed", "abandoned"]
 FederationPhase = Literal["running", "paused", "finished"]
 SitePhase = Literal["enrolled", "joined", "evicted"]
+Hold = Literal["", "CONTRACT", "WINDOW", "RELEASE", "KEPT", "DISK"]
+"""What of its site's own doing holds an agent up, by its own word: names of the protocol, empty if nothing does."""
 EVICTED, QUARANTINED = "evicted", "quarantined"
 """How reasons begin why a site's update is not in a round."""
 FEWEST_TO_HIDE_IN = 3
@@ -84,6 +86,7 @@ class SiteState:
     """When the certificate ends that its agent showed last, seconds since 1970; 0 if it showed none."""
     serial: str = ""
     """That certificate's serial number, hex."""
+    hold: Hold = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,7 @@ class SiteReport:
     following: Instruction = "NONE"
     version: int = 0
     progress: float = 0.0
+    hold: Hold = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,13 @@ _INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
     "EVICTED": pb.INSTRUCTION_EVICTED,
 }
 _FOLLOWING = {number: name for name, number in _INSTRUCTIONS.items()}
+_HOLDS: dict[int, rounds.Hold] = {
+    pb.HOLD_CONTRACT: "CONTRACT",
+    pb.HOLD_WINDOW: "WINDOW",
+    pb.HOLD_RELEASE: "RELEASE",
+    pb.HOLD_KEPT: "KEPT",
+    pb.HOLD_DISK: "DISK",
+}
 
 
 def most_bytes(contract: Contract) -> dict[str, int]:
@@ -88,12 +95,13 @@ def round_policy(policy: RoundPolicy) -> pb.RoundPolicy:
 
 
 def site_report(request: pb.AwaitRoundRequest) -> rounds.SiteReport:
-    """Decode what a site says it has; an instruction this release does not know counts as none."""
+    """Decode what a site says it has; an instruction or a hold this release does not know counts as none."""
     return rounds.SiteReport(
         round=request.round,
         following=_FOLLOWING.get(request.following, "NONE"),
         version=request.version,
         progress=min(max(request.progress, 0.0), 1.0) if request.progress == request.progress else 0.0,
+        hold=_HOLDS.get(request.hold, ""),
     )
 
 
@@ -240,6 +248,7 @@ def _site(site: rounds.SiteState, certificate: str) -> cpb.Site:
         last_round=site.last_round,
         progress=site.progress,
         certificate=certificate,
+        hold=sites.HOLDS.get(site.hold, ""),
     )
 
 

@@ -18,8 +18,8 @@ _WHO = """
 """
 _WHAT = """
     abandoned_round after all asked_digest asked_version attempt base_version before code codec contract dataset differs
-    digest entry first form held_digest held_version input_digest kept_as left_out line missing mode path phase purpose
-    round rounds rpc signal sites step stored tls version
+    digest entry first form held_digest held_version input_digest kept_as leaves left_out line missing mode never_leaves path phase
+    purpose round rounds rpc signal sites step stored tls version
 """
 _WHY = "advice cause consequence error fallback next reason why words"
 _HOW_MUCH = """

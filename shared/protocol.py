@@ -2,7 +2,7 @@
 
 from shared.errors import IncompatibleProtocol
 
-VERSION = "1.4"
+VERSION = "1.5"
 SUPPORTED_MINORS = 2
 """Agents this many minors behind the aggregator keep working."""
 

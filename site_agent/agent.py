@@ -9,7 +9,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,30 +17,29 @@ import structlog
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
+from shared.contract import Contract
 from shared.errors import (
-    AggregatorUnreachable,
-    BadOffset,
     ConflictingUpdate,
     ContractMismatch,
-    InvalidAdapter,
     MedDualLoRAError,
     NotFound,
     StaleRound,
-    UpdateTooLarge,
 )
 from shared.protocol import MAX_WAIT_S
 from site_agent import disk, egress, report, starting
 from site_agent.certificate import OwnCertificate
-from site_agent.client import FederationClient, Joined, Task, retry_delay_s
+from site_agent.client import FederationClient, Joined, Task
 from site_agent.config import SiteConfig
 from site_agent.consent import ConsentWithheld, ContractChanged
 from site_agent.egress import Update, UpdateFacts
 from site_agent.filling import Filling
+from site_agent.heartbeat import STARTING, Heartbeat
 from site_agent.ledger import LEDGER, Ledger
 from site_agent.local_rounds import LocalRound
 from site_agent.membership import Membership
 from site_agent.permission import Permission
 from site_agent.privacy.budget import Budget
+from site_agent.repeats import Repeats
 from site_agent.report import CASES, REPORT, Phases
 from site_agent.round_files import Tensors
 from site_agent.starting import Beginning
@@ -50,6 +48,7 @@ from site_agent.training import local
 from site_agent.training.checkpoint import Checkpoints
 from site_agent.training.parallel import ALONE, Group
 from site_agent.training.site import SiteTrainer
+from site_agent.versions import Versions
 from site_agent.view import View
 
 log = structlog.get_logger()
@@ -59,24 +58,6 @@ HEARTBEAT_S = 20.0
 
 class Evicted(MedDualLoRAError):
     """The coordinator took this site out of the federation."""
-
-
-@dataclass(slots=True)
-class Repeats:
-    """How often in a row one round was asked for again, and since when (time.monotonic)."""
-
-    digest: str = ""
-    round: int = 0
-    count: int = 0
-    since: float = 0.0
-
-    def note(self, task: Task, now: float) -> int:
-        """Note that a round is asked for; return how many times it was before, without another one in between."""
-        if (task.round, task.digest) == (self.round, self.digest):
-            self.count += 1
-        else:
-            self.round, self.digest, self.count, self.since = task.round, task.digest, 0, now
-        return self.count
 
 
 class Agent:
@@ -105,22 +86,20 @@ class Agent:
             may_send=lambda number, size: self._permission.may_send(number, size),
             advice=self._certificate.advice,
         )
-        self._permission = Permission(config, self._state, self._ledger, view, self._write)
+        self._heartbeat = Heartbeat(self._client, self._certificate)
+        self._versions = Versions(self._client, self._state, self._write)
+        self._permission = Permission(config, self._state, self._ledger, view, self._heartbeat, self._write)
         self._membership = Membership(
             config, self._client, self._state, self._permission, self._certificate, view, group
         )
         self._budget = Budget(self._state.folder, self._ledger, self._write, view.warned)
         self._stopping = threading.Event()
         self._leave = asyncio.Event()
-        self._abandoned = threading.Event()
         self._phases = Phases()
         self._filling = Filling(view)
-        self._progress = 0.0
-        self._busy_with: Task | None = None
-        self._repeats = Repeats()
+        self._repeats = Repeats(random.Random(self._state.agent_id))
         self._kept = self._reported = ""
         """The round (`_name`) whose update a person keeps here, and the digest of the version that the report is about."""
-        self._rng = random.Random(self._state.agent_id)
 
     def stop(self) -> None:
         """Ask the agent to leave: training ends at the next step, with a checkpoint."""
@@ -135,7 +114,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 main = group.create_task(self._take_part(once))
-                beside = [group.create_task(w) for w in (self._cancel_when_stopped(main), self._heartbeat())]
+                beside = [group.create_task(w) for w in (self._cancel_when_stopped(main), self._heartbeat.run())]
                 main.add_done_callback(lambda _: [task.cancel() for task in beside])
         except* MedDualLoRAError as errors:
             raise errors.exceptions[0] from None
@@ -159,7 +138,7 @@ class Agent:
             try:
                 return await self._follow(joined, trainer, once)
             except (ContractChanged, ContractMismatch, NotFound) as error:
-                self._busy_with = None
+                self._heartbeat.task = None
                 await self._filling.leave_off()
                 await self._membership.pause(error)
                 joined, trainer = await self._join()
@@ -169,22 +148,28 @@ class Agent:
         following, round_number, version = "UNSPECIFIED", 0, 0
         while True:
             began = time.monotonic()
-            self._busy_with = None
+            self._heartbeat.task = None
             self._filling.begin(trainer, round_number + 1)
             task = await self._client.await_round(
-                round_number=round_number, following=following, version=version, wait_s=MAX_WAIT_S
+                round_number=round_number,
+                following=following,
+                version=version,
+                wait_s=MAX_WAIT_S,
+                hold=self._heartbeat.held_by,
             )
-            self._busy_with = task
+            self._heartbeat.task = task
             filled_s = await self._filling.leave_off()
             self._phases.add("waiting", began)
             self._phases.move("waiting", "activations", filled_s)
             self._view.task(task)
+            if self._kept != _name(task):
+                self._heartbeat.let_go("KEPT")
             following, round_number = task.instruction, task.round
             if task.instruction == "TRAIN":
                 version = task.version
                 if self._kept == _name(task):
                     continue  # nothing of this round leaves; asked like this, the aggregator answers when it is over
-                await self._hesitate(task)
+                await self._repeats.hesitate(task)
                 try:
                     await self._client.keep_to_contract()
                     await self._do_round(joined, trainer, task)
@@ -196,7 +181,7 @@ class Agent:
                 if self._reported != task.digest:
                     try:
                         await self._client.keep_to_contract()
-                        await self._finish(joined, trainer, task)
+                        await self._finish(joined, trainer, task, stays=not once)
                     except ConsentWithheld as error:
                         await self._permission.withhold(error)
                         continue
@@ -211,24 +196,10 @@ class Agent:
         """Join, and put model and data together."""
         began = time.monotonic()
         joined = await self._membership.join()
-        self._busy_with = Task("UNSPECIFIED", 0, 0, "", 0.0, "")
+        self._heartbeat.task = STARTING
         trainer = await self._membership.trainer(joined)
         self._phases.add("starting", began)
         return joined, trainer
-
-    async def _hesitate(self, task: Task) -> None:
-        """Pause before a round that was dealt with just now, longer every time: an aggregator gone wrong is not flooded."""
-        now = time.monotonic()
-        if repeats := self._repeats.note(task, now):
-            delay = retry_delay_s(repeats, now - self._repeats.since, self._rng)
-            log.warning(
-                "round_asked_again",
-                round=task.round,
-                version=task.version,
-                attempt=repeats,
-                retry_in_s=round(delay, 2),
-            )
-            await asyncio.sleep(delay)
 
     async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         """Bring one round to its receipt, from wherever it stands."""
@@ -237,7 +208,7 @@ class Agent:
         fresh = finished is None or not _is_what_is_asked(finished, task)
         if fresh:
             await self._settle(before_round=task.round)
-            received = await self._fetch(joined, trainer, task)
+            received = await self._fetch(joined.contract, trainer, task)
             await self._budget.plan(joined.contract, trainer, task.round, received)
             local_before = self._begin(trainer, task.round, received).local
             await self._evaluate(trainer, received, local_before, task.round - 1)
@@ -249,6 +220,7 @@ class Agent:
             await self._send(finished.update, fresh)
             if self._permission.is_withheld(finished.update):
                 self._kept = _name(task)
+                self._heartbeat.hold("KEPT")
 
     async def _settle(self, before_round: int) -> None:
         """Ask for the receipts of updates that were on their way when the agent was killed, and note them."""
@@ -266,7 +238,7 @@ class Agent:
         """
         began, number = time.monotonic(), update.facts.round
         await self._budget.forget(number)
-        if not await self._permission.may_leave(update, lambda: self._is_asked(number)):
+        if not await self._permission.may_leave(update, lambda: self._heartbeat.is_asked(number)):
             await self._write(lambda: self._state.rounds.mark(number, "refused"))
             return
         try:
@@ -280,57 +252,26 @@ class Agent:
         log.info("update_accepted", round=number, bytes=len(update.payload), digest=update.digest)
         self._view.uploaded(number, len(update.payload))
 
-    def _is_asked(self, number: int) -> bool:
-        """Whether the aggregator still asks for a round, as far as the last heartbeat knows."""
-        task = self._busy_with
-        return task is not None and (task.instruction, task.round) == ("TRAIN", number) and not self._abandoned.is_set()
-
     def _begin(self, trainer: SiteTrainer, number: int, received: Adapter) -> Beginning:
         return starting.beginning(self._state.rounds, trainer, number, received)
 
     async def _write(self, write: Callable[[], T]) -> T:
         """Write to the state folder, however long its disk is full."""
-        return await disk.keep_trying(write, self._state.folder, self._view.warned)
 
-    async def _fetch(self, joined: Joined, trainer: SiteTrainer, task: Task) -> Adapter:
+        def full(words: str) -> None:
+            self._heartbeat.hold("DISK")
+            self._view.warned(words)
+
+        try:
+            return await disk.keep_trying(write, self._state.folder, full)
+        finally:
+            self._heartbeat.let_go("DISK")
+
+    async def _fetch(self, contract: Contract, trainer: SiteTrainer, task: Task) -> Adapter:
         began = time.monotonic()
-        held = self._state.global_adapter()
-        adapter = await self._version(joined, trainer, task, held)
-        if held is None or held.digest != adapter.digest:
-            await self._write(lambda: self._state.store_global(adapter))
+        adapter = await self._versions.get(contract, trainer, task)
         self._phases.add("fetching", began)
         return adapter
-
-    async def _initial(self, joined: Joined, trainer: SiteTrainer) -> Adapter:
-        """Return version 0; a site that joined late has not had it yet."""
-        held = self._state.initial_adapter()
-        if held is None:
-            task = Task("FINISHED", 0, 0, joined.contract.adapter_digest, 0.0, "")
-            found = held = await self._version(joined, trainer, task, None)
-            await self._write(lambda: self._state.store_initial(found))
-        return held
-
-    async def _version(self, joined: Joined, trainer: SiteTrainer, task: Task, held: Adapter | None) -> Adapter:
-        """Return the version a task names.
-
-        Version 0 need not travel to a site that draws the same for its own base model; nor does, of a later one, what is still
-        as it was drawn.
-        """
-        if task.version == 0 and task.digest != joined.contract.adapter_digest:
-            raise ConsentWithheld(
-                f"version 0 has digest {task.digest[:12]}, the contract names {joined.contract.adapter_digest[:12]}"
-            )
-        if held is None:
-            began = time.monotonic()
-            held = await asyncio.to_thread(starting.version_0, trainer, joined.contract)
-            if held is not None:
-                log.info("version_0_drawn", digest=held.digest, duration_s=round(time.monotonic() - began, 3))
-                if held.digest == task.digest:
-                    return held
-        try:
-            return await self._client.fetch(joined.contract, task, held)
-        except (InvalidAdapter, BadOffset, UpdateTooLarge) as error:
-            raise ConsentWithheld(f"version {task.version} is not what the contract says: {error}") from error
 
     async def _train(
         self,
@@ -343,12 +284,12 @@ class Agent:
         """Train in a thread, seal, commit. False if the round was abandoned meanwhile. Under differential privacy it is paid for
         first."""
         began = time.monotonic()
-        self._progress = 0.0
-        self._abandoned.clear()
+        self._heartbeat.progress = 0.0
+        self._heartbeat.abandoned.clear()
         beginning = self._begin(trainer, task.round, received)
         hooks = self._hooks(trainer, self._should_stop)
-        await self._permission.window(lambda: self._is_asked(task.round))
-        if self._abandoned.is_set():
+        await self._permission.window(lambda: self._heartbeat.is_asked(task.round))
+        if self._heartbeat.abandoned.is_set():
             return self._abandon(task)
         stream = await self._budget.pay()
         while True:
@@ -358,10 +299,10 @@ class Agent:
                 )
                 break
             except local.Stopped:
-                if self._abandoned.is_set() or self._stopping.is_set():
+                if self._heartbeat.abandoned.is_set() or self._stopping.is_set():
                     return self._abandon(task)
                 # the training window closed: it goes on from the checkpoint in the next one
-                await self._permission.window(lambda: self._is_asked(task.round))
+                await self._permission.window(lambda: self._heartbeat.is_asked(task.round))
         facts = UpdateFacts(
             round=task.round,
             base_version=received.version,
@@ -400,7 +341,7 @@ class Agent:
         return before
 
     def _abandon(self, task: Task) -> bool:
-        if self._abandoned.is_set():
+        if self._heartbeat.abandoned.is_set():
             self._checkpoints.clear()
         log.info("round_abandoned", round=task.round)
         return False
@@ -425,7 +366,7 @@ class Agent:
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         del optimiser
-        self._progress = step / steps
+        self._heartbeat.progress = step / steps
         self._view.step(step, steps)
 
     def _on_unsaid_step(self, step: int, steps: int, optimiser: Any) -> None:
@@ -433,32 +374,7 @@ class Agent:
         self._view.step(step, steps)
 
     def _should_stop(self) -> bool:
-        return self._stopping.is_set() or self._abandoned.is_set() or not self._permission.may_train
-
-    async def _heartbeat(self) -> None:
-        """Tell the aggregator every 20 s that the agent is alive, whatever it is busy with; hear if its round is over.
-
-        In an outage the next heartbeat says more than this one repeated; whether to give up is for the loop's own calls.
-        """
-        while True:
-            self._certificate.tell_expiry()
-            await asyncio.sleep(HEARTBEAT_S)
-            if (task := self._busy_with) is None:
-                continue  # the loop itself is asking
-            try:
-                answer = await self._client.await_round(
-                    round_number=task.round,
-                    following=task.instruction,
-                    version=task.version,
-                    wait_s=0,
-                    progress=self._progress,
-                    give_up_after_s=HEARTBEAT_S,
-                )
-            except (AggregatorUnreachable, ContractMismatch, NotFound):
-                continue  # the loop's own calls are told the same
-            # an answer may take its time, and the round after is not over because the one it is about is
-            if answer.instruction in ("ABANDON", "EVICTED", "FINISHED") and self._busy_with is task:
-                self._abandoned.set()
+        return self._stopping.is_set() or self._heartbeat.abandoned.is_set() or not self._permission.may_train
 
     async def _evaluate(
         self, trainer: SiteTrainer, adapter: Adapter, local_now: dict[str, np.ndarray], round_number: int
@@ -481,16 +397,16 @@ class Agent:
         await self._client.report_evaluation(round_number, adapter.version, cases, reported)
         log.info("version_evaluated", version=adapter.version, round=round_number, cases=cases, **reported)
 
-    async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
+    async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task, *, stays: bool) -> None:
         """Fetch the last version, judge it, compare the arms, write the site's own report."""
         await self._settle(before_round=task.round + 1)
-        final = await self._fetch(joined, trainer, task)
+        final = await self._fetch(joined.contract, trainer, task)
         local_now = self._begin(trainer, task.round + 1, final).local
         await self._evaluate(trainer, final, local_now, task.round)
         await self._permission.window(lambda: True)
         began = time.monotonic()
         self._view.comparing()
-        initial = await self._initial(joined, trainer)
+        initial = await self._versions.initial(joined.contract, trainer)
         hooks = self._hooks(trainer, self._stopping.is_set)  # an abandoned round is past
         compared = await asyncio.to_thread(trainer.compare_arms, initial, final, local_now, hooks)
         self._phases.add("comparing", began)
@@ -499,7 +415,7 @@ class Agent:
         await self._write(lambda: write_atomically(self._state.folder / CASES, scores, PRIVATE))
         await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made), PRIVATE))
         log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
-        self._view.finished(made)
+        self._view.finished(made, self._state.folder, stays=stays)
 
 
 def _name(task: Task) -> str:

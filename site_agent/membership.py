@@ -12,8 +12,9 @@ import structlog
 
 from shared.errors import ContractMismatch, InputError, MedDualLoRAError, NotFound
 from site_agent import starting
+from site_agent.calls import retry_delay_s
 from site_agent.certificate import OwnCertificate
-from site_agent.client import FederationClient, Joined, retry_delay_s
+from site_agent.client import FederationClient, Joined
 from site_agent.config import SiteConfig
 from site_agent.consent import ConsentWithheld
 from site_agent.permission import Permission
@@ -22,7 +23,7 @@ from site_agent.starting import FirstLook
 from site_agent.state import State
 from site_agent.training.parallel import Group
 from site_agent.training.site import SiteTrainer
-from site_agent.view import View
+from site_agent.view import View, leaves, stays
 
 log = structlog.get_logger()
 CALM_S = 3600.0
@@ -59,6 +60,15 @@ class Membership:
         budget.check_ready(joined.contract)
         if self._made is None or self._made[0].contract != joined.contract:
             structlog.contextvars.bind_contextvars(site=joined.site, federation=joined.contract.federation)
+            log.info(
+                "joined",
+                address=self._config.aggregator,
+                contract=joined.contract.sha256,
+                rounds=joined.contract.policy.rounds,
+                training_patients=joined.training_patients,
+                leaves=leaves(joined.contract),
+                never_leaves=stays(joined.contract),
+            )
             self._view.joined(joined, self._config)
         return joined
 

@@ -6,7 +6,7 @@ Nothing here ends the agent. What is not allowed is said, and looked at again un
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -16,8 +16,10 @@ from site_agent.client import Joined
 from site_agent.config import SiteConfig
 from site_agent.consent import ConsentWithheld
 from site_agent.egress import Update
+from site_agent.heartbeat import Heartbeat
 from site_agent.ledger import HELD, RELEASED, WITHHELD, Ledger
 from site_agent.privacy import budget
+from site_agent.releases import Decision
 from site_agent.state import State
 from site_agent.view import View
 
@@ -32,8 +34,13 @@ Write = Callable[[Callable[[], object]], Awaitable[object]]
 class Permission:
     """One agent's. `write` writes to the state folder, however long its disk is full."""
 
-    def __init__(self, config: SiteConfig, state: State, ledger: Ledger, view: View, write: Write) -> None:
-        self._config, self._state, self._ledger, self._view, self._write = config, state, ledger, view, write
+    def __init__(
+        self, config: SiteConfig, state: State, ledger: Ledger, view: View, heartbeat: Heartbeat, write: Write
+    ) -> None:
+        self._config, self._state, self._ledger, self._view = config, state, ledger, view
+        self._heartbeat, self._write = heartbeat, write
+        self._told = ""
+        """Why the site does not take part, as it was said last."""
 
     async def agree(self, join: Callable[[], Awaitable[Joined]], training_patients: int) -> Joined:
         """Join, and bind the state folder to the contract. Stays and asks again as long as the site, with so many patients to
@@ -49,6 +56,7 @@ class Permission:
         budget.check_offer(joined.contract, training_patients)
         await self._write(lambda: self._state.bind(joined.contract))
         self._ledger.contract = joined.contract.sha256
+        self._told = ""
         return joined
 
     def may_send(self, round_number: int, size: int) -> None:
@@ -58,8 +66,11 @@ class Permission:
     async def withhold(self, error: MedDualLoRAError) -> None:
         """Say that this site does not take part as things are, and wait before looking again."""
         log.warning("consent_withheld", reason=str(error), retry_in_s=CONSENT_EVERY_S)
-        self._view.warned(f"this site does not take part: {error}. It looks again every {CONSENT_EVERY_S:.0f} s")
-        await asyncio.sleep(CONSENT_EVERY_S)
+        if str(error) != self._told:  # once for each reason; the log has all
+            self._told = str(error)
+            self._view.warned(f"this site does not take part: {error}. It looks again every {CONSENT_EVERY_S:.0f} s")
+        with self._heartbeat.held("CONTRACT"):
+            await asyncio.sleep(CONSENT_EVERY_S)
 
     @property
     def may_train(self) -> bool:
@@ -69,15 +80,15 @@ class Permission:
 
     async def window(self, asked: Callable[[], bool]) -> None:
         """Return when the site may train, or when nobody asks for it any more."""
-        told = False
-        while not self.may_train:
-            if not told:
-                told = True
-                log.info("training_window_awaited")
-                self._view.warned("outside this site's training windows: training begins, or goes on, in the next one")
-            await asyncio.sleep(WINDOW_EVERY_S)
-            if not asked():
-                return
+        if self.may_train:
+            return
+        log.info("training_window_awaited")
+        self._view.warned("outside this site's training windows: training begins, or goes on, in the next one")
+        with self._heartbeat.held("WINDOW"):
+            while not self.may_train:
+                await asyncio.sleep(WINDOW_EVERY_S)
+                if not asked():
+                    return
 
     def is_withheld(self, update: Update) -> bool:
         """Whether a person has said that an update never leaves."""
@@ -93,19 +104,26 @@ class Permission:
         if self._config.egress == "auto" and (decided is None or decided.leaves):
             return True
         told = {"round": update.facts.round, "digest": update.digest, "payload_bytes": len(update.payload)}
-        held = False
-        while (decision := releases.find(self._state.folder, update.digest)) is None:
-            if not asked():
-                log.warning("update_not_released", **told)
-                return False
-            if not held:
-                held = True
-                await self._write(lambda: self._ledger.note(HELD, told))
-                log.info("update_held", **told)
-                self._view.held(update, self._state.folder)
-            await asyncio.sleep(releases.POLL_S)
+        if decided is None:
+            decided = await self._person(update, told, asked)
+        if decided is None:
+            log.warning("update_not_released", **told)
+            return False
+        log.info("update_released" if decided.leaves else "update_withheld", **told)
+        return decided.leaves
+
+    async def _person(self, update: Update, told: dict[str, Any], asked: Callable[[], bool]) -> Decision | None:
+        """Ask for a person's decision and wait for it, both in the ledger; None if nobody asks for the update any more."""
+        if not asked():
+            return None
+        await self._write(lambda: self._ledger.note(HELD, told))
+        log.info("update_held", **told)
+        self._view.held(update, self._state.folder)
+        with self._heartbeat.held("RELEASE"):
+            while (decision := releases.find(self._state.folder, update.digest)) is None:
+                await asyncio.sleep(releases.POLL_S)
+                if not asked():
+                    return None
         event, facts = RELEASED if decision.leaves else WITHHELD, {"by": decision.by, "decided_at": decision.at}
-        if held:
-            await self._write(lambda: self._ledger.note(event, {**told, **facts}))
-        log.info("update_released" if decision.leaves else "update_withheld", **told)
-        return decision.leaves
+        await self._write(lambda: self._ledger.note(event, {**told, **facts}))
+        return decision

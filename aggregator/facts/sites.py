@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from aggregator import rounds
 from aggregator.facts.calls import Failure
-from aggregator.rounds import FederationState, SiteState
+from aggregator.rounds import FederationState, Hold, SiteState
 from shared.certificates import expiry_words
 
 Standing = Literal[
@@ -16,6 +16,7 @@ Standing = Literal[
     "finished",
     "revoked",
     "silent",
+    "held up",
     "uploading",
     "training",
     "waiting",
@@ -25,6 +26,16 @@ SILENT_S = 90.0
 """An agent asks at least every 30 s, and while it trains every 20 s: one that was not heard for so long is away."""
 LEAST_PROGRESS = 0.02
 """Below this share of the training, the time it takes in all cannot be told from it."""
+
+
+HOLDS: Mapping[Hold, str] = {
+    "CONTRACT": "does not consent to the contract as it is; the agent's log there names the field",
+    "WINDOW": "outside the hours at which it trains",
+    "RELEASE": "its update waits there for a person to let it leave",
+    "KEPT": "its people keep this round's update",
+    "DISK": "the disk of its state folder is full",
+}
+"""What a site says holds it up, in words."""
 
 
 def make(state: FederationState, failures: Mapping[str, Failure], now: float) -> list[dict[str, Any]]:
@@ -49,6 +60,7 @@ def _site(state: FederationState, site: SiteState, failure: Failure | None, now:
         "certificate_revoked": state.is_revoked(site),
         "certificate": certificate(state, site, now),
         "standing": where,
+        "hold": HOLDS.get(site.hold, "") if where == "held up" else "",
         "expected_finish_at": expected_finish(state, site) if where == "training" else None,
         "last_error": None if failure is None else {"at": failure.at, "rpc": failure.rpc, "words": failure.words},
     }
@@ -71,6 +83,8 @@ def standing(state: FederationState, site: SiteState, now: float) -> Standing:
         return "revoked"
     if now - site.last_seen > SILENT_S:
         return "silent"
+    if site.hold:
+        return "held up"
     if site.name not in current.invited:
         return "not asked"
     if site.name in current.announced:
@@ -104,6 +118,8 @@ def why_missing(site: Mapping[str, Any], now: float) -> str:
         case "silent":
             seen = site["last_seen"]
             return f"not heard from for {span(now - seen)}" if seen else "not heard from yet"
+        case "held up":
+            return str(site["hold"])
         case "uploading":
             return "sending its update"
         case "never joined":

@@ -91,6 +91,7 @@ def heard(
         "version": 0,
         "expires_at": 0.0,
         "serial": "",
+        "hold": "",
         "federation": federation,
         "site": site,
         "agent_id": agent_id,

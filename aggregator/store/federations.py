@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from aggregator import rounds
+from aggregator.errors import NoStore
 from aggregator.rounds import FederationState, SiteState
 from aggregator.store import audit, revocations, schema
 from aggregator.store import rounds as round_rows
@@ -32,6 +33,7 @@ _AGENTS = (
         schema.agents.c.version,
         schema.agents.c.expires_at,
         schema.agents.c.serial,
+        schema.agents.c.hold,
     )
     .where(schema.agents.c.federation == sa.bindparam("federation"))
     .order_by(schema.agents.c.last_seen, schema.agents.c.agent_id)
@@ -102,7 +104,7 @@ def only_name(connection: sa.Connection) -> str:
     """Return the name of the store's federation. Raises InputError if it has none."""
     found = names(connection)
     if not found:
-        raise InputError("the store holds no federation; make a new one with: aggregator init --help")
+        raise NoStore("the store holds no federation; make a new one with: aggregator init --help")
     return found[0]
 
 
@@ -178,6 +180,7 @@ def _sites(connection: sa.Connection, federation: str) -> dict[str, SiteState]:
             version=row.version,
             expires_at=row.expires_at,
             serial=row.serial or "",
+            hold=row.hold or "",
         )
     last = round_rows.last_accepted(connection, federation)
     for site, number in ((site, number) for site, number in last.items() if site in found):

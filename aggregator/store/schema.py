@@ -75,11 +75,12 @@ agents = Table(
     Column("version", CLAIMED, nullable=False),
     Column("expires_at", Double, nullable=False, server_default="0"),
     Column("serial", String),
+    Column("hold", String),
 )
 """Every agent that ever used a site's certificate; the one heard from last is the site's agent.
 
 `expires_at`, `serial`: the end and the serial number (hex) of the certificate that it showed last; 0 and nothing
-without one.
+without one. `hold`: what of its site's own doing holds it up (aggregator/rounds.py), nothing if nothing does.
 """
 
 adapters = Table(

@@ -38,7 +38,7 @@ def page(facts: Facts, trouble: str = "") -> str:
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"{facts['federation']}: {_brief(facts)}"),
         tag("link", rel="icon", href="static/icon.svg"),
-        tag("link", rel="stylesheet", href="static/page.css"),
+        *(tag("link", rel="stylesheet", href=f"static/{name}.css") for name in ("colours", "page")),
         tag("script", src="static/page.js", defer=True),
         tag("noscript", tag("meta", http_equiv="refresh", content=REFRESH_S)),
     )
@@ -199,7 +199,7 @@ def _site(site: dict[str, Any], now: float) -> Sequence[tables.Cell]:
     claimed = site["authenticated"] is False
     return (
         join(tag("b", site["site"]), tag("div", "unauthenticated", class_="quiet") if claimed else None),
-        join(badge(where, kind), f" {site['reason']}" if site["reason"] else None),
+        join(badge(where, kind), f" {words}" if (words := site["hold"] or site["reason"]) else None),
         join(bar, " ", tag("span", f"{done:.0%}", class_="quiet")) if site["invited"] else "-",
         left(expected, now) if expected else "-",
         ago(site["last_seen"], now) if site["last_seen"] else "never",

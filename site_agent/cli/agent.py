@@ -183,7 +183,7 @@ def _take_part(config: Any, once: bool, leaving: Leaving, group: "Group") -> Non
     from site_agent.agent import Agent
 
     logs.configure(config.log or (config.state / "agent.jsonl" if sys.stderr.isatty() else None), side="site")
-    shown = view.for_stream()
+    shown = view.for_stream(log_is_a_file=config.log is not None)
     agent = Agent(config, shown, group)
 
     async def until_done() -> None:

@@ -7,9 +7,9 @@ from shared.contract import Contract
 from shared.errors import InputError
 from shared.names import plain
 from site_agent import consent
-from site_agent.client import contract_of
 from site_agent.consent import ConsentWithheld
 from site_agent.doctor.finding import Examined, Finding, failed, passed, skipped
+from site_agent.wire import contract_of
 
 CONTRACT = "contract.json"
 MOST_NAMED = 3

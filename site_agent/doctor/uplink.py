@@ -9,7 +9,7 @@ from med_duallora.v1 import federation_pb2 as pb
 
 from shared.contract import Contract
 from shared.protocol import MAX_PROBE_BYTES
-from site_agent.client import MIN_RATE_BYTES_PER_S
+from site_agent.calls import MIN_RATE_BYTES_PER_S
 from site_agent.doctor.answer import Probe, probing
 from site_agent.doctor.finding import Examined, Finding, failed, passed, warned
 

@@ -176,8 +176,8 @@ class ScriptedClient(FederationClient):
             "fed.test:1", None, "agent-1", ledger, plain_site=SITE, give_up_after_s=0.0, call_timeout_s=CALL_TIMEOUT_S
         )
         connection: Any = Connection(stub)
-        self._connection = connection
-        self.federation = "demo"
+        self._calls.connection = connection
+        self._calls.federation = "demo"
 
 
 class World:

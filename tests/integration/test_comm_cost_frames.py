@@ -125,7 +125,7 @@ async def test_small_calls_cost_to_the_byte_what_the_model_has(tmp_path: Path, s
         assert beside[0] == 0
         assert beside[-1] in range(TIME_LIMIT)
 
-        made.client.federation = "another"
+        made.client._calls.federation = "another"
 
         async def refused() -> None:
             with pytest.raises(NotFound):

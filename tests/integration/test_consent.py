@@ -18,6 +18,7 @@ from med_duallora.v1 import federation_pb2_grpc
 from typer.testing import CliRunner
 
 from aggregator import uploads, wire
+from aggregator.facts import sites
 from aggregator.store import engine, federations, schema
 from shared.contract import Contract
 from shared.errors import ContractMismatch
@@ -72,6 +73,16 @@ def row(where: str) -> Mapping[str, Any]:
         opened.close()
 
 
+def standing(where: str, name: str) -> str:
+    """Return where a site stands, as its coordinator is told."""
+    opened = engine.open_store(where)
+    try:
+        state = opened.read(federations.state, federation.NAME)
+        return sites.standing(state, state.sites[name], time.time())
+    finally:
+        opened.close()
+
+
 async def test_what_site_toml_does_not_allow_is_named_and_the_agent_goes_on_when_it_is_allowed(
     materials: Materials, tmp_path: Path
 ) -> None:
@@ -86,6 +97,7 @@ async def test_what_site_toml_does_not_allow_is_named_and_the_agent_goes_on_when
         async with serve(where, listen=config.aggregator):
             await federation.until(lambda: len(reasons(events)) >= 2)
             assert not going.done()
+            await federation.until(lambda: standing(where, "siemens") == "held up")
         said = reasons(events)[0]
         assert said == ("recipe parameter local_epochs: this site's site.toml says at most 2, the aggregator offers 3")
         assert not (config.state / "contract.json").exists()

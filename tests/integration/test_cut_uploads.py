@@ -189,10 +189,10 @@ async def test_a_call_that_fails_does_not_end_another_one_under_way(tmp_path: Pa
         with capture_logs() as events:
             sending = asyncio.create_task(client.upload(update))
             await asyncio.sleep(0.5)
-            client._call_timeout_s = 0.05  # less than what waits in the line before it
+            client._calls.call_timeout_s = 0.05  # less than what waits in the line before it
             with pytest.raises(AggregatorUnreachable):
                 await client.await_round(**WAITS, wait_s=0.0, give_up_after_s=0.0)
-            client._call_timeout_s = 30.0
+            client._calls.call_timeout_s = 30.0
             task = await client.await_round(**WAITS, wait_s=0.0)
             assert not sending.done()
             await sending

@@ -19,8 +19,7 @@ from aggregator import setup, steering, verify
 from aggregator.store import engine
 from shared.adapter import Adapter
 from shared.errors import ContractMismatch, InputError
-from site_agent import agent as agent_module
-from site_agent import predict
+from site_agent import heartbeat, predict
 from site_agent.agent import REPORT, Agent, Evicted
 from site_agent.cli.agent import STOPPED_SAFELY
 from site_agent.client import Joined, Task
@@ -228,14 +227,14 @@ class Slow(Agent):
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         super()._on_step(step, steps, optimiser)
-        if not self._abandoned.is_set():
-            self._abandoned.wait(20)
+        if not self._heartbeat.abandoned.is_set():
+            self._heartbeat.abandoned.wait(20)
 
 
 async def test_a_site_too_late_for_the_last_round_stops_training_and_still_gets_its_report(
     materials, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(agent_module, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
     store = str(tmp_path / "fed.db")
     setup.create(store, hurried_plan(materials, rounds=1), time.time())
     async with serve(store) as running:
@@ -328,10 +327,10 @@ def test_an_aggregator_that_has_answered_a_call_has_still_not_loaded_torch(mater
 class Lingering(Agent):
     """An agent whose last comparison takes a while; it counts the calls that ended meanwhile."""
 
-    async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
+    async def _finish(self, joined: Joined, trainer: SiteTrainer, task: Task, *, stays: bool) -> None:
         with capture_logs() as events:
             await federation.until(lambda: sum(_is_heartbeat(event, joined.site) for event in events) >= 2)
-        await super()._finish(joined, trainer, task)
+        await super()._finish(joined, trainer, task, stays=stays)
 
 
 def _is_heartbeat(event: Any, site: str) -> bool:
@@ -340,7 +339,7 @@ def _is_heartbeat(event: Any, site: str) -> bool:
 
 async def test_an_agent_is_heard_of_whatever_it_is_busy_with(materials, tmp_path, monkeypatch):
     """Not only while it trains: a silent minute would let another agent take its certificate."""
-    monkeypatch.setattr(agent_module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
     store = federation.create_store(tmp_path, materials.adapter, TWO)
     async with serve(store) as running:
         first, second = TWO

@@ -143,7 +143,7 @@ class Sending(Agent):
     derived_layout = False
 
     async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
-        received = await self._fetch(joined, trainer, task)
+        received = await self._fetch(joined.contract, trainer, task)
         tensors = {name: np.zeros_like(value) for name, value in received.tensors.items()}
         tensors[LOCAL_Q] = trainer.initial_local()[LOCAL_Q]
         layout = Layout.of(tensors)

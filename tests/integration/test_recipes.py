@@ -144,8 +144,13 @@ class Interrupted(Agent):
 
     def _on_step(self, step: int, steps: int, optimiser: Any) -> None:
         super()._on_step(step, steps, optimiser)
-        marker = self._state.folder / f"interrupted-{self._busy_with.round if self._busy_with else 0}"
-        if self._busy_with is not None and self._busy_with.instruction == "TRAIN" and not marker.exists() and step > 1:
+        marker = self._state.folder / f"interrupted-{self._heartbeat.task.round if self._heartbeat.task else 0}"
+        if (
+            self._heartbeat.task is not None
+            and self._heartbeat.task.instruction == "TRAIN"
+            and not marker.exists()
+            and step > 1
+        ):
             marker.touch()
             self._stopping.set()
             self._loop.call_soon_threadsafe(self.stop)

@@ -99,6 +99,7 @@ class Site(google.protobuf.message.Message):
     LAST_ROUND_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     CERTIFICATE_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name from the certificate."""
     state: builtins.str
@@ -113,6 +114,8 @@ class Site(google.protobuf.message.Message):
     """Progress it reported in the open round, 0 to 1."""
     certificate: builtins.str
     """What is to be said of the certificate that it showed last: that it is revoked, that it ends soon, that it has ended; else empty."""
+    hold: builtins.str
+    """What its own people can change and holds it up, in words; empty if nothing does. Since 1.5."""
     def __init__(
         self,
         *,
@@ -123,8 +126,9 @@ class Site(google.protobuf.message.Message):
         last_round: builtins.int = ...,
         progress: builtins.float = ...,
         certificate: builtins.str = ...,
+        hold: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "hold", b"hold", "last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
 
 Global___Site: typing_extensions.TypeAlias = Site
 

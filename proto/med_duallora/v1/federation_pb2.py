@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n med_duallora/v1/federation.proto\x12\x0fmed_duallora.v1\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xbe\x01\n\x0bJoinRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x18\n\x10software_version\x18\x04 \x01(\t\x12\x19\n\x11\x62\x61se_model_sha256\x18\x05 \x01(\t\x12\x19\n\x11training_patients\x18\x06 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x07 \x03(\t\x12\x0f\n\x07recipes\x18\x08 \x03(\t\"\xa0\x02\n\x0cJoinResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x18\n\x10\x61\x64\x61pter_manifest\x18\x04 \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x0e\n\x06recipe\x18\x06 \x01(\t\x12\x19\n\x11recipe_parameters\x18\x07 \x01(\x0c\x12\x32\n\x0cround_policy\x18\x08 \x01(\x0b\x32\x1c.med_duallora.v1.RoundPolicy\x12\x19\n\x11training_patients\x18\t \x01(\r\x12\x17\n\x0f\x63ontract_sha256\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\r\"c\n\x0bRoundPolicy\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07invited\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x0f\n\x07grace_s\x18\x05 \x01(\x01\"\xac\x01\n\x11\x41waitRoundRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12/\n\tfollowing\x18\x04 \x01(\x0e\x32\x1c.med_duallora.v1.Instruction\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x0e\n\x06wait_s\x18\x06 \x01(\x01\x12\x10\n\x08progress\x18\x07 \x01(\x02\"\x9c\x01\n\x12\x41waitRoundResponse\x12\x31\n\x0binstruction\x18\x01 \x01(\x0e\x32\x1c.med_duallora.v1.Instruction\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0bremaining_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x82\x01\n\x13\x46\x65tchAdapterRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rif_none_match\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05round\x18\x05 \x01(\r\x12\x10\n\x08\x61ny_form\x18\x06 \x01(\x08\"\x8d\x01\n\x14\x46\x65tchAdapterResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.med_duallora.v1.AdapterInfoH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.med_duallora.v1.ChunkH\x00\x12\x16\n\x0cnot_modified\x18\x03 \x01(\x08H\x00\x42\x06\n\x04part\"6\n\x06\x43hange\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\xe6\x01\n\x0b\x41\x64\x61pterInfo\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rparent_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x15\n\rlayout_digest\x18\x05 \x01(\t\x12#\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x15.med_duallora.v1.Form\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12(\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x17.med_duallora.v1.Change\x12\x16\n\x0epayload_digest\x18\t \x01(\t\"\xd4\x02\n\x12\x42\x65ginUploadRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x17\n\rlayout_digest\x18\x07 \x01(\tH\x00\x12\x15\n\x0blayout_json\x18\x08 \x01(\x0cH\x00\x12\x14\n\x0c\x62\x61se_version\x18\t \x01(\r\x12\x19\n\x11training_patients\x18\n \x01(\r\x12\x41\n\x07metrics\x18\x0b \x03(\x0b\x32\x30.med_duallora.v1.BeginUploadRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06layout\"S\n\x13\x42\x65ginUploadResponse\x12\x11\n\tcommitted\x18\x01 \x01(\x04\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x18.med_duallora.v1.Receipt\"=\n\x07Receipt\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x01\"t\n\x12UploadDeltaRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.med_duallora.v1.UploadStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.med_duallora.v1.ChunkH\x00\x42\x06\n\x04part\"\x8d\x01\n\x0bUploadStart\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x39\n\x0c\x61nnouncement\x18\x05 \x01(\x0b\x32#.med_duallora.v1.BeginUploadRequest\"@\n\x13UploadDeltaResponse\x12)\n\x07receipt\x18\x01 \x01(\x0b\x32\x18.med_duallora.v1.Receipt\"\xe6\x01\n\x17ReportEvaluationRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\r\n\x05\x63\x61ses\x18\x05 \x01(\r\x12\x46\n\x07metrics\x18\x06 \x03(\x0b\x32\x35.med_duallora.v1.ReportEvaluationRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1a\n\x18ReportEvaluationResponse\"?\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x0c\n\x04\x65\x63ho\x18\x02 \x01(\x08\x12\x10\n\x08\x64\x65scribe\x18\x03 \x01(\x08\"d\n\rProbeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0bserver_time\x18\x02 \x01(\x01\x12-\n\x06joined\x18\x03 \x01(\x0b\x32\x1d.med_duallora.v1.JoinResponse*\xbb\x01\n\x0bInstruction\x12\x1b\n\x17INSTRUCTION_UNSPECIFIED\x10\x00\x12\x15\n\x11INSTRUCTION_TRAIN\x10\x01\x12\x14\n\x10INSTRUCTION_WAIT\x10\x02\x12\x17\n\x13INSTRUCTION_ABANDON\x10\x03\x12\x16\n\x12INSTRUCTION_PAUSED\x10\x04\x12\x18\n\x14INSTRUCTION_FINISHED\x10\x05\x12\x17\n\x13INSTRUCTION_EVICTED\x10\x06*O\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\x0e\n\nFORM_PLAIN\x10\x01\x12\x0f\n\x0b\x46ORM_PACKED\x10\x02\x12\x10\n\x0c\x46ORM_CHANGES\x10\x03\x32\xf5\x04\n\x11\x46\x65\x64\x65rationService\x12\x43\n\x04Join\x12\x1c.med_duallora.v1.JoinRequest\x1a\x1d.med_duallora.v1.JoinResponse\x12U\n\nAwaitRound\x12\".med_duallora.v1.AwaitRoundRequest\x1a#.med_duallora.v1.AwaitRoundResponse\x12]\n\x0c\x46\x65tchAdapter\x12$.med_duallora.v1.FetchAdapterRequest\x1a%.med_duallora.v1.FetchAdapterResponse0\x01\x12X\n\x0b\x42\x65ginUpload\x12#.med_duallora.v1.BeginUploadRequest\x1a$.med_duallora.v1.BeginUploadResponse\x12Z\n\x0bUploadDelta\x12#.med_duallora.v1.UploadDeltaRequest\x1a$.med_duallora.v1.UploadDeltaResponse(\x01\x12g\n\x10ReportEvaluation\x12(.med_duallora.v1.ReportEvaluationRequest\x1a).med_duallora.v1.ReportEvaluationResponse\x12\x46\n\x05Probe\x12\x1d.med_duallora.v1.ProbeRequest\x1a\x1e.med_duallora.v1.ProbeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n med_duallora/v1/federation.proto\x12\x0fmed_duallora.v1\"%\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xbe\x01\n\x0bJoinRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x18\n\x10software_version\x18\x04 \x01(\t\x12\x19\n\x11\x62\x61se_model_sha256\x18\x05 \x01(\t\x12\x19\n\x11training_patients\x18\x06 \x01(\r\x12\x0e\n\x06\x63odecs\x18\x07 \x03(\t\x12\x0f\n\x07recipes\x18\x08 \x03(\t\"\xa0\x02\n\x0cJoinResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\x18\n\x10\x61\x64\x61pter_manifest\x18\x04 \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x0e\n\x06recipe\x18\x06 \x01(\t\x12\x19\n\x11recipe_parameters\x18\x07 \x01(\x0c\x12\x32\n\x0cround_policy\x18\x08 \x01(\x0b\x32\x1c.med_duallora.v1.RoundPolicy\x12\x19\n\x11training_patients\x18\t \x01(\r\x12\x17\n\x0f\x63ontract_sha256\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\r\"c\n\x0bRoundPolicy\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07invited\x18\x02 \x01(\r\x12\x0e\n\x06quorum\x18\x03 \x01(\r\x12\x12\n\ndeadline_s\x18\x04 \x01(\x01\x12\x0f\n\x07grace_s\x18\x05 \x01(\x01\"\xd1\x01\n\x11\x41waitRoundRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12/\n\tfollowing\x18\x04 \x01(\x0e\x32\x1c.med_duallora.v1.Instruction\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x0e\n\x06wait_s\x18\x06 \x01(\x01\x12\x10\n\x08progress\x18\x07 \x01(\x02\x12#\n\x04hold\x18\x08 \x01(\x0e\x32\x15.med_duallora.v1.Hold\"\x9c\x01\n\x12\x41waitRoundResponse\x12\x31\n\x0binstruction\x18\x01 \x01(\x0e\x32\x1c.med_duallora.v1.Instruction\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0bremaining_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x82\x01\n\x13\x46\x65tchAdapterRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x15\n\rif_none_match\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05round\x18\x05 \x01(\r\x12\x10\n\x08\x61ny_form\x18\x06 \x01(\x08\"\x8d\x01\n\x14\x46\x65tchAdapterResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1c.med_duallora.v1.AdapterInfoH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.med_duallora.v1.ChunkH\x00\x12\x16\n\x0cnot_modified\x18\x03 \x01(\x08H\x00\x42\x06\n\x04part\"6\n\x06\x43hange\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\xe6\x01\n\x0b\x41\x64\x61pterInfo\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x15\n\rparent_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x15\n\rlayout_digest\x18\x05 \x01(\t\x12#\n\x04\x66orm\x18\x06 \x01(\x0e\x32\x15.med_duallora.v1.Form\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12(\n\x07\x63hanges\x18\x08 \x03(\x0b\x32\x17.med_duallora.v1.Change\x12\x16\n\x0epayload_digest\x18\t \x01(\t\"\xd4\x02\n\x12\x42\x65ginUploadRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12\x17\n\rlayout_digest\x18\x07 \x01(\tH\x00\x12\x15\n\x0blayout_json\x18\x08 \x01(\x0cH\x00\x12\x14\n\x0c\x62\x61se_version\x18\t \x01(\r\x12\x19\n\x11training_patients\x18\n \x01(\r\x12\x41\n\x07metrics\x18\x0b \x03(\x0b\x32\x30.med_duallora.v1.BeginUploadRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06layout\"S\n\x13\x42\x65ginUploadResponse\x12\x11\n\tcommitted\x18\x01 \x01(\x04\x12)\n\x07receipt\x18\x02 \x01(\x0b\x32\x18.med_duallora.v1.Receipt\"=\n\x07Receipt\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x01\"t\n\x12UploadDeltaRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.med_duallora.v1.UploadStartH\x00\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x16.med_duallora.v1.ChunkH\x00\x42\x06\n\x04part\"\x8d\x01\n\x0bUploadStart\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x39\n\x0c\x61nnouncement\x18\x05 \x01(\x0b\x32#.med_duallora.v1.BeginUploadRequest\"@\n\x13UploadDeltaResponse\x12)\n\x07receipt\x18\x01 \x01(\x0b\x32\x18.med_duallora.v1.Receipt\"\xe6\x01\n\x17ReportEvaluationRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\r\n\x05\x63\x61ses\x18\x05 \x01(\r\x12\x46\n\x07metrics\x18\x06 \x03(\x0b\x32\x35.med_duallora.v1.ReportEvaluationRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1a\n\x18ReportEvaluationResponse\"?\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x0c\n\x04\x65\x63ho\x18\x02 \x01(\x08\x12\x10\n\x08\x64\x65scribe\x18\x03 \x01(\x08\"d\n\rProbeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0bserver_time\x18\x02 \x01(\x01\x12-\n\x06joined\x18\x03 \x01(\x0b\x32\x1d.med_duallora.v1.JoinResponse*p\n\x04Hold\x12\x14\n\x10HOLD_UNSPECIFIED\x10\x00\x12\x11\n\rHOLD_CONTRACT\x10\x01\x12\x0f\n\x0bHOLD_WINDOW\x10\x02\x12\x10\n\x0cHOLD_RELEASE\x10\x03\x12\r\n\tHOLD_KEPT\x10\x04\x12\r\n\tHOLD_DISK\x10\x05*\xbb\x01\n\x0bInstruction\x12\x1b\n\x17INSTRUCTION_UNSPECIFIED\x10\x00\x12\x15\n\x11INSTRUCTION_TRAIN\x10\x01\x12\x14\n\x10INSTRUCTION_WAIT\x10\x02\x12\x17\n\x13INSTRUCTION_ABANDON\x10\x03\x12\x16\n\x12INSTRUCTION_PAUSED\x10\x04\x12\x18\n\x14INSTRUCTION_FINISHED\x10\x05\x12\x17\n\x13INSTRUCTION_EVICTED\x10\x06*O\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\x0e\n\nFORM_PLAIN\x10\x01\x12\x0f\n\x0b\x46ORM_PACKED\x10\x02\x12\x10\n\x0c\x46ORM_CHANGES\x10\x03\x32\xf5\x04\n\x11\x46\x65\x64\x65rationService\x12\x43\n\x04Join\x12\x1c.med_duallora.v1.JoinRequest\x1a\x1d.med_duallora.v1.JoinResponse\x12U\n\nAwaitRound\x12\".med_duallora.v1.AwaitRoundRequest\x1a#.med_duallora.v1.AwaitRoundResponse\x12]\n\x0c\x46\x65tchAdapter\x12$.med_duallora.v1.FetchAdapterRequest\x1a%.med_duallora.v1.FetchAdapterResponse0\x01\x12X\n\x0b\x42\x65ginUpload\x12#.med_duallora.v1.BeginUploadRequest\x1a$.med_duallora.v1.BeginUploadResponse\x12Z\n\x0bUploadDelta\x12#.med_duallora.v1.UploadDeltaRequest\x1a$.med_duallora.v1.UploadDeltaResponse(\x01\x12g\n\x10ReportEvaluation\x12(.med_duallora.v1.ReportEvaluationRequest\x1a).med_duallora.v1.ReportEvaluationResponse\x12\x46\n\x05Probe\x12\x1d.med_duallora.v1.ProbeRequest\x1a\x1e.med_duallora.v1.ProbeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BEGINUPLOADREQUEST_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_INSTRUCTION']._serialized_start=2825
-  _globals['_INSTRUCTION']._serialized_end=3012
-  _globals['_FORM']._serialized_start=3014
-  _globals['_FORM']._serialized_end=3093
+  _globals['_HOLD']._serialized_start=2861
+  _globals['_HOLD']._serialized_end=2973
+  _globals['_INSTRUCTION']._serialized_start=2976
+  _globals['_INSTRUCTION']._serialized_end=3163
+  _globals['_FORM']._serialized_start=3165
+  _globals['_FORM']._serialized_end=3244
   _globals['_CHUNK']._serialized_start=53
   _globals['_CHUNK']._serialized_end=90
   _globals['_JOINREQUEST']._serialized_start=93
@@ -48,41 +50,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUNDPOLICY']._serialized_start=576
   _globals['_ROUNDPOLICY']._serialized_end=675
   _globals['_AWAITROUNDREQUEST']._serialized_start=678
-  _globals['_AWAITROUNDREQUEST']._serialized_end=850
-  _globals['_AWAITROUNDRESPONSE']._serialized_start=853
-  _globals['_AWAITROUNDRESPONSE']._serialized_end=1009
-  _globals['_FETCHADAPTERREQUEST']._serialized_start=1012
-  _globals['_FETCHADAPTERREQUEST']._serialized_end=1142
-  _globals['_FETCHADAPTERRESPONSE']._serialized_start=1145
-  _globals['_FETCHADAPTERRESPONSE']._serialized_end=1286
-  _globals['_CHANGE']._serialized_start=1288
-  _globals['_CHANGE']._serialized_end=1342
-  _globals['_ADAPTERINFO']._serialized_start=1345
-  _globals['_ADAPTERINFO']._serialized_end=1575
-  _globals['_BEGINUPLOADREQUEST']._serialized_start=1578
-  _globals['_BEGINUPLOADREQUEST']._serialized_end=1918
-  _globals['_BEGINUPLOADREQUEST_METRICSENTRY']._serialized_start=1862
-  _globals['_BEGINUPLOADREQUEST_METRICSENTRY']._serialized_end=1908
-  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1920
-  _globals['_BEGINUPLOADRESPONSE']._serialized_end=2003
-  _globals['_RECEIPT']._serialized_start=2005
-  _globals['_RECEIPT']._serialized_end=2066
-  _globals['_UPLOADDELTAREQUEST']._serialized_start=2068
-  _globals['_UPLOADDELTAREQUEST']._serialized_end=2184
-  _globals['_UPLOADSTART']._serialized_start=2187
-  _globals['_UPLOADSTART']._serialized_end=2328
-  _globals['_UPLOADDELTARESPONSE']._serialized_start=2330
-  _globals['_UPLOADDELTARESPONSE']._serialized_end=2394
-  _globals['_REPORTEVALUATIONREQUEST']._serialized_start=2397
-  _globals['_REPORTEVALUATIONREQUEST']._serialized_end=2627
-  _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._serialized_start=1862
-  _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._serialized_end=1908
-  _globals['_REPORTEVALUATIONRESPONSE']._serialized_start=2629
-  _globals['_REPORTEVALUATIONRESPONSE']._serialized_end=2655
-  _globals['_PROBEREQUEST']._serialized_start=2657
-  _globals['_PROBEREQUEST']._serialized_end=2720
-  _globals['_PROBERESPONSE']._serialized_start=2722
-  _globals['_PROBERESPONSE']._serialized_end=2822
-  _globals['_FEDERATIONSERVICE']._serialized_start=3096
-  _globals['_FEDERATIONSERVICE']._serialized_end=3725
+  _globals['_AWAITROUNDREQUEST']._serialized_end=887
+  _globals['_AWAITROUNDRESPONSE']._serialized_start=890
+  _globals['_AWAITROUNDRESPONSE']._serialized_end=1046
+  _globals['_FETCHADAPTERREQUEST']._serialized_start=1049
+  _globals['_FETCHADAPTERREQUEST']._serialized_end=1179
+  _globals['_FETCHADAPTERRESPONSE']._serialized_start=1182
+  _globals['_FETCHADAPTERRESPONSE']._serialized_end=1323
+  _globals['_CHANGE']._serialized_start=1325
+  _globals['_CHANGE']._serialized_end=1379
+  _globals['_ADAPTERINFO']._serialized_start=1382
+  _globals['_ADAPTERINFO']._serialized_end=1612
+  _globals['_BEGINUPLOADREQUEST']._serialized_start=1615
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=1955
+  _globals['_BEGINUPLOADREQUEST_METRICSENTRY']._serialized_start=1899
+  _globals['_BEGINUPLOADREQUEST_METRICSENTRY']._serialized_end=1945
+  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1957
+  _globals['_BEGINUPLOADRESPONSE']._serialized_end=2040
+  _globals['_RECEIPT']._serialized_start=2042
+  _globals['_RECEIPT']._serialized_end=2103
+  _globals['_UPLOADDELTAREQUEST']._serialized_start=2105
+  _globals['_UPLOADDELTAREQUEST']._serialized_end=2221
+  _globals['_UPLOADSTART']._serialized_start=2224
+  _globals['_UPLOADSTART']._serialized_end=2365
+  _globals['_UPLOADDELTARESPONSE']._serialized_start=2367
+  _globals['_UPLOADDELTARESPONSE']._serialized_end=2431
+  _globals['_REPORTEVALUATIONREQUEST']._serialized_start=2434
+  _globals['_REPORTEVALUATIONREQUEST']._serialized_end=2664
+  _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._serialized_start=1899
+  _globals['_REPORTEVALUATIONREQUEST_METRICSENTRY']._serialized_end=1945
+  _globals['_REPORTEVALUATIONRESPONSE']._serialized_start=2666
+  _globals['_REPORTEVALUATIONRESPONSE']._serialized_end=2692
+  _globals['_PROBEREQUEST']._serialized_start=2694
+  _globals['_PROBEREQUEST']._serialized_end=2757
+  _globals['_PROBERESPONSE']._serialized_start=2759
+  _globals['_PROBERESPONSE']._serialized_end=2859
+  _globals['_FEDERATIONSERVICE']._serialized_start=3247
+  _globals['_FEDERATIONSERVICE']._serialized_end=3876
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,42 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Hold:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _HoldEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Hold.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    HOLD_UNSPECIFIED: _Hold.ValueType  # 0
+    """Nothing does."""
+    HOLD_CONTRACT: _Hold.ValueType  # 1
+    """The site does not consent: to the contract as it is, or because a budget of its own is spent."""
+    HOLD_WINDOW: _Hold.ValueType  # 2
+    """It is outside the hours at which the site trains."""
+    HOLD_RELEASE: _Hold.ValueType  # 3
+    """An update waits for a person at the site to let it leave."""
+    HOLD_KEPT: _Hold.ValueType  # 4
+    """A person at the site has said that this round's update does not leave."""
+    HOLD_DISK: _Hold.ValueType  # 5
+    """The disk of the site's state is full."""
+
+class Hold(_Hold, metaclass=_HoldEnumTypeWrapper):
+    """Why a site does not do what it is asked to, as far as its own people can change that. Since 1.5."""
+
+HOLD_UNSPECIFIED: Hold.ValueType  # 0
+"""Nothing does."""
+HOLD_CONTRACT: Hold.ValueType  # 1
+"""The site does not consent: to the contract as it is, or because a budget of its own is spent."""
+HOLD_WINDOW: Hold.ValueType  # 2
+"""It is outside the hours at which the site trains."""
+HOLD_RELEASE: Hold.ValueType  # 3
+"""An update waits for a person at the site to let it leave."""
+HOLD_KEPT: Hold.ValueType  # 4
+"""A person at the site has said that this round's update does not leave."""
+HOLD_DISK: Hold.ValueType  # 5
+"""The disk of the site's state is full."""
+Global___Hold: typing_extensions.TypeAlias = Hold
+
 class _Instruction:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -277,6 +313,7 @@ class AwaitRoundRequest(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     WAIT_S_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
+    HOLD_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     agent_id: builtins.str
@@ -291,6 +328,8 @@ class AwaitRoundRequest(google.protobuf.message.Message):
     """Longest time to wait for a change, seconds, 0 to 30."""
     progress: builtins.float
     """Share of the local training done, 0 to 1, while training."""
+    hold: Global___Hold.ValueType
+    """What of the site's own doing holds it up; it says nothing of the site's data. Since 1.5."""
     def __init__(
         self,
         *,
@@ -301,8 +340,9 @@ class AwaitRoundRequest(google.protobuf.message.Message):
         version: builtins.int = ...,
         wait_s: builtins.float = ...,
         progress: builtins.float = ...,
+        hold: Global___Hold.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "federation", b"federation", "following", b"following", "progress", b"progress", "round", b"round", "version", b"version", "wait_s", b"wait_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "federation", b"federation", "following", b"following", "hold", b"hold", "progress", b"progress", "round", b"round", "version", b"version", "wait_s", b"wait_s"]) -> None: ...
 
 Global___AwaitRoundRequest: typing_extensions.TypeAlias = AwaitRoundRequest
 

@@ -102,6 +102,8 @@ def test_the_federation_ends_as_its_closed_rounds_took(read: Material) -> None:
         ({}, "silent", "not heard from yet"),
         ({"last_seen": NOW - 30.0, "progress": 0.25}, "training", "training, 25% done"),
         ({"last_seen": NOW - 30.0}, "waiting", "has not begun to train"),
+        ({"last_seen": NOW - 30.0, "hold": "RELEASE", "progress": 1.0}, "held up", sites.HOLDS["RELEASE"]),
+        ({"last_seen": NOW - 300.0, "hold": "WINDOW"}, "silent", "not heard from for 5 min"),
     ],
 )
 def test_who_is_missing_and_why(read: Material, changes: dict[str, Any], standing: str, why: str) -> None:

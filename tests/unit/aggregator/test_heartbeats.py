@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from med_duallora.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from aggregator import heartbeats
+from aggregator import heartbeats, wire
+from aggregator.facts.sites import HOLDS
 from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
 from aggregator.rounds import SiteReport, SiteState
@@ -88,6 +90,23 @@ async def test_after_a_while_it_is_written_before_it_is_answered(
     clock.now += heartbeats.WRITE_S
     await note(beats, 0.1)
     assert site(store).last_seen == clock.now
+
+
+async def test_what_holds_a_site_up_stands_until_it_says_that_it_does_not(
+    beats: Heartbeats, store: Counting, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "NEWS_S", 0.01)
+    for request, hold in ((pb.AwaitRoundRequest(hold=pb.HOLD_DISK), "DISK"), (pb.AwaitRoundRequest(), "")):
+        clock.now += heartbeats.WRITE_S
+        await beats.note(GE, "first", wire.site_report(request))
+        assert site(store).hold == hold
+
+
+def test_every_hold_of_the_protocol_is_told_in_words_and_one_of_a_later_release_is_none() -> None:
+    told = {wire.site_report(pb.AwaitRoundRequest(hold=number)).hold for number in pb.Hold.values()}  # type: ignore[arg-type]
+    assert told == {"", *HOLDS} == {"", *(name.removeprefix("HOLD_") for name in pb.Hold.keys()[1:])}
+    later = pb.AwaitRoundRequest.FromString(bytes([8 << 3, 99]))
+    assert wire.site_report(later).hold == ""
 
 
 async def test_another_agent_is_refused_however_recent_the_first_ones_heartbeat_is(

@@ -1,7 +1,9 @@
 """The agent's loop against a scripted aggregator and a trainer that adds a number: what it answers to the unusual."""
 
 import asyncio
+import errno
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +20,8 @@ from shared.adapter import Adapter
 from shared.contract import Contract, RoundPolicy
 from shared.errors import AggregatorUnreachable
 from shared.recipe import INSTALLED, Recipe, factor_of
-from site_agent import agent, releases
+from site_agent import disk, permission, releases
+from site_agent import heartbeat as beat
 from site_agent.agent import Agent, Evicted
 from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
@@ -27,6 +30,7 @@ from site_agent.egress import Update
 from site_agent.lineage import Start
 from site_agent.local_rounds import LocalRounds
 from site_agent.models.config import ConvViTConfig
+from site_agent.permission import Permission
 from site_agent.training import local
 from site_agent.training.evaluate import Judged
 from site_agent.training.site import SiteTrainer, Trained
@@ -74,10 +78,15 @@ class Aggregator:
     """Digests of the copies that downloads may build on; empty for none."""
     sent_at: list[float] = field(default_factory=list)
     patience_s: list[float] = field(default_factory=list)
+    holds: list[str | None] = field(default_factory=list)
+    """What was said to hold the agent up, each time that it is another thing than before."""
+    federation = "hearts"
 
     async def await_round(
-        self, *, round_number: int, wait_s: float, give_up_after_s: float = math.inf, **rest: Any
+        self, *, round_number: int, wait_s: float, hold: str | None, give_up_after_s: float = math.inf, **rest: Any
     ) -> Task:
+        if [hold] != self.holds[-1:]:
+            self.holds.append(hold)
         if wait_s == 0:
             self.patience_s.append(give_up_after_s)
             return await asyncio.to_thread(self.heartbeat, round_number)
@@ -135,6 +144,13 @@ class Trainer:
         )
 
 
+class Hasty(random.Random):
+    """Draws the shortest pause."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return min(a, b)
+
+
 class Scripted(Agent):
     """An agent that has joined: its aggregator is scripted, its trainer only adds."""
 
@@ -152,7 +168,8 @@ class Scripted(Agent):
             ),
             Silent(),
         )
-        self._client: Any = aggregator
+        for part in (self, self._heartbeat, self._versions):
+            part._client = aggregator  # type: ignore[assignment]
         self._trainer: Any = trainer
         self.joined = Joined("ge", contract, 9, 0)
 
@@ -170,7 +187,7 @@ async def take_part(made: Agent) -> None:
 
 @pytest.fixture
 def _lively(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(beat, "HEARTBEAT_S", 0.01)
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------
@@ -231,7 +248,51 @@ async def test_a_heartbeat_that_nobody_answers_is_given_up_and_training_goes_on(
     aggregator = Aggregator([train(1, FIRST), END], [FIRST], heartbeat)
     await take_part(Scripted(tmp_path, aggregator, Trainer(ready)))
     assert [update.facts.round for update in aggregator.sent] == [1]
-    assert max(aggregator.patience_s) <= agent.HEARTBEAT_S
+    assert max(aggregator.patience_s) <= beat.HEARTBEAT_S
+
+
+async def test_outside_its_hours_a_site_says_so_at_once_and_trains_when_they_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(permission, "WINDOW_EVERY_S", 0.01)
+    aggregator = Aggregator([train(1, FIRST), END], [FIRST], lambda number: train(1, FIRST))
+    made = Scripted(tmp_path, aggregator, Trainer())
+    monkeypatch.setattr(Permission, "may_train", property(lambda _: "WINDOW" in aggregator.holds))
+    await take_part(made)
+    assert aggregator.holds == [None, "WINDOW", None]
+    assert [update.facts.round for update in aggregator.sent] == [1]
+
+
+async def test_a_site_that_does_not_consent_says_so_until_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(permission, "CONSENT_EVERY_S", 0.05)
+    withheld = iter([ConsentWithheld("rounds: at most 1")])
+
+    class Unwilling(Aggregator):
+        async def keep_to_contract(self) -> None:
+            for error in withheld:
+                raise error
+
+    aggregator = Unwilling([train(1, FIRST), train(1, FIRST), END], [FIRST])
+    made = Scripted(tmp_path, aggregator, Trainer())
+    made._repeats.rng = Hasty()
+    await take_part(made)
+    assert aggregator.holds == [None, "CONTRACT", None]
+
+
+async def test_a_full_disk_is_told_to_the_aggregator_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "FIRST_PAUSE_S", 0.05)
+    aggregator = Aggregator([train(1, FIRST), END], [FIRST])
+    made = Scripted(tmp_path, aggregator, Trainer())
+    full = iter([OSError(errno.ENOSPC, "No space left on device")])
+    commit = made._state.rounds.commit
+
+    def write(*what: Any) -> None:
+        for error in full:
+            raise error
+        commit(*what)
+
+    made._state.rounds.commit = write  # type: ignore[method-assign]
+    await take_part(made)
+    assert aggregator.holds == [None, "DISK", None]
+    assert [update.facts.round for update in aggregator.sent] == [1]
 
 
 # --- a round that is asked for again --------------------------------------------------------------------------------
@@ -291,7 +352,8 @@ async def test_an_update_that_a_person_withholds_is_not_offered_again_and_again(
 
     class Asked(Aggregator):
         async def await_round(self, *, round_number: int, following: str, wait_s: float, **rest: Any) -> Task:  # type: ignore[override]
-            asked.append((following, round_number))
+            if wait_s:
+                asked.append((following, round_number))
             return await super().await_round(round_number=round_number, wait_s=wait_s, **rest)
 
     script = [*[train(1, FIRST)] * 5, about("ABANDON", 1), train(2, second), END]
@@ -311,6 +373,7 @@ async def test_an_update_that_a_person_withholds_is_not_offered_again_and_again(
     names = names_of(events)
     assert (names.count("update_withheld"), names.count("round_asked_again")) == (1, 0)
     assert [update.facts.round for update in aggregator.sent] == [2]
+    assert aggregator.holds == [None, "RELEASE", "KEPT", None, "RELEASE", None]
     assert asked[1:7] == [("TRAIN", 1)] * 5 + [
         ("ABANDON", 1)
     ]  # as if it still worked on it: held until something differs
@@ -319,7 +382,7 @@ async def test_an_update_that_a_person_withholds_is_not_offered_again_and_again(
 async def test_a_round_that_was_not_released_in_time_may_be_asked_for_again(tmp_path, monkeypatch):
     monkeypatch.setattr(releases, "POLL_S", 0.01)
     made = Scripted(tmp_path, Aggregator([train(1, FIRST)] * 2 + [END], [FIRST]), Trainer(), egress="manual")
-    made._is_asked = lambda number: False  # type: ignore[method-assign]
+    made._heartbeat.is_asked = lambda number: False  # type: ignore[method-assign]
     with capture_logs() as events:
         await take_part(made)
     assert names_of(events).count("update_not_released") == 2
@@ -465,7 +528,7 @@ async def test_a_version_0_that_is_not_the_contracts_is_not_trained_from(tmp_pat
     made = Scripted(tmp_path, Aggregator([], [other]), WithNetwork(), contract)
     asked = Task("TRAIN", 1, 0, other.digest, 0.0, "")
     with pytest.raises(ConsentWithheld, match=rf"version 0 has digest {other.digest[:12]}, the contract names"):
-        await made._version(made.joined, WithNetwork(), asked, None)
+        await made._versions.get(contract, WithNetwork(), asked)
 
 
 async def test_a_later_version_is_downloaded_on_top_of_the_version_0_that_the_site_draws(tmp_path, drawable):
@@ -485,7 +548,7 @@ async def test_a_site_that_joined_late_draws_version_0_for_its_report_or_downloa
     made = Scripted(tmp_path, Aggregator([], [] if drawn else [initial]), trainer, contract)
     made._state.bind(contract)
     with capture_logs() as events:
-        found = [await made._initial(made.joined, trainer) for _ in range(2)]
+        found = [await made._versions.initial(contract, trainer) for _ in range(2)]
     assert [one.digest for one in found] == [initial.digest] * 2
     assert names_of(events) == (["version_0_drawn"] if drawn else [])
 

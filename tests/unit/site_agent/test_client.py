@@ -31,7 +31,7 @@ from shared.errors import (
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, ERROR_KEY, SITE_KEY, VERSION
 from shared.recipe import CODECS, INSTALLED, Recipe
 from shared.status import INTERNAL_TEXT
-from site_agent import client
+from site_agent import calls, client
 from site_agent.client import FederationClient, Task
 from site_agent.connection import Dialled
 from site_agent.consent import ConsentWithheld, ContractChanged
@@ -118,8 +118,8 @@ class ScriptedClient(FederationClient):
             call_timeout_s=call_timeout_s,
         )
         self.aggregator = Aggregator(list(script))
-        self._connection: Any = ScriptedConnection(self.aggregator)
-        self.federation = "hearts"
+        self._calls.connection = ScriptedConnection(self.aggregator)  # type: ignore[assignment]
+        self._calls.federation = "hearts"
 
 
 SHORTEST_BACKOFF_S = 0.2
@@ -145,7 +145,7 @@ def ask(used: FederationClient) -> Awaitable[Task]:
 
 @given(st.integers(0, 10_000), st.floats(0, 1e7), st.integers(0, 2**32))
 def test_a_retry_waits_at_most_5_s_in_the_first_ten_minutes_and_60_s_later(attempt, elapsed_s, seed):
-    delay = client.retry_delay_s(attempt, elapsed_s, random.Random(seed))
+    delay = calls.retry_delay_s(attempt, elapsed_s, random.Random(seed))
     assert 0.1 <= delay <= (5.0 if elapsed_s < 600 else 60.0)
 
 
@@ -160,7 +160,7 @@ async def joined(*script: Any) -> ScriptedClient:
     """Return a client that has joined, and whose next call goes over another connection."""
     used = ScriptedClient(offer(), *script)
     await used.join(federation="", base_model_sha256="ab" * 32, training_patients=40, software_version="1.0")
-    used._connection.name = "another"
+    used._calls.connection.name = "another"
     return used
 
 
@@ -215,7 +215,7 @@ async def test_a_comparison_that_nobody_answers_is_repeated_like_any_call():
 
 
 def test_retries_of_many_agents_spread_out():
-    delays = {round(client.retry_delay_s(8, 100.0, random.Random(seed)), 2) for seed in range(50)}
+    delays = {round(calls.retry_delay_s(8, 100.0, random.Random(seed)), 2) for seed in range(50)}
     assert len(delays) > 30
 
 
@@ -571,12 +571,12 @@ async def test_a_fresh_update_that_was_cut_is_asked_about_before_it_is_sent_agai
 async def test_a_fresh_update_that_left_nothing_durable_is_sent_in_smaller_chunks():
     layout = adapters.adapter(rank=8, width=800).manifest.layout
     one = Update(FACTS, layout, adapters.delta(layout, seed=1))
-    assert client.SMALLEST_CHUNK_BYTES < len(one.payload) <= client.CHUNK_BYTES
+    assert calls.SMALLEST_CHUNK_BYTES < len(one.payload) <= client.CHUNK_BYTES
     cut = failure(grpc.StatusCode.UNAVAILABLE, "cut")
     used = ScriptedClient(cut, begun(0), pb.UploadDeltaResponse(receipt=RECEIPT), call_timeout_s=0.2)
     await used.upload(one, fresh=True)
     assert len(used.aggregator.requests[0][1].chunk.data) == len(one.payload)
-    assert len(used.aggregator.requests[2][1].chunk.data) == client.SMALLEST_CHUNK_BYTES
+    assert len(used.aggregator.requests[2][1].chunk.data) == calls.SMALLEST_CHUNK_BYTES
 
 
 async def test_a_fresh_update_of_more_than_a_chunk_is_announced_first():
@@ -640,14 +640,14 @@ async def test_a_transfer_that_stands_still_begins_again_and_with_nothing_durabl
     update = Update(FACTS, layout, adapters.delta(layout, seed=1))
     used = ScriptedClient(begun(), None, begun(), None, begun(1), pb.UploadDeltaResponse(), call_timeout_s=0.2)
     used.aggregator = StandingStill(used.aggregator.script)
-    used._connection = ScriptedConnection(used.aggregator)
+    used._calls.connection = ScriptedConnection(used.aggregator)  # type: ignore[assignment]
     began = time.monotonic()
     with capture_logs() as events:
         await used.upload(update)
     assert time.monotonic() - began < 2.0
     first, second, third = [request for request in used.aggregator.requests if isinstance(request, list)]
     assert len(first[1].chunk.data) == len(update.payload)
-    assert len(second[1].chunk.data) == client.SMALLEST_CHUNK_BYTES
+    assert len(second[1].chunk.data) == calls.SMALLEST_CHUNK_BYTES
     assert b"".join(request.chunk.data for request in third[1:]) == update.payload[1:]
     codes = [event["code"] for event in events if event.get("rpc") == "UploadDelta" and "code" in event]
     assert codes.count("DEADLINE_EXCEEDED") >= 2

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.console import Console
 from shared.contract import Contract, RoundPolicy
 from shared.recipe import INSTALLED, Recipe, make
 from site_agent import view
-from site_agent.client import Task
+from site_agent.client import Joined, Task
+from site_agent.config import SiteConfig
+from site_agent.egress import Update, UpdateFacts
 from tests.support import adapters
 
 FIRST = adapters.adapter()
@@ -94,6 +97,67 @@ def test_of_every_method_it_can_be_said_what_leaves_and_what_stays(name):
 
 def test_a_shared_head_leaves_whole_beside_a_private_one():
     assert "(A, B, head), " in view.leaves(contract("global+local"))
+
+
+def held_update() -> Update:
+    payload = b"x" * 2100
+    facts = UpdateFacts(round=2, base_version=1, training_patients=9, metrics={})
+    return Update(payload=payload, layout=FIRST.manifest.layout, facts=facts)
+
+
+def report(**arms: float) -> dict[str, Any]:
+    def figures(auc: float) -> dict[str, Any]:
+        accuracy = {"balanced_accuracy": 0.75}
+        return {"test": {"auc": auc, "at_half": accuracy, "at_validation": accuracy, "n": 20}}
+
+    return {"arms": {arm: figures(arms.get(arm, 0.5)) for arm in ("probe", "alone", "global", "dual")}}
+
+
+def test_a_service_whose_log_is_a_file_says_in_plain_lines_who_it_is_and_what_a_person_must_see(
+    tmp_path, monkeypatch, capsys
+):
+    """No colour, no bar, no line twice."""
+    shown = view.for_stream(log_is_a_file=True)
+    config = SiteConfig(aggregator="127.0.0.1:9", cohort=tmp_path, weights=tmp_path, plain_site="ge")
+    shown.joined(Joined("ge", contract(), 31, 0), config)
+    for _ in range(3):
+        shown.task(Task("WAIT", 2, 1, "", 0.0, ""))
+    shown.step(3, 10)
+    shown.cached(3, 10)
+    shown.warned("this site does not take part: rounds")
+    shown.held(held_update(), tmp_path)
+    shown.uploaded(2, 2100)
+    shown.finished(report(dual=0.75), tmp_path, stays=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "ge in federation hearts at 127.0.0.1:9 (PLAIN TEXT, loopback only)"
+    assert lines[2] == "  never      images, labels, frozen activations, local adapter, head bias"
+    assert lines[3] == "  until      8 rounds are closed; 31 patients train here"
+    assert lines[5:7] == [
+        "round 2: waiting for the other sites",
+        "warning: this site does not take part: rounds",
+    ]
+    assert lines[7].startswith("round 2: an update of 2.1 kB waits for you, digest ")
+    assert lines[9].startswith(f"  let it go  site-agent release --state {tmp_path} ")
+    assert lines[10] == "round 2: 2.1 kB sent and accepted"
+    assert lines[14].startswith("  dual    AUC 0.750 ")
+    assert lines[15].endswith(f"site-agent report --state {tmp_path}")
+    assert "Ctrl-C" in lines[16]
+    assert len(lines) == 17
+
+
+def test_where_standard_error_is_the_log_nothing_else_is_written_to_it(capsys):
+    shown = view.for_stream(log_is_a_file=False)
+    shown.warned("something")
+    shown.finished(report(), FIRST, stays=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_is_gone_stops_nothing():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    view.Lines(Gone()).warned("something")
 
 
 def test_a_person_sees_how_far_the_frozen_activations_are_while_the_agent_waits():

@@ -109,7 +109,7 @@ def test_an_old_store_keeps_every_row(old: str, tmp_path: Path) -> None:
     assert after.pop("alembic_version") == [{"version_num": migrations.HEAD}]
     assert [after.pop(name) for name in ("changes", "moments", "audit", "revocations")] == [[]] * 4
     for row in before["agents"]:
-        row |= {"expires_at": 0.0, "serial": None}
+        row |= {"expires_at": 0.0, "serial": None, "hold": None}
     for row in before["updates"]:
         row["norms"] = "{}"
     del before["schema_version"]
