@@ -80,5 +80,5 @@ def main() -> None:
 
 
 def _fail(error: MedDualLoRAError, code: int) -> None:
-    print(f"site-agent: {error}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(code)

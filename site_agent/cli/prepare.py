@@ -1,6 +1,8 @@
 """`site-agent prepare`: raw folders of a hospital or a public data set to prepared cohorts."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +53,7 @@ def prepare_command(
     from shared import logs
     from site_agent.data.prepare import PrepareOptions, prepare  # numpy and nibabel: not for --help
 
-    logs.configure()
+    logs.configure(terminal=io.StringIO() if sys.stderr.isatty() else sys.stderr)  # a person reads the report
     options = PrepareOptions(spacing_mm=spacing, size=size, layout=layout, seed=seed, jobs=jobs, overwrite=overwrite)
     report = with_bar("preparing cases", lambda told: prepare(sources, out, options, told))
     typer.echo(json.dumps(report.facts(), indent=2, sort_keys=True) if as_json else _text(report))

@@ -75,7 +75,7 @@ async def test_wrong_base_weights_are_refused_with_both_hashes(materials, store,
         assert_refused(
             await run_agent(config),
             EXIT_INPUT,
-            "site-agent: base model: federation 'hearts' adapts ",
+            "error: base model: federation 'hearts' adapts ",
             "site 'siemens' has ",
             "; give the agent the weights the federation was made with",
         )
@@ -247,7 +247,7 @@ async def test_an_agent_of_an_unknown_protocol_version_is_told_what_to_upgrade(m
         _, stderr = await process.communicate()
         assert process.returncode == EXIT_INPUT
         expected = (
-            f"site-agent: the agent speaks protocol 9.4, the aggregator {protocol.VERSION}: upgrade the aggregator"
+            f"error: the agent speaks protocol 9.4, the aggregator {protocol.VERSION}: upgrade the aggregator"
         )
         assert stderr.decode().splitlines()[-1] == expected
         await assert_goes_on(materials, tmp_path, store, running.address)
