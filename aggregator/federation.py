@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar, TypeVarTuple
 import sqlalchemy as sa
 import structlog
 
-from aggregator import rounds
+from aggregator import instructions, joining, rounds
 from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
 from aggregator.store import agents, audit, federations
@@ -22,7 +22,7 @@ from aggregator.store.engine import Store
 from shared import protocol
 from shared.adapter import Adapter
 from shared.contract import Contract, check_told
-from shared.errors import ContractMismatch, InputError, NotEnrolled, NotFound
+from shared.errors import InputError, NotEnrolled, NotFound
 from shared.layout import Layout
 
 log = structlog.get_logger()
@@ -30,8 +30,6 @@ P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-MAX_PATIENTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +51,6 @@ class ServiceLimits:
     def __post_init__(self) -> None:
         if self.keep_rounds < 0:
             raise InputError(f"keep_rounds must be 0 (all) or more, got {self.keep_rounds}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinClaim:
-    """What an agent says about itself when it joins."""
-
-    federation: str
-    protocol_version: str
-    agent_id: str
-    software_version: str
-    base_model_sha256: str
-    training_patients: int
-    codecs: tuple[str, ...]
-    recipes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +242,7 @@ class Federation:
 
     # the calls
 
-    async def join(self, caller: Caller, claim: JoinClaim) -> tuple[rounds.FederationState, int]:
+    async def join(self, caller: Caller, claim: joining.JoinClaim) -> tuple[rounds.FederationState, int]:
         """Take a site in. Returns the state and the number of patients its weight is made of.
 
         Raises IncompatibleProtocol, NotFound, NotEnrolled, IdentityInUse or ContractMismatch, each saying what differs.
@@ -266,9 +250,11 @@ class Federation:
         protocol.check(claim.protocol_version)
         self.check_name(claim.federation)
         site = await self.member(caller)
-        check_claim(self.contract, site, claim)
+        joining.check(self.contract, site, claim)
         now, first = self.clock(), site.phase == "enrolled"
-        await self.record(_join, self.name, caller, claim, now, self.limits.identity_s, self.contract.policy.deadline_s)
+        await self.record(
+            joining.write, self.name, caller, claim, now, self.limits.identity_s, self.contract.policy.deadline_s
+        )
         log.info(
             "site_joined",
             site=caller.site,
@@ -282,8 +268,8 @@ class Federation:
         return state, state.sites[caller.site].training_patients or claim.training_patients
 
     async def await_round(
-        self, caller: Caller, federation: str, agent_id: str, report: rounds.SiteReport, wait_s: float
-    ) -> rounds.Answer:
+        self, caller: Caller, federation: str, agent_id: str, report: instructions.SiteReport, wait_s: float
+    ) -> instructions.Answer:
         """Return what the site is to do: at once if that is news to it, else when it becomes so, or after `wait_s`."""
         self.check_name(federation)
         await self.known(caller)
@@ -293,9 +279,9 @@ class Federation:
         while True:
             news = self._news
             await self.check_certificate(caller.serial, caller.expires_at)
-            answer = rounds.instruct(await self.state(), caller.site, report, self.clock())
+            answer = instructions.instruct(await self.state(), caller.site, report, self.clock())
             left = end - loop.time()
-            if left <= 0 or self._draining or rounds.is_news(answer, report):
+            if left <= 0 or self._draining or instructions.is_news(answer, report):
                 return answer
             await passed(news, left)
 
@@ -379,40 +365,6 @@ def _state_unless(
     return revision, None if revision == held else federations.state(connection, federation)
 
 
-def _join(
-    connection: sa.Connection,
-    federation: str,
-    caller: Caller,
-    claim: JoinClaim,
-    now: float,
-    identity_s: float,
-    deadline_s: float,
-) -> None:
-    values: dict[str, str | float | bool] = {
-        "authenticated": caller.authenticated,
-        "software_version": claim.software_version,
-        "protocol_version": claim.protocol_version,
-        "expires_at": caller.expires_at,
-        "serial": caller.serial,
-    }
-    new = agents.last(connection, federation, caller.site) != claim.agent_id
-    agents.heard(connection, federation, caller.site, claim.agent_id, now, identity_s, values)
-    federations.join(connection, federation, caller.site, claim.training_patients, now + deadline_s)
-    if not new:
-        return  # the same agent once more: it was started again, or is of two minds
-    audit.append(
-        connection,
-        federation,
-        now,
-        "site_joined",
-        site=caller.site,
-        authenticated=caller.authenticated,
-        agent=claim.agent_id[:8],
-        software=claim.software_version[:32],
-        patients=claim.training_patients,
-    )
-
-
 def _report_evaluation(
     connection: sa.Connection, federation: str, site: str, report: Evaluation, now: float, identity_s: float
 ) -> None:
@@ -423,39 +375,3 @@ def _report_evaluation(
         return  # it replaces one that has its line
     told = {"site": site, "round": report.round, "version": report.version, "metrics": sorted(report.metrics)}
     audit.append(connection, federation, now, "evaluation_reported", **told)
-
-
-def check_claim(contract: Contract, site: rounds.SiteState, claim: JoinClaim) -> None:
-    """Raise ContractMismatch naming the first thing in which the agent and the federation differ, with both values."""
-    base = contract.manifest.metadata.base_model_sha256
-    if claim.base_model_sha256 != base:
-        raise ContractMismatch(
-            f"base model: federation '{contract.federation}' adapts {base[:12]}, site '{site.name}' has "
-            f"{claim.base_model_sha256[:12] or 'none'}; give the agent the weights the federation was made with"
-        )
-    check_patients(site, claim.training_patients)
-    if contract.recipe.name not in claim.recipes:
-        raise ContractMismatch(
-            f"recipe '{contract.recipe.name}' is not installed at site '{site.name}' "
-            f"(it has: {', '.join(claim.recipes)[:80] or 'none'}); upgrade the agent"
-        )
-    for codec in (contract.recipe.codec, contract.recipe.broadcast_codec):
-        if codec in claim.codecs:
-            continue
-        raise ContractMismatch(
-            f"codec '{codec}' is not known at site '{site.name}' "
-            f"(it has: {', '.join(claim.codecs)[:80] or 'none'}); upgrade the agent"
-        )
-
-
-def check_patients(site: rounds.SiteState, claimed: int) -> None:
-    """Raise ContractMismatch unless the number of training patients is the one fixed for the site."""
-    if not 1 <= claimed <= MAX_PATIENTS:
-        raise ContractMismatch(
-            f"site '{site.name}' claims {claimed} training patients, allowed are 1 to {MAX_PATIENTS}"
-        )
-    if site.training_patients not in (None, claimed):
-        raise ContractMismatch(
-            f"site '{site.name}' claims {claimed} training patients, {site.training_patients} were fixed for it; "
-            "prepare the cohort the federation was told of, or ask the coordinator"
-        )

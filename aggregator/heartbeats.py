@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import structlog
 
 from aggregator.identity import Caller
-from aggregator.rounds import SiteReport
+from aggregator.instructions import SiteReport
 from aggregator.store import agents
 from aggregator.store.engine import Store
 from shared.errors import IdentityInUse, MedDualLoRAError

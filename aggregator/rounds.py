@@ -1,4 +1,4 @@
-"""Rounds as values: who is in, when a round closes, and what a site is to do next. No clock, socket or store in here.
+"""Rounds as values: who is in, who is missing, and when a round closes. No clock, socket or store in here.
 
 A round is open, then closing (its input manifest is fixed), then closed. `invited`, `quorum` and `deadline` are three
 separate numbers: a round closes when every active site is in, or when its deadline has passed and the quorum is met. A round
@@ -25,7 +25,6 @@ EVICTED, QUARANTINED = "evicted", "quarantined"
 """How reasons begin why a site's update is not in a round."""
 FEWEST_TO_HIDE_IN = 3
 """Updates of a round below which one can be read, see `quorum_warning`."""
-Instruction = Literal["NONE", "TRAIN", "WAIT", "ABANDON", "PAUSED", "FINISHED", "EVICTED"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,29 +119,6 @@ class FederationState:
         """What a decision about the open round hangs on: all but what was heard from agents, which never stands still."""
         sites = {name: (site.phase, site.reason, site.training_patients) for name, site in self.sites.items()}
         return self.policy, self.phase, self.version, self.sampling_seed, self.round, sites
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteReport:
-    """What a site says it has and does when it asks for an instruction."""
-
-    round: int = 0
-    following: Instruction = "NONE"
-    version: int = 0
-    progress: float = 0.0
-    hold: Hold = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a site is to do. `remaining_s` is 0 when no deadline runs."""
-
-    instruction: Instruction
-    round: int
-    version: int
-    digest: str
-    remaining_s: float = 0.0
-    reason: str = ""
 
 
 def admit(
@@ -364,43 +340,6 @@ def left_out(federation: FederationState) -> dict[str, str]:
         else:
             reasons[name] = "joined, no update in time"
     return reasons
-
-
-def instruct(federation: FederationState, name: str, report: SiteReport, now: float) -> Answer:
-    """Return what site `name` is to do, given what it says it does. The same values give the same answer."""
-    site, state = federation.sites[name], federation.round
-    answer = Answer(
-        instruction="WAIT",
-        round=state.number,
-        version=federation.version,
-        digest=federation.digest,
-        remaining_s=max(0.0, state.deadline_at - now) if state.deadline_at is not None else 0.0,
-    )
-    if site.phase == "evicted":
-        return replace(answer, instruction="EVICTED", reason=site.reason or "evicted by the coordinator")
-    if federation.phase == "finished":
-        return replace(answer, instruction="FINISHED", remaining_s=0.0, reason="all rounds are closed")
-    if report.following == "TRAIN" and 0 < report.round != state.number:
-        return replace(answer, instruction="ABANDON", reason=f"round {report.round} is over")
-    if federation.phase == "paused":
-        return replace(answer, instruction="PAUSED", reason=federation.reason or "paused by the coordinator")
-    if name in state.accepted or name not in state.invited:
-        return replace(answer, reason=waiting_for(federation, now))
-    if state.phase == "closing":
-        abandoned = report.following == "TRAIN"
-        return (
-            replace(answer, instruction="ABANDON", reason=f"round {state.number} is closing") if abandoned else answer
-        )
-    return replace(answer, instruction="TRAIN")
-
-
-def is_news(answer: Answer, report: SiteReport) -> bool:
-    """Return whether the answer differs from what the site follows, so that it must go out at once."""
-    if answer.instruction in ("FINISHED", "EVICTED", "ABANDON"):
-        return True
-    if answer.instruction == "PAUSED":
-        return report.following != "PAUSED"
-    return (answer.instruction, answer.round) != (report.following, report.round)
 
 
 def waiting_for(federation: FederationState, now: float) -> str:

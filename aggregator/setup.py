@@ -8,7 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from aggregator import rounds
-from aggregator.federation import MAX_PATIENTS
+from aggregator.joining import MAX_PATIENTS
 from aggregator.store import engine, federations
 from shared import recipe as recipes
 from shared.adapter import Adapter

@@ -15,8 +15,9 @@ import structlog
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import gate, payload, rounds
-from aggregator.federation import Federation, check_patients
+from aggregator.federation import Federation
 from aggregator.identity import Caller
+from aggregator.joining import check_patients
 from aggregator.slots import Slots
 from aggregator.store import agents, audit, federations, updates
 from aggregator.store.updates import UpdateKey

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from med_duallora.v1 import coordinator_pb2 as cpb
 from med_duallora.v1 import federation_pb2 as pb
 
-from aggregator import rounds
+from aggregator import instructions, rounds
 from aggregator.downloads import Download
 from aggregator.facts import sites
-from aggregator.federation import Evaluation, JoinClaim
+from aggregator.federation import Evaluation
+from aggregator.joining import JoinClaim
 from aggregator.store.rounds import RoundRecord
 from aggregator.uploads import Announcement, Progress, Receipt
 from shared import blocks, chunks, json_text, protocol
@@ -23,7 +24,7 @@ MAX_METRICS = 32
 MAX_METRIC_NAME = 64
 HEX = frozenset("0123456789abcdef")
 
-_INSTRUCTIONS: dict[rounds.Instruction, "pb.Instruction.ValueType"] = {
+_INSTRUCTIONS: dict[instructions.Instruction, "pb.Instruction.ValueType"] = {
     "NONE": pb.INSTRUCTION_UNSPECIFIED,
     "TRAIN": pb.INSTRUCTION_TRAIN,
     "WAIT": pb.INSTRUCTION_WAIT,
@@ -94,9 +95,9 @@ def round_policy(policy: RoundPolicy) -> pb.RoundPolicy:
     )
 
 
-def site_report(request: pb.AwaitRoundRequest) -> rounds.SiteReport:
+def site_report(request: pb.AwaitRoundRequest) -> instructions.SiteReport:
     """Decode what a site says it has; an instruction or a hold this release does not know counts as none."""
-    return rounds.SiteReport(
+    return instructions.SiteReport(
         round=request.round,
         following=_FOLLOWING.get(request.following, "NONE"),
         version=request.version,
@@ -105,7 +106,7 @@ def site_report(request: pb.AwaitRoundRequest) -> rounds.SiteReport:
     )
 
 
-def answer(value: rounds.Answer) -> pb.AwaitRoundResponse:
+def answer(value: instructions.Answer) -> pb.AwaitRoundResponse:
     """Encode an instruction. Who only waits is told no digest: it would be half of what a waiting site costs."""
     return pb.AwaitRoundResponse(
         instruction=_INSTRUCTIONS[value.instruction],

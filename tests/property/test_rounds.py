@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator import rounds
-from aggregator.rounds import FederationState, RoundState, SiteReport, SiteState, UpdateHeader
+from aggregator import instructions, rounds
+from aggregator.instructions import SiteReport
+from aggregator.rounds import FederationState, RoundState, SiteState, UpdateHeader
 from shared.contract import RoundPolicy
 from shared.errors import ConflictingUpdate, InputError, StaleRound
 
@@ -109,14 +110,14 @@ def test_an_obedient_site_is_never_answered_the_same_news_for_ever(
     state: FederationState, name: str, report: SiteReport, now: float
 ) -> None:
     """Following an instruction that is neither an end nor an abandonment makes the next call wait."""
-    first = rounds.instruct(state, name, report, now)
+    first = instructions.instruct(state, name, report, now)
     if first.instruction == "ABANDON":
-        second = rounds.instruct(state, name, SiteReport(round=report.round, following="ABANDON"), now)
+        second = instructions.instruct(state, name, SiteReport(round=report.round, following="ABANDON"), now)
         assert second.instruction in ("TRAIN", "WAIT", "PAUSED")
     elif first.instruction not in ("FINISHED", "EVICTED"):
         obeying = SiteReport(round=first.round, following=first.instruction)
-        again = rounds.instruct(state, name, obeying, now)
-        assert (again.instruction == "ABANDON") or not rounds.is_news(again, obeying)
+        again = instructions.instruct(state, name, obeying, now)
+        assert (again.instruction == "ABANDON") or not instructions.is_news(again, obeying)
 
 
 # sampling
@@ -263,7 +264,7 @@ def check_alive(course: Course) -> None:
     assert rounds.next_moment(state, course.now) is not None or waits
     if waits:
         assert waits[0] in rounds.waiting_for(state, course.now)
-        assert rounds.instruct(state, waits[0], SiteReport(), course.now).instruction == "TRAIN"
+        assert instructions.instruct(state, waits[0], SiteReport(), course.now).instruction == "TRAIN"
     if course.now >= (state.round.deadline_at or 0.0) + GRACE_S:
         assert set(state.round.invited) >= course.active, "sites that might answer were not asked"
         assert rounds.is_overdue(state, course.now)

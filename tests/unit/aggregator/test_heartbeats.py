@@ -13,7 +13,8 @@ from aggregator import heartbeats, wire
 from aggregator.facts.sites import HOLDS
 from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
-from aggregator.rounds import SiteReport, SiteState
+from aggregator.instructions import SiteReport
+from aggregator.rounds import SiteState
 from aggregator.store import agents, engine, federations
 from aggregator.store.engine import Store
 from shared.errors import IdentityInUse

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator import rounds
-from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteReport, SiteState, UpdateHeader
+from aggregator import instructions, rounds
+from aggregator.instructions import SiteReport
+from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteState, UpdateHeader
 from shared.contract import RoundPolicy
 from shared.errors import ConflictingUpdate, InputError, StaleRound
 
@@ -211,17 +212,17 @@ def test_the_last_site_cannot_be_evicted_and_an_unknown_one_is_named() -> None:
 
 
 def instruction(state: FederationState, report: SiteReport = SiteReport(), now: float = 0.0) -> str:
-    return rounds.instruct(state, "ge", report, now).instruction
+    return instructions.instruct(state, "ge", report, now).instruction
 
 
 def test_a_site_without_an_update_in_the_open_round_trains() -> None:
-    answer = rounds.instruct(federation("siemens"), "ge", SiteReport(), now=400.0)
+    answer = instructions.instruct(federation("siemens"), "ge", SiteReport(), now=400.0)
     assert (answer.instruction, answer.round, answer.version, answer.digest) == ("TRAIN", 3, 2, "v2")
     assert answer.remaining_s == 600.0
 
 
 def test_a_site_whose_update_is_in_waits_and_learns_for_whom() -> None:
-    answer = rounds.instruct(federation("ge", "siemens"), "ge", SiteReport(), now=0.0)
+    answer = instructions.instruct(federation("ge", "siemens"), "ge", SiteReport(), now=0.0)
     assert (answer.instruction, answer.reason) == ("WAIT", "round 3 waits for canon, philips")
 
 
@@ -240,17 +241,17 @@ def test_a_site_at_work_on_a_closing_round_abandons_it_and_then_waits() -> None:
 
 def test_a_heartbeat_of_a_site_at_work_is_no_news() -> None:
     report = SiteReport(round=3, following="TRAIN", progress=0.4)
-    answer = rounds.instruct(federation(), "ge", report, 0.0)
+    answer = instructions.instruct(federation(), "ge", report, 0.0)
     assert answer.instruction == "TRAIN"
-    assert not rounds.is_news(answer, report)
+    assert not instructions.is_news(answer, report)
 
 
 def test_paused_finished_and_evicted_come_with_their_reason() -> None:
     paused = federation(phase="paused", reason="maintenance")
-    assert rounds.instruct(paused, "ge", SiteReport(), 0.0).reason == "maintenance"
+    assert instructions.instruct(paused, "ge", SiteReport(), 0.0).reason == "maintenance"
     assert instruction(paused) == "PAUSED"
     assert instruction(federation(phase="finished")) == "FINISHED"
-    gone = rounds.instruct(evicted(federation(), "ge"), "ge", SiteReport(), 0.0)
+    gone = instructions.instruct(evicted(federation(), "ge"), "ge", SiteReport(), 0.0)
     assert (gone.instruction, gone.reason) == ("EVICTED", "left the study")
 
 
@@ -272,10 +273,10 @@ def test_eviction_outranks_a_pause_and_the_end() -> None:
     ],
 )
 def test_only_news_goes_out_at_once(instruction_: str, following: str, news: bool) -> None:
-    answer = rounds.Answer(instruction=instruction_, round=3, version=2, digest="")
-    assert rounds.is_news(answer, SiteReport(round=3, following=following)) is news
+    answer = instructions.Answer(instruction=instruction_, round=3, version=2, digest="")
+    assert instructions.is_news(answer, SiteReport(round=3, following=following)) is news
 
 
 def test_a_next_round_is_news_to_an_uninvited_site_too() -> None:
-    answer = rounds.Answer(instruction="WAIT", round=4, version=3, digest="")
-    assert rounds.is_news(answer, SiteReport(round=3, following="WAIT"))
+    answer = instructions.Answer(instruction="WAIT", round=4, version=3, digest="")
+    assert instructions.is_news(answer, SiteReport(round=3, following="WAIT"))

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator import rounds
-from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteReport, SiteState
+from aggregator import instructions, rounds
+from aggregator.instructions import SiteReport
+from aggregator.rounds import AcceptedUpdate, FederationState, RoundState, SiteState
 from shared.contract import RoundPolicy
 from shared.errors import InputError
 
@@ -135,7 +136,7 @@ def test_a_round_with_substitutes_closes_when_it_has_as_many_updates_as_a_round_
 
 def test_a_site_that_was_replaced_may_still_send_its_update() -> None:
     state = federation("b", invited=("a", "b", "c", "d", "e"))
-    assert rounds.instruct(state, "c", SiteReport(), 0.0).instruction == "TRAIN"
+    assert instructions.instruct(state, "c", SiteReport(), 0.0).instruction == "TRAIN"
 
 
 def test_with_everybody_asked_the_round_stays_open_and_says_who_is_missing() -> None:
@@ -187,11 +188,13 @@ def test_a_late_round_says_that_others_will_be_asked() -> None:
 
 
 def test_a_site_that_is_not_invited_waits_and_learns_for_whom() -> None:
-    answer = rounds.instruct(federation("b", "c"), "f", SiteReport(), 400.0)
+    answer = instructions.instruct(federation("b", "c"), "f", SiteReport(), 400.0)
     assert (answer.instruction, answer.reason) == ("WAIT", "round 3 waits for d")
-    asked = rounds.instruct(federation("b", invited=tuple("bcdf")), "f", SiteReport(round=3, following="WAIT"), 400.0)
+    asked = instructions.instruct(
+        federation("b", invited=tuple("bcdf")), "f", SiteReport(round=3, following="WAIT"), 400.0
+    )
     assert asked.instruction == "TRAIN"
-    assert rounds.is_news(asked, SiteReport(round=3, following="WAIT"))
+    assert instructions.is_news(asked, SiteReport(round=3, following="WAIT"))
 
 
 def test_those_that_were_not_drawn_are_left_out_as_not_invited() -> None:

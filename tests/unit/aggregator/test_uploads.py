@@ -10,8 +10,9 @@ import pytest
 from med_duallora.v1 import federation_pb2 as pb
 
 from aggregator import rounds, uploads
-from aggregator.federation import Federation, JoinClaim
+from aggregator.federation import Federation
 from aggregator.identity import Caller
+from aggregator.joining import JoinClaim
 from aggregator.store import engine, federations, updates
 from aggregator.store.engine import Store
 from aggregator.uploads import Announcement, Receipt, Uploads
