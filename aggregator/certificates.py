@@ -5,7 +5,7 @@ name (RFC 5280, section 4.2.1.6); nothing else says who a caller is.
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -64,7 +64,19 @@ class Authority:
     ) -> list[Path]:
         """Write `<file>.pem` and `<file>.key` for these alternative names. Raises InputError if they exist."""
         if (folder / f"{file}.pem").exists():
-            raise InputError(f"{folder / file}.pem exists already; remove it first, or choose another --out")
+            whose = next(
+                (f" --{role} {file}" for role, prefix in PREFIXES.items() if prefix + file == names[0].value), ""
+            )
+            raise InputError(
+                f"{folder / file}.pem exists already; to replace it and keep the CA: aggregator certificates --out {folder} "
+                f"--renew{whose}; or choose another folder"
+            )
+        return self.reissue(folder, file, names, now, server=server)
+
+    def reissue(
+        self, folder: Path, file: str, names: Sequence[x509.GeneralName], now: datetime, *, server: bool
+    ) -> list[Path]:
+        """Write `<file>.pem` and `<file>.key`, a new key, in the place of what is there."""
         key = ec.generate_private_key(ec.SECP256R1())
         return _write_pair(folder, file, key, self._sign(key.public_key(), file, names, now, DAYS, server=server))
 
@@ -107,11 +119,7 @@ def make(
     A CA already there is used again, so that sites can be added later; without `hosts` no server certificate is made.
     """
     now = now or datetime.now(UTC)
-    wanted: dict[Role, Sequence[str]] = {"site": sites, "coordinator": coordinators, "observer": observers}
-    people = [name for names in wanted.values() for name in names]
-    for name in people:
-        if check_name(name) in ("ca", "aggregator") or people.count(name) > 1:
-            raise InputError(f"name '{name}' is taken: every certificate needs a name of its own")
+    people = _people({"site": sites, "coordinator": coordinators, "observer": observers})
     if (folder / "ca.pem").exists():
         authority, written = Authority.read(folder), []
     else:
@@ -120,11 +128,78 @@ def make(
         written = [folder / "ca.pem", folder / "ca.key"]
     if hosts:
         written += authority.issue(folder, "aggregator", [_host(h) for h in hosts], now, server=True)
-    for role, names in wanted.items():
-        for name in names:
-            uri = x509.UniformResourceIdentifier(PREFIXES[role] + name)
-            written += authority.issue(folder, name, [uri], now, server=False)
+    for name, uri in people.items():
+        written += authority.issue(folder, name, [uri], now, server=False)
     return written
+
+
+def renew(
+    folder: Path,
+    hosts: Sequence[str] = (),
+    sites: Sequence[str] = (),
+    coordinators: Sequence[str] = (),
+    observers: Sequence[str] = (),
+    now: datetime | None = None,
+) -> list[Path]:
+    """Put new pairs of the same CA in the place of those in `folder`; return the files made. The CA stays as it is.
+
+    Without any name it is the aggregator's, for the hosts it has. What was there is kept beside it, as NAME.old.pem and
+    NAME.old.key. An aggregator that serves from here takes the new pair once both files are there, and goes on with the old one
+    until then (`shared.tls`). Raises InputError, and has changed nothing, where there is nothing to renew.
+    """
+    now = now or datetime.now(UTC)
+    people = _people({"site": sites, "coordinator": coordinators, "observer": observers})
+    authority = Authority.read(folder)
+    wanted: dict[str, list[x509.GeneralName]] = {}
+    if hosts or not people:
+        there = _names_in(folder / "aggregator.pem")
+        wanted["aggregator"] = [_host(host) for host in hosts] or there
+    for name, uri in people.items():
+        wanted[name] = [uri]
+        if (there := _names_in(folder / f"{name}.pem")) != [uri]:
+            raise InputError(
+                f"{folder / name}.pem is of {', '.join(str(one.value) for one in there) or 'nobody'}, not of {uri.value}; "
+                "renew it as what it is, or choose another name"
+            )
+    written: list[Path] = []
+    for file, names in wanted.items():
+        _keep(folder, file)
+        written += authority.reissue(folder, file, names, now, server=file == "aggregator")
+    return written
+
+
+def _people(wanted: Mapping[Role, Sequence[str]]) -> dict[str, x509.UniformResourceIdentifier]:
+    """Return what stands for each name in its certificate. Raises InputError if two would share a file."""
+    people = [name for names in wanted.values() for name in names]
+    for name in people:
+        if check_name(name) in ("ca", "aggregator") or people.count(name) > 1:
+            raise InputError(f"name '{name}' is taken: every certificate needs a name of its own")
+    return {
+        name: x509.UniformResourceIdentifier(PREFIXES[role] + name) for role, names in wanted.items() for name in names
+    }
+
+
+def _names_in(path: Path) -> list[x509.GeneralName]:
+    """Return the alternative names of a certificate that is to be renewed. Raises InputError if there is none."""
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path} to renew; to make it, leave --renew out") from error
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise InputError(f"cannot read the certificate {path}: {error}") from error
+
+
+def _keep(folder: Path, file: str) -> None:
+    """Copy a pair that belongs together to its old name; half of a renewal that was killed must not replace it."""
+    try:
+        certificate, secret = (folder / f"{file}.pem").read_bytes(), (folder / f"{file}.key").read_bytes()
+        key = serialization.load_pem_private_key(secret, None)
+    except (OSError, ValueError, TypeError):
+        return
+    if key.public_key() == x509.load_pem_x509_certificate(certificate).public_key():
+        write_atomically(folder / f"{file}.old.key", secret, mode=0o600)
+        write_atomically(folder / f"{file}.old.pem", certificate)
 
 
 def _host(host: str) -> x509.GeneralName:

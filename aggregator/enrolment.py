@@ -126,9 +126,9 @@ def revocable(file: Path) -> Holder:
     if not any(found.names.values()):
         raise InputError(
             f"{file} is of no site and no person: it is the aggregator's own, and sites do not ask here whether it is revoked. "
-            "Remove it and its key, make another (aggregator certificates --out certs --host NAME), and put both files where serve "
-            "reads them: they are taken with the next connection. If the old key is in wrong hands, sites take it until it ends: "
-            "make another CA in an empty folder, and approve every site anew"
+            "To replace it, make another (aggregator certificates --out certs --renew), and put both files where serve reads them: "
+            "they are taken with the next connection. If the old key is in wrong hands, sites take it until it ends: make another "
+            "CA in an empty folder, and approve every site anew"
         )
     return found
 

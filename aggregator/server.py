@@ -1,7 +1,6 @@
 """The serving process: one port, one federation, one store. On PostgreSQL any number of them, and none is special."""
 
 import asyncio
-import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -216,9 +215,15 @@ def _reason(config: ServerConfig) -> MedDualLoRAError:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        return CannotBind(
-            f"cannot listen on {config.listen}: {'the port is in use' if error.errno == errno.EADDRINUSE else error.strerror}; "
-            "stop the other process, or choose another address with --listen"
+        return CannotBind.because(error, config.listen, "--listen")
+    if config.tls is None:
+        return CannotBind(f"cannot listen on {config.listen}; choose another address with --listen")
+    try:
+        config.tls.check_pair()
+    except InputError as error:
+        return InputError(
+            f"{error}; give the two files that aggregator certificates wrote together, or make a new pair: "
+            f"aggregator certificates --out {config.tls.certificate.parent} --renew"
         )
     return InputError(f"the TLS files cannot be used together: {config.tls}; make them with: aggregator certificates")
 

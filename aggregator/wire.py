@@ -236,11 +236,11 @@ def status(state: rounds.FederationState, now: float) -> cpb.GetStatusResponse:
         version=state.version,
         digest=state.digest,
         round_policy=round_policy(state.policy),
-        sites=[_site(site, sites.certificate(state, site, now)) for site in state.sites.values()],
+        sites=[_site(state, site, now) for site in state.sites.values()],
     )
 
 
-def _site(site: rounds.SiteState, certificate: str) -> cpb.Site:
+def _site(state: rounds.FederationState, site: rounds.SiteState, now: float) -> cpb.Site:
     return cpb.Site(
         name=site.name,
         state=site.phase,
@@ -248,8 +248,9 @@ def _site(site: rounds.SiteState, certificate: str) -> cpb.Site:
         last_seen=site.last_seen,
         last_round=site.last_round,
         progress=site.progress,
-        certificate=certificate,
+        certificate=sites.certificate(state, site, now),
         hold=sites.HOLDS.get(site.hold, ""),
+        standing=sites.standing(state, site, now),
     )
 
 

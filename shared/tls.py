@@ -20,6 +20,9 @@ class TlsFiles:
     certificate: Path
     key: Path
 
+    def __str__(self) -> str:
+        return f"CA {self.ca}, certificate {self.certificate}, key {self.key}"
+
     def server_credentials(self) -> grpc.ServerCredentials:
         """Return credentials that demand a certificate of this CA from every client.
 
@@ -62,9 +65,16 @@ class TlsFiles:
 
         try:
             key = serialization.load_pem_private_key(self._read("key"), None)
-            certificate = x509.load_pem_x509_certificate(self._read("certificate"))
         except (ValueError, TypeError) as error:
-            raise InputError(f"TLS files cannot be used: {error}") from error
+            raise InputError(
+                f"TLS files cannot be used: {self.key} holds no key in PEM form, or one with a password"
+            ) from error
+        try:
+            certificate = x509.load_pem_x509_certificate(self._read("certificate"))
+        except ValueError as error:
+            raise InputError(
+                f"TLS files cannot be used: {self.certificate} holds no certificate in PEM form"
+            ) from error
         if key.public_key() != certificate.public_key():
             raise InputError(f"key {self.key} is not that of certificate {self.certificate}")
 

@@ -20,6 +20,7 @@ def report(
 ) -> dict[str, Any]:
     """Return the tables of a log. `tls` None: as the log says; as if with TLS where it does not say.
 
+    `a_round`: medians over the rounds of a site, or of all of them (`tables.a_round`).
     Probes stand apart, under `probes` and in `rows` that tell purposes or methods apart; they are in nothing else.
     """
     everything = goodput.accounts(logs.distinct(log.calls))
@@ -31,7 +32,13 @@ def report(
     said = log.tls if tls is None else tls
     return {
         "rows": tables.table(accounts if by in ("site", "round") else everything, by),
+        "by_site": [
+            row | {"a_round": tables.a_round([one for one in accounts if one.call.site == row["site"]])}
+            for row in tables.table(accounts, "site")
+        ],
+        "by_method": tables.table(accounts, "method"),
         "by_purpose": tables.table(accounts, "purpose"),
+        "a_round": tables.a_round(accounts),
         "total": tables.totals(accounts),
         "probes": tables.totals(probes) if probes else None,
         "retried_calls": sum(call.attempt > 0 for call in calls),

@@ -1,5 +1,6 @@
 """Rows of counts: calls, messages, bytes and tensor bytes, and how the bytes divide into goodput and repetition."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,6 +33,21 @@ def totals(accounts: Sequence[Account]) -> dict[str, int]:
     for direction in DIRECTIONS:
         result |= {f"{name}_{direction}": value for name, value in _sums(accounts, direction).items()}
     return result
+
+
+def a_round(accounts: Sequence[Account]) -> dict[str, int] | None:
+    """Return the medians, over every site's rounds, of the bytes each way, and of how many they are; None if no call is of a round.
+
+    What comes before the first round, joining, is in none.
+    """
+    cells: dict[tuple[str, int], list[Account]] = defaultdict(list)
+    for one in accounts:
+        if one.call.round:
+            cells[one.call.site, one.call.round].append(one)
+    if not cells:
+        return None
+    sums = {way: [_sums(cell, way)["bytes"] for cell in cells.values()] for way in DIRECTIONS}
+    return {"rounds": len(cells), **{f"bytes_{way}": round(statistics.median(sums[way])) for way in DIRECTIONS}}
 
 
 def _sums(accounts: Sequence[Account], direction: str) -> dict[str, int]:

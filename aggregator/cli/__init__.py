@@ -8,14 +8,14 @@ from typing import NoReturn
 
 import typer
 
-from aggregator.cli import accounts, observing, reading, report, serving, setting_up, status, steering
+from aggregator.cli import accounts, certifying, observing, reading, report, serving, setting_up, status, steering
 
 EXIT_INPUT, EXIT_UNREACHABLE, EXIT_CANNOT_BIND, EXIT_INTERNAL = 3, 4, 5, 70
 TRACEBACK = "MED_DUALLORA_TRACEBACK"
 
 EPILOG = (
     "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 input that cannot be used, "
-    "4 aggregator unreachable, 5 port in use, 70 internal error (a defect of this program; "
+    "4 aggregator or store out of reach now (trying again may help), 5 port in use, 70 internal error (a defect of this program; "
     f"with {TRACEBACK}=1 in the environment its traceback is printed)."
 )
 
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for area in (setting_up, serving, status, reading, observing, steering, accounts, report):
+    for area in (setting_up, certifying, serving, status, reading, observing, steering, accounts, report):
         area.register(app)
     return app
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     `arguments` stand in for those of the process.
     """
     from aggregator.errors import CannotBind
-    from shared.errors import AggregatorUnreachable, MedDualLoRAError
+    from shared.errors import AggregatorUnreachable, MedDualLoRAError, StoreUnavailable
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core writes to stderr what we say in our own words
     try:
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         if isinstance(error, CannotBind):
             sys.exit(EXIT_CANNOT_BIND)
-        sys.exit(EXIT_UNREACHABLE if isinstance(error, AggregatorUnreachable) else EXIT_INPUT)
+        sys.exit(EXIT_UNREACHABLE if isinstance(error, AggregatorUnreachable | StoreUnavailable) else EXIT_INPUT)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         _fail(EXIT_INPUT, f"{f'{error.filename}: ' if error.filename else ''}{reason}; check that path and try again")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aggregator.accounts.logs import Log
 
 MAX_LISTED = 10
+COUNTED = ("bytes", "payload_bytes")
 
 
 class Grouping(StrEnum):
@@ -33,9 +34,11 @@ def comm_cost(
     logs: Annotated[
         list[Path], typer.Argument(help="Log files (JSON lines) of the aggregator, of agents, or of both.")
     ],
-    by: Annotated[
-        Grouping | None, typer.Option(help="One row per value. Default: site, round, direction, purpose.")
-    ] = None,
+    by: Annotated[Grouping | None, typer.Option(help="Print a row per value instead of the summary.")] = None,
+    all_: Annotated[
+        bool,
+        typer.Option("--all", help="Print every row: site, round, direction, purpose. --json and --csv always do."),
+    ] = False,
     compare: Annotated[
         Path | None,
         typer.Option(help="The federation's adapter file: compare with other methods, computed from its shapes."),
@@ -60,6 +63,7 @@ def comm_cost(
 ) -> None:
     """What a run cost in bytes, from its logs; with logs of both sides, their accounts are compared call by call.
 
+    It prints a summary: what each site sent and received, in all and in a round (median), each kind of call, and what goes beside.
     Exit code 1 if a call that ended well on both sides has different bytes in the two logs.
 
     Example: aggregator comm-cost aggregator.jsonl sites/*/agent.jsonl --by purpose --full-model-bytes 358000000
@@ -70,6 +74,8 @@ def comm_cost(
     """
     from aggregator.accounts.report import report as report_of
 
+    if all_ and by:
+        raise typer.BadParameter("--all and --by are two ways to make rows; choose one")
     if json_ + csv_ + html > 1:
         raise typer.BadParameter("--json, --csv and --html are three ways to print the same; choose one")
     log = read_logs(logs)
@@ -89,7 +95,7 @@ def comm_cost(
 
         typer.echo(page(report), nl=False)
     else:
-        _print_text(report)
+        _print_text(report, rows=all_ or by is not None)
     if report["reconciliation"] and report["reconciliation"]["differing"]:
         raise typer.Exit(1)
 
@@ -135,10 +141,12 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
     writer.writerows(rows)
 
 
-def _print_text(report: dict[str, Any]) -> None:
-    rows = report["rows"]
-    if rows:
-        print_table(list(rows[0]), [list(row.values()) for row in rows])
+def _print_text(report: dict[str, Any], rows: bool) -> None:
+    """Print the rows, or the summary in their place, and what goes for the whole run."""
+    if not rows:
+        _print_summary(report)
+    elif found := report["rows"]:
+        print_table(list(found[0]), [list(row.values()) for row in found])
     total, wire = report["total"], report["wire_model"]
     connections = f"{'' if wire['connections_counted'] else 'at least '}{wire['connections']} connections"
     assumed = "" if wire["tls_known"] else " (assumed: no log says; --plain if there was none)"
@@ -171,6 +179,40 @@ def _print_text(report: dict[str, Any]) -> None:
         _list("in one side's log only", both["one_sided"])
         _list("sites without an agent's log", both["sites_without_agent_log"])
     _list("malformed lines, passed over", report["malformed_lines"])
+
+
+def _print_summary(report: dict[str, Any]) -> None:
+    """Print how much went between each site and the aggregator, in bytes, and in which calls; most bytes first."""
+    print_table(
+        ["site", "calls", "bytes up", "bytes down", "a round up", "a round down"],
+        [_site(row["site"], row) for row in report["by_site"]]
+        + [_site("all", {**report["total"], "a_round": report["a_round"]})],
+    )
+    typer.echo()
+    print_table(
+        ["call", "calls", "bytes up", "bytes down", "tensors up", "tensors down"],
+        [
+            [
+                row[name]
+                for name in ("method", "calls", *(f"{what}_{way}" for what in COUNTED for way in ("up", "down")))
+            ]
+            for row in sorted(report["by_method"], key=lambda row: -row["bytes_up"] - row["bytes_down"])
+        ],
+    )
+    hint = "" if report["full_model"] else "; beside sending a whole model: --full-model-bytes N"
+    typer.echo(f"\na round: median over a site's rounds. Every row: --all, as CSV: --csv{hint}")
+
+
+def _site(name: str, row: dict[str, Any]) -> list[Any]:
+    in_round = row["a_round"] or {}
+    return [
+        name or "(not named)",
+        row["calls"],
+        row["bytes_up"],
+        row["bytes_down"],
+        in_round.get("bytes_up"),
+        in_round.get("bytes_down"),
+    ]
 
 
 def _list(title: str, lines: list[str]) -> None:

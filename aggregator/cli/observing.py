@@ -53,16 +53,16 @@ def observe(
         f"(quorum {policy.quorum}), version {status.version} {status.digest[:12]}"
     )
     print_table(
-        ["site", "phase", "patients", "last seen", "last round", "trained", ""],
+        ["site", "state", "patients", "last seen", "last round", "trained", ""],
         [
             [
                 s["site"],
-                s["phase"],
+                s["standing"],
                 s["training_patients"],
                 moment(s["last_seen"]),
                 s["last_round"],
                 f"{s['progress']:.0%}",
-                s["certificate"],
+                "; ".join(words for words in (s["hold"], s["certificate"]) if words),
             ]
             for s in facts["sites"]
         ],
@@ -100,10 +100,12 @@ def _facts(status: "pb.GetStatusResponse", rounds: "pb.ListRoundsResponse") -> d
             {
                 "site": site.name,
                 "phase": site.state,
+                "standing": site.standing,
                 "training_patients": site.training_patients or None,
                 "last_seen": site.last_seen or None,
                 "last_round": site.last_round or None,
                 "progress": round(site.progress, 3),
+                "hold": site.hold,
                 "certificate": site.certificate,
             }
             for site in status.sites

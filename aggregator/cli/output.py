@@ -26,8 +26,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def moment(seconds: float | None) -> str:
-    """Return a time as local text; empty for none."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""
+    """Return a time as text, in UTC as in logs and journal: sites may be in other zones. Empty for none."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds)) if seconds else ""
 
 
 def _text(value: Any) -> str:

@@ -29,22 +29,22 @@ def sites(store: StorePath, json_: Json = False) -> None:
     """
     import time
 
-    from aggregator.facts import sites as site_facts
+    from aggregator.facts import facts, material
     from aggregator.store import federations
 
     with opened_store(store) as (opened, name):
-        state = opened.read(federations.state, name)
+        found = opened.read(material.read, name)
         evaluations = opened.read(federations.evaluations, name)
-    facts = site_facts.make(state, {}, time.time())
+    of_sites = facts.make(found, time.time())["sites"]
     if not json_:
-        print_sites(facts)
+        print_sites(of_sites)
         return
     kept = ("round", "version", "cases", "metrics", "reported_at")
     print_json(
         [
             {name: value for name, value in site.items() if name != "last_error"}
             | {"evaluations": [{k: e[k] for k in kept} for e in evaluations if e["site"] == site["site"]]}
-            for site in facts
+            for site in of_sites
         ]
     )
 

@@ -1,28 +1,27 @@
-"""`aggregator init`, `certificates`, `approve` and `revoke`: who takes part."""
+"""`aggregator init`: what a federation is made from, checked, and written to a new store."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aggregator.cli.output import print_json
+from aggregator.cli import certifying
+from aggregator.cli.output import moment, print_json
+from aggregator.cli.stored import keep_events_off_the_screen
 
 if TYPE_CHECKING:
-    from aggregator.certificates import Authority
-    from aggregator.enrolment import Request
+    from aggregator.existing import Existing
+    from aggregator.setup import FederationPlan
     from shared.contract import Contract
 
-DAYS = 397
-"""That an approved certificate is good for, unless said otherwise."""
+MOST_NAMED = 8
+"""Sites that a line names."""
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
     app.command(name="init")(init)
-    app.command(name="certificates")(certificates)
-    app.command(name="approve")(approve)
-    app.command(name="revoke")(revoke)
 
 
 def init(
@@ -52,9 +51,18 @@ def init(
     quorum: Annotated[int | None, typer.Option(help="Updates a round needs. Default: as many as are invited.")] = None,
     deadline_s: Annotated[float, typer.Option(help="Seconds until a round closes with whoever is in.")] = 3600.0,
     grace_s: Annotated[float, typer.Option(help="More seconds for an upload begun before the deadline.")] = 300.0,
+    if_missing: Annotated[
+        bool,
+        typer.Option(
+            "--if-missing", help="Leave a federation of the same settings that is there already as it is, and end well."
+        ),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the contract as JSON.")] = False,
 ) -> None:
     """Make a store with a new federation in it; with the sites' requests and --host also the certificates of all.
+
+    A store holds one federation, and this changes none. --if-missing is for what may run twice (a container, a Job): what is there
+    is compared with what is asked for, and a setting that differs is refused by name.
 
     Example: aggregator init --store fed.db --federation heart --adapter v0.safetensors --site siemens=218 --site ge --site
     canon --rounds 8
@@ -63,13 +71,17 @@ def init(
     """
     import time
 
-    from aggregator import enrolment, setup
+    from aggregator import enrolment, existing, setup
     from aggregator.certificates import Authority
+    from aggregator.store import engine
     from shared.errors import InputError
 
-    if coordinator and not host:
+    keep_events_off_the_screen()
+    held = existing.read(store)
+    if held and not if_missing:
         raise InputError(
-            "--coordinator makes a certificate beside the aggregator's: give --host too, or aggregator certificates"
+            f"{_there(held)}. Go on with it: {_serve(held.place, certs)}, or aggregator status --store {held.place}. "
+            "For another one give another --store: each holds one"
         )
     asked = [enrolment.read_request(file) for file in request or []]
     plan = setup.FederationPlan(
@@ -85,199 +97,114 @@ def init(
         deadline_s=deadline_s,
         grace_s=grace_s,
     )
-    setup.make_contract(plan)  # what is refused is refused before there are certificates
+    if held:
+        _leave(held, plan, sampling_seed, certs, bool(asked), json_)
+        return
+    if coordinator and not host:
+        raise InputError(
+            "--coordinator makes a certificate beside the aggregator's: give --host too, or aggregator certificates"
+        )
+    contract, _ = setup.make_contract(plan)  # what is refused is refused before there are certificates
     if host:
-        _make_certificates(certs, host, [], coordinator or [], [], err=json_)
+        _certify(certs, host, coordinator or [], if_missing, err=json_)
     authority = Authority.read(certs) if asked else None
-    contract = setup.create(store, plan, time.time())
+    setup.create(store, plan, time.time())
     if authority:
         for one in asked:
-            _answer(store, authority, one, DAYS, None, None, err=json_)
-        _tell_ca(authority, err=json_)
-    sampled = contract.policy.invited < len(plan.sites)
-    updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]  # by turns
-    most, fixed = max(layout.size for layout in updates), all(layout.fixed for layout in updates)
+            certifying.answer(store, authority, one, certifying.DAYS, None, None, err=json_)
+        certifying.tell_ca(authority, err=json_)
     for warning in _warnings(contract, plan.sites):
         typer.echo(f"warning: {warning}", err=True)
+    place = engine.place_of(store)
     if json_:
-        print_json(
-            {
-                "federation": contract.federation,
-                "store": store,
-                "contract_sha256": contract.sha256,
-                "adapter_digest": contract.adapter_digest,
-                "parameters": contract.manifest.layout.parameters,
-                "payload_bytes": contract.manifest.layout.size,
-                "update_bytes_at_most": most,
-                "recipe": contract.recipe.name,
-                "codec": contract.recipe.codec,
-                "broadcast_codec": contract.recipe.broadcast_codec,
-                "sites": dict(plan.sites),
-                "rounds": contract.policy.rounds,
-                "invited": contract.policy.invited,
-                "sampling_seed": plan.sampling_seed if sampled else None,
-                "quorum": contract.policy.quorum,
-            }
-        )
+        print_json({"made": True, **_facts(place, contract, plan.sites, plan.sampling_seed)})
         return
-    layout = contract.manifest.layout
+    most, fixed = _update_bytes(contract)
+    sampled = contract.policy.invited < len(plan.sites)
     drawn = f" of {contract.policy.invited} sites each, drawn with seed {plan.sampling_seed}" if sampled else ""
     typer.echo(
         f"federation {contract.federation}: {len(plan.sites)} sites, {contract.policy.rounds} rounds{drawn}, quorum "
-        f"{contract.policy.quorum}, recipe {contract.recipe.name}, {layout.parameters:,} parameters "
+        f"{contract.policy.quorum}, recipe {contract.recipe.name}, {contract.manifest.layout.parameters:,} parameters "
         f"({'' if fixed else 'at most '}{most:,} bytes an update, codec {contract.recipe.codec})\n"
-        f"next: aggregator serve --store {store} --help"
+        f"next: {_serve(place, certs)}"
     )
 
 
-def certificates(
-    out: Annotated[Path, typer.Option(help="Folder for the files; a CA already in it is used again.")],
-    host: Annotated[list[str] | None, typer.Option(help="Name or address sites dial. Repeat.")] = None,
-    site: Annotated[list[str] | None, typer.Option(help="A site. Repeat.")] = None,
-    coordinator: Annotated[list[str] | None, typer.Option(help="A coordinator, who steers. Repeat.")] = None,
-    observer: Annotated[list[str] | None, typer.Option(help="An observer, who reads. Repeat.")] = None,
-) -> None:
-    """Make a CA and the certificates it signs: ca, aggregator, and one per site and person (.pem and .key).
-
-    A site that asks for its own (site-agent join) needs none from here: its key never leaves it. Whoever holds ca.key can make
-    more: keep it where the coordinator's other secrets are. The CA's fingerprint is shown, also where nothing is asked for.
-
-    Example: aggregator certificates --out certs --host aggregator.example.org --site siemens --site ge --coordinator anna
-    """
-    from aggregator.certificates import Authority
-
-    _make_certificates(out, host or [], site or [], coordinator or [], observer or [])
-    _tell_ca(Authority.read(out))
-
-
-def approve(
-    request: Annotated[Path, typer.Argument(help="What the site sent: NAME.csr.")],
-    store: Annotated[str, typer.Option(help="The federation's store.")],
-    certs: Annotated[Path, typer.Option(help="Folder of the CA: ca.pem, ca.key.")] = Path("certs"),
-    key: Annotated[str, typer.Option("--fingerprint", help="What the site reads out; refused if it differs.")] = "",
-    patients: Annotated[int | None, typer.Option(min=1, help="Training patients, if not fixed yet.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=825, help="Days the certificate is good for.")] = DAYS,
-    out: Annotated[Path | None, typer.Option(help="File for the site. Default: NAME.approved.pem.")] = None,
-) -> None:
-    """Sign a site's request. The answer holds no secret: send it back to the site.
-
-    Example: aggregator approve siemens.csr --store fed.db --certs certs --fingerprint "3f0c 9a8e ..."
-    """
-    from aggregator import enrolment
-    from aggregator.certificates import Authority
-    from shared import certificates as held
+def _certify(certs: Path, hosts: list[str], coordinators: list[str], if_missing: bool, err: bool) -> None:
+    """Make the aggregator's certificate and people's. `if_missing`: only those that one that was killed did not come to."""
     from shared.errors import InputError
 
-    asked = enrolment.read_request(request)
-    if key and not held.is_fingerprint(key, asked.fingerprint):
+    if (certs / "aggregator.pem").exists():
+        if not if_missing:
+            raise InputError(
+                f"{certs}/aggregator.pem exists already: leave --host and --coordinator out to go on with it, or give another "
+                f"--certs; to replace it and keep the CA: aggregator certificates --out {certs} --renew"
+            )
+        hosts, coordinators = [], [name for name in coordinators if not (certs / f"{name}.pem").exists()]
+    certifying.make_certificates(certs, hosts, [], coordinators, [], err=err)
+
+
+def _leave(
+    held: "Existing", plan: "FederationPlan", sampling_seed: int | None, certs: Path, answers: bool, json_: bool
+) -> None:
+    """Say that what is asked for is there. Raises InputError naming what differs."""
+    from aggregator import existing
+    from shared.errors import InputError
+
+    if found := existing.differences(held, plan, sampling_seed):
         raise InputError(
-            f"the request's key has fingerprint {asked.fingerprint}, not {key}: it is not the one the site made"
+            f"store {held.place} holds a federation already, and not the one asked for: {'; '.join(found)}. It stays as it is: ask "
+            "for what is there, or give another --store"
         )
-    authority = Authority.read(certs)
-    _answer(store, authority, asked, days, patients, out)
-    _tell_ca(authority)
+    sites = {name: site.training_patients for name, site in held.state.sites.items()}
+    if json_:
+        print_json({"made": False, **_facts(held.place, held.contract, sites, held.state.sampling_seed)})
+        return
+    unanswered = ", and no request is answered: that does aggregator approve" if answers else ""
+    typer.echo(f"{_there(held)}, as asked for: left as it is{unanswered}\nnext: {_serve(held.place, certs)}")
 
 
-def revoke(
-    store: Annotated[str, typer.Option(help="The federation's store.")],
-    certificate: Annotated[Path | None, typer.Option(help="The certificate (.pem).")] = None,
-    serial: Annotated[str, typer.Option(help="Or its serial number, hex, as `approve` and `audit` show it.")] = "",
-    reason: Annotated[str, typer.Option(help="Why; it stands in the audit journal.")] = "",
-) -> None:
-    """Make a site's or a person's certificate good for nothing from now on, at every replica, without a restart.
-
-    It cannot be taken back. An update that was accepted before stays in its round; to take the site out, evict it. The
-    aggregator's own certificate and the CA are not revoked but replaced.
-
-    Example: aggregator revoke --store fed.db --certificate siemens.pem --reason "key lost"
-    """
-    import time
-
-    from aggregator import enrolment
-    from aggregator.store import engine
-    from shared.errors import InputError
-
-    if bool(serial) == (certificate is not None):
-        raise InputError("give --certificate FILE or --serial NUMBER")
-    number, who = serial.lower().removeprefix("0x").lstrip("0"), ""
-    named: Sequence[str] = ()
-    if certificate is not None:
-        found = enrolment.revocable(certificate)
-        number, named = found.serial, found.names["site"]
-        who = ", ".join(f"{role} {name}" for role, names in found.names.items() for name in names)
-    if not number or not set(number) <= set("0123456789abcdef"):
-        raise InputError(f"a serial number is hexadecimal digits, got '{serial[:60]}'")
-    opened = engine.open_store(store)
-    try:
-        done = enrolment.revoke(opened, number, who, reason, time.time(), named)
-    finally:
-        opened.close()
-    typer.echo(
-        f"certificate {number}{f' of {who}' if who else ''} {'is revoked' if done.new else 'was revoked already'}"
+def _there(held: "Existing") -> str:
+    names = list(held.state.sites)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return (
+        f"store {held.place} holds federation '{held.contract.federation}' already (made {moment(held.made_at)}; "
+        f"{held.closed} of {held.contract.policy.rounds} rounds closed; sites {', '.join(names[:MOST_NAMED])}{more})"
     )
-    for site in done.accepted:
-        typer.echo(
-            f"the update of {site} in round {done.round} was accepted before, stays in it and counts; to take the site out: "
-            f"aggregator evict {site}"
-        )
 
 
-def _make_certificates(
-    folder: Path,
-    hosts: Sequence[str],
-    sites: Sequence[str],
-    coordinators: Sequence[str],
-    observers: Sequence[str],
-    err: bool = False,
-) -> None:
-    from aggregator import certificates as authority
-    from shared.errors import InputError
-
-    try:
-        written = authority.make(folder, hosts, sites, coordinators, observers)
-    except OSError as error:
-        raise InputError(f"cannot write certificates to {folder}: {error.strerror}; choose another folder") from error
-    if written:
-        typer.echo(f"wrote {', '.join(path.name for path in written)} in {folder}", err=err)
+def _serve(place: str, certs: Path) -> str:
+    """Return the command that serves a store, with the certificates where they are."""
+    if not (certs / "aggregator.pem").exists():
+        return f"aggregator serve --store {place} --help"
+    tls = f"--tls-ca {certs}/ca.pem --tls-cert {certs}/aggregator.pem --tls-key {certs}/aggregator.key"
+    return f"aggregator serve --store {place} --listen 0.0.0.0:50051 {tls}"
 
 
-def _answer(
-    store: str,
-    authority: "Authority",
-    asked: "Request",
-    days: int,
-    patients: int | None,
-    out: Path | None,
-    err: bool = False,
-) -> None:
-    """Approve a request and write the answer for its site."""
-    from datetime import UTC, datetime
-
-    from aggregator import enrolment
-    from aggregator.store import engine
-    from shared.canonical import write_atomically
-
-    opened = engine.open_store(store)
-    try:
-        approval = enrolment.approve(opened, authority, asked, datetime.now(UTC), days, patients)
-    finally:
-        opened.close()
-    file = out or Path(f"{asked.site}.approved.pem")
-    write_atomically(file, approval.pem)
-    until = datetime.fromtimestamp(approval.holder.expires_at, UTC)
-    typer.echo(
-        f"site {asked.site}, key {asked.fingerprint}: serial number {approval.holder.serial}, until {until:%Y-%m-%d}",
-        err=err,
-    )
-    typer.echo(f"wrote {file}; when the site has read out the same fingerprint, send it there", err=err)
+def _facts(place: str, contract: "Contract", sites: Mapping[str, int | None], sampling_seed: int) -> dict[str, Any]:
+    return {
+        "federation": contract.federation,
+        "store": place,
+        "contract_sha256": contract.sha256,
+        "adapter_digest": contract.adapter_digest,
+        "parameters": contract.manifest.layout.parameters,
+        "payload_bytes": contract.manifest.layout.size,
+        "update_bytes_at_most": _update_bytes(contract)[0],
+        "recipe": contract.recipe.name,
+        "codec": contract.recipe.codec,
+        "broadcast_codec": contract.recipe.broadcast_codec,
+        "sites": dict(sites),
+        "rounds": contract.policy.rounds,
+        "invited": contract.policy.invited,
+        "sampling_seed": sampling_seed if contract.policy.invited < len(sites) else None,
+        "quorum": contract.policy.quorum,
+    }
 
 
-def _tell_ca(authority: "Authority", err: bool = False) -> None:
-    """Show what a site compares, so that it trusts this CA and no other."""
-    from shared.certificates import fingerprint
-
-    shown = fingerprint(authority.certificate.public_key())
-    typer.echo(f"fingerprint of the CA, to be compared by each site: {shown}", err=err)
+def _update_bytes(contract: "Contract") -> tuple[int, bool]:
+    """Return the bytes of the largest update, and whether every one has so many. Recipes share tensors in turns of two rounds."""
+    updates = [contract.recipe.upload_layout(contract.manifest, n, contract.policy.invited) for n in (1, 2)]
+    return max(layout.size for layout in updates), all(layout.fixed for layout in updates)
 
 
 def _warnings(contract: "Contract", sites: Mapping[str, int | None]) -> Iterator[str]:

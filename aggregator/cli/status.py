@@ -23,7 +23,8 @@ def status(
     watch: Annotated[
         bool,
         typer.Option(
-            "--watch", help="Go on until the federation is finished, or Ctrl-C. With --json: a line each time."
+            "--watch",
+            help="Go on until the federation is finished, or Ctrl-C; wait for a store to come. With --json: a line each time.",
         ),
     ] = False,
 ) -> None:
@@ -35,12 +36,12 @@ def status(
 
     from aggregator.facts import facts, material
 
-    with opened_store(store) as (opened, name):
-        if watch:
-            from aggregator.cli import watching
+    if watch:
+        from aggregator.cli import watching
 
-            watching.watch(lambda: facts.make(opened.read(material.read, name), time.time()), json_)
-            return
+        watching.watch_store(store, json_)
+        return
+    with opened_store(store) as (opened, name):
         found = facts.make(opened.read(material.read, name), time.time())
     if json_:
         print_json(found)
@@ -77,25 +78,22 @@ def headline(facts: "Facts") -> str:
 def print_sites(sites: "Sequence[Facts]") -> None:
     """Print a line for each site."""
     print_table(
-        ["site", "phase", "patients", "last seen", "last round", "update", ""],
+        ["site", "state", "trained", "patients", "last seen", "last round", ""],
         [
             [
                 site["site"] + (" (unauthenticated)" if site["authenticated"] is False else ""),
-                site["phase"],
+                site["standing"],
+                trained(site),
                 site["training_patients"],
                 moment(site["last_seen"]),
                 site["last_round"] or None,
-                _update(site),
-                site["certificate"],
+                "; ".join(words for words in (site["hold"] or site["reason"], site["certificate"]) if words),
             ]
             for site in sites
         ],
     )
 
 
-def _update(site: Mapping[str, Any]) -> str:
-    if site["accepted"]:
-        return "in"
-    if not site["invited"]:
-        return "not invited"
-    return f"{site['progress']:.0%} trained" if site["progress"] else ""
+def trained(site: Mapping[str, Any]) -> str:
+    """Return how far a site is with the open round; nothing if it was not asked."""
+    return f"{1.0 if site['accepted'] else site['progress']:.0%}" if site["invited"] else ""

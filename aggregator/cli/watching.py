@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from aggregator.cli.status import headline, print_status
+from aggregator.cli.output import moment
+from aggregator.cli.status import headline, print_status, trained
+from aggregator.cli.stored import opened_store
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,6 +30,34 @@ STYLES = {
     "evicted": "red",
     "quarantined": "red",
 }
+
+
+def watch_store(store: str, as_json: bool) -> None:
+    """Watch the federation of a store; one that is not there yet, or whose database is away, is waited for. Ctrl-C ends it."""
+    from aggregator.facts import facts, material
+
+    try:
+        _wait_for(store)
+    except KeyboardInterrupt:
+        return
+    with opened_store(store) as (opened, name):
+        watch(lambda: facts.make(opened.read(material.read, name), time.time()), as_json)
+
+
+def _wait_for(store: str) -> None:
+    from aggregator.errors import NoStore
+    from shared.errors import StoreUnavailable
+
+    said = ""
+    while True:
+        try:
+            with opened_store(store):
+                return
+        except (NoStore, StoreUnavailable) as error:
+            if str(error) != said:
+                said = str(error)
+                typer.echo(f"waiting: {said}; Ctrl-C ends the waiting", err=True)
+        time.sleep(EVERY_S)
 
 
 def watch(read: "Callable[[], Facts]", as_json: bool) -> None:
@@ -127,10 +157,7 @@ def picture(facts: "Facts", now: float, trouble: str = "") -> "RenderableType":
     if curves := facts["model"]["curves"]:
         figures = (f"{one['metric']} {one['mean'][-1][1]:.3f}" for one in curves)
         parts.append(Text(f"version {facts['version']}, means of the sites: {', '.join(figures)}"))
-    parts += [
-        Text(f"{time.strftime('%H:%M:%S', time.localtime(one['at']))}  {one['words']}", style="dim")
-        for one in facts["events"][:EVENTS]
-    ]
+    parts += [Text(f"{moment(one['at'])}  {one['words']}", style="dim") for one in facts["events"][:EVENTS]]
     return Group(*parts)
 
 
@@ -164,7 +191,7 @@ def _sites(facts: "Facts", now: float) -> "Table":
             Text(site["site"], style="bold"),
             Text(site["standing"], style=STYLES.get(site["standing"], "")),
             bar if site["invited"] else Text(""),
-            Text(f"{done:.0%}" if site["invited"] else "", justify="right"),
+            Text(trained(site), justify="right"),
             Text("" if expected is None else f"in {span(expected - now)}" if expected > now else "any moment"),
             Text(f"{span(now - seen)} ago" if seen else "never"),
             Text(size(sent[site["site"]]), justify="right"),

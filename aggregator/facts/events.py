@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from aggregator.facts.calls import MOST_TEXT, Failure
 from shared import journal
 from shared.names import plain
 
-REFUSED = "call_refused"
+REFUSED, APPROVED = "call_refused", "site_approved"
 Facts = Mapping[str, Any]
 
 
@@ -55,6 +57,16 @@ def refusals(lines: Sequence[Line]) -> dict[str, Failure]:
     return found
 
 
+def approved_until(lines: Sequence[Line]) -> dict[str, float]:
+    """Return when the last certificate that was approved for each site ends, seconds since 1970, of lines that are newest first."""
+    found: dict[str, float] = {}
+    for line in (line for line in lines if line.event == APPROVED):
+        with suppress(KeyError, TypeError, ValueError):
+            ends = datetime.fromisoformat(line.facts["expires"]).replace(tzinfo=UTC)
+            found.setdefault(str(line.facts["site"]), ends.timestamp())
+    return found
+
+
 def _plainly(facts: Facts) -> str:
     return plain(", ".join(f"{name} {value}" for name, value in facts.items() if value not in ("", None)), MOST_TEXT)
 
@@ -86,7 +98,7 @@ def _rolled_back(facts: Facts) -> str:
 
 _WORDS: Mapping[str, Callable[[Facts], str]] = {
     "federation_made": lambda f: f"federation made: {f['recipe']}, sites {_names(f['sites'])}",
-    "site_approved": lambda f: f"{f['site']} approved by {f['by']}, certificate until {f['expires']}",
+    APPROVED: lambda f: f"{f['site']} approved by {f['by']}, certificate until {f['expires']}",
     "site_joined": lambda f: f"{f['site']} joined with {f['patients']} training patients",
     "update_accepted": lambda f: f"{f['site']} is in round {f['round']}, {f['bytes']:,} bytes as {f['codec']}",
     "evaluation_reported": lambda f: f"{f['site']} reported how version {f['version']} does",

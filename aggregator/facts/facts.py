@@ -23,7 +23,7 @@ def make(material: Material, now: float, counted: Counted | None = None) -> Fact
     """
     state, is_open = material.state, material.state.round.phase == "open"
     journal = list(events.read(material.journal))
-    of_sites = sites.make(state, _newest(events.refusals(journal), counted), now)
+    of_sites = sites.make(state, _newest(events.refusals(journal), counted), events.approved_until(journal), now)
     by_name = {site["site"]: site for site in of_sites}
     missing = list(core.missing(state)) if is_open else []
     this_round = _round_finish(state, [by_name[name] for name in missing])

@@ -1,6 +1,7 @@
 """Where every site stands, in facts and in words. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from aggregator import rounds
@@ -38,9 +39,23 @@ HOLDS: Mapping[Hold, str] = {
 """What a site says holds it up, in words."""
 
 
-def make(state: FederationState, failures: Mapping[str, Failure], now: float) -> list[dict[str, Any]]:
-    """Return the facts of each site, by name. `failures`: the last call of a site that did not go well."""
-    return [_site(state, site, failures.get(name), now) for name, site in state.sites.items()]
+def make(
+    state: FederationState, failures: Mapping[str, Failure], approved_until: Mapping[str, float], now: float
+) -> list[dict[str, Any]]:
+    """Return the facts of each site, by name.
+
+    `failures`: the last call of a site that did not go well; `approved_until`: the end of the certificate that was made for a site,
+    told of until it has shown one.
+    """
+    return [
+        _site(
+            state,
+            replace(site, expires_at=site.expires_at or approved_until.get(name, 0.0)),
+            failures.get(name),
+            now,
+        )
+        for name, site in state.sites.items()
+    ]
 
 
 def _site(state: FederationState, site: SiteState, failure: Failure | None, now: float) -> dict[str, Any]:

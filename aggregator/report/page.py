@@ -315,4 +315,4 @@ def _number(value: float | None, form: str = ".3g") -> str:
 
 
 def _time(seconds: float | None) -> str:
-    return time.strftime("%Y-%m-%d\u00a0%H:%M", time.localtime(seconds)) if seconds else "-"
+    return time.strftime("%Y-%m-%d\u00a0%H:%M\u00a0UTC", time.gmtime(seconds)) if seconds else "-"

@@ -49,6 +49,9 @@ class Database(Protocol):
     def advice(self, error: sa.exc.SQLAlchemyError) -> str:
         """Tell the operator what to do about a database that cannot be opened."""
 
+    def passes(self, error: sa.exc.SQLAlchemyError) -> bool:
+        """Whether a database that cannot be opened may be opened later without anybody changing its settings, or ours."""
+
     def announce(self, connection: sa.Connection, federation: str, news: bool) -> None:
         """Let other processes' watches hear of this transaction's change when it commits."""
 

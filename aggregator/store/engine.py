@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 import structlog
 
+from aggregator.errors import NoStore
 from aggregator.store import migrations, schema
 from aggregator.store.database import Database, Heard, Watch
 from aggregator.store.postgres import Postgres
@@ -243,7 +244,8 @@ def damage_named(store: Store) -> Iterator[None]:
 
 @contextmanager
 def _named(database: Database, step: str) -> Iterator[None]:
-    """For what the operator does to a database as a whole: raises InputError with the place, the cause and the next step."""
+    """For what the operator does to a database as a whole: raises InputError with the place, the cause and the next step, or
+    StoreUnavailable with the same if another try may help."""
     try:
         yield
     except (sa.exc.SQLAlchemyError, TypeError, ValueError) as error:
@@ -251,7 +253,9 @@ def _named(database: Database, step: str) -> Iterator[None]:
         advice = (
             database.advice(error) if isinstance(error, sa.exc.SQLAlchemyError) else "it is damaged; restore a copy"
         )
-        raise InputError(f"store {database.place} cannot be {step} ({_cause(error)}): {advice}") from error
+        passes = isinstance(error, sa.exc.SQLAlchemyError) and database.passes(error)
+        kind = StoreUnavailable if passes else InputError
+        raise kind(f"store {database.place} cannot be {step} ({_cause(error)}): {advice}") from error
     except InputError:
         database.close()
         raise
@@ -259,7 +263,7 @@ def _named(database: Database, step: str) -> Iterator[None]:
 
 def _check_revision(place: str, found: str | None, has_tables: bool) -> None:
     if found is None and not has_tables:
-        raise InputError(f"no store at {place}, it is empty; make one with: aggregator init --store {place} --help")
+        raise NoStore(f"no store at {place}, it is empty; make one with: aggregator init --store {place} --help")
     if found is None or not migrations.is_ours(found):
         wrong = f"its schema revision is '{found[:40]}', which no release wrote" if found else "its tables are others"
         raise InputError(f"{place} is not a store of this program ({wrong}); check --store")

@@ -143,13 +143,14 @@ class Postgres:
         return "it does not answer" if passing or getattr(error, "connection_invalidated", False) else ""
 
     def advice(self, error: sa.exc.SQLAlchemyError) -> str:
-        said = str(getattr(error, "orig", error))
-        for text, advice in ADVICE.items():
-            if text in said:
-                return advice
+        if advice := _refusal(error):
+            return advice
         if self.unavailable(error):
             return "check host and port, and that PostgreSQL is running there"
         return "it is not a store of this program, or it is damaged; check --store"
+
+    def passes(self, error: sa.exc.SQLAlchemyError) -> bool:
+        return not _refusal(error) and bool(self.unavailable(error))
 
     def announce(self, connection: sa.Connection, federation: str, news: bool) -> None:
         """PostgreSQL delivers it after the commit, and not at all if there is none."""
@@ -224,6 +225,12 @@ class Listening:
     def _tell(self, federation: str, news: bool) -> None:
         if not self._closed.is_set():
             self._heard(federation, news)
+
+
+def _refusal(error: sa.exc.SQLAlchemyError) -> str:
+    """Return what to do about a server that answers and refuses; empty if it says nothing that we know."""
+    said = str(getattr(error, "orig", error))
+    return next((advice for text, advice in ADVICE.items() if text in said), "")
 
 
 def _parsed(url: str) -> sa.URL:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
+from aggregator.errors import NoStore
 from aggregator.store import migrations, schema
 from aggregator.store.database import Heard, Watch
 from shared.errors import InputError
@@ -67,7 +68,7 @@ class Sqlite:
 
     def check_there(self) -> None:
         if not self._path.is_file():
-            raise InputError(f"no store at {self.place}; make one with: aggregator init --store {self.place} --help")
+            raise NoStore(f"no store at {self.place}; make one with: aggregator init --store {self.place} --help")
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[sa.Connection]:
@@ -97,6 +98,9 @@ class Sqlite:
         if _code(error) in UNAVAILABLE:
             return "check that this user may read and write it and its folder, and that its disk has space"
         return "it is not a store of this program, or it is damaged; check --store"
+
+    def passes(self, error: sa.exc.SQLAlchemyError) -> bool:
+        return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
     def announce(self, connection: sa.Connection, federation: str, news: bool) -> None:
         del connection, federation, news  # one process serves a file, and it knows what it writes

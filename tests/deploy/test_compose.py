@@ -49,7 +49,7 @@ def test_the_schema_of_compose_takes_it() -> None:
 def test_three_sites_and_every_command_line_is_one_the_program_takes() -> None:
     assert len(AGENTS) == 3
     assert set(SERVICES) == {*ONCE, "aggregator", *AGENTS}
-    assert len(programs()) == 6 + 1 + 3
+    assert len(programs()) == 5 + 1 + 3
     for words in programs():
         commands.parsed(words)
 

@@ -181,7 +181,7 @@ def test_what_pods_refer_to_is_there(manifests: Manifests) -> None:
 
 
 @pytest.mark.integration
-def test_the_job_makes_the_federation_once_and_the_next_time_shows_it(
+def test_the_job_makes_the_federation_once_leaves_it_the_next_time_and_refuses_another(
     manifests: Manifests, overlay: Path, postgres: PostgresServer
 ) -> None:
     (container,) = pod(manifests, ("Job", "federation"))["containers"]
@@ -193,8 +193,13 @@ def test_the_job_makes_the_federation_once_and_the_next_time_shows_it(
             "STORE": url,
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
-        for said in ("federation hearts: 3 sites, 20 rounds", "federation hearts: running, round 1 open"):
-            command = [*container["command"], script.replace("/adapter/", f"{overlay}/secrets/")]
+        command = [*container["command"], script.replace("/adapter/", f"{overlay}/secrets/")]
+        for rounds, code, said in (
+            ("20", 0, "federation hearts: 3 sites, 20 rounds"),
+            ("20", 0, "holds federation 'hearts' already"),
+            ("30", 3, "rounds: 20 there, 30 asked for"),
+        ):
+            environment["ROUNDS"] = rounds
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            assert said in done.stdout
+            assert done.returncode == code, done.stderr
+            assert said in done.stdout + done.stderr

@@ -11,9 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.deploy import wheels
-from tests.unit.test_packaging import PINS, PYPROJECT, closure
+from tests.support.requirements import PYPROJECT, ROOT, closure, pinned
 
-ROOT = Path(__file__).parents[2]
 MAKE, INSTALL = ROOT / "deploy" / "make-wheelhouse.sh", ROOT / "deploy" / "install-offline.sh"
 NO_NETWORK = ["unshare", "--net", "--map-root-user"]
 BUILD_NEEDS = [Requirement(text).name for text in PYPROJECT["build-system"]["requires"]]
@@ -43,7 +42,7 @@ def test_a_wheelhouse_holds_all_of_the_base_install_at_the_pinned_versions_and_n
     listed = {canonicalize_name(one.name): one.specifier for one in lines}
     assert listed.pop(canonicalize_name("med-duallora"))
     assert listed.keys() == closure("med-duallora", set()) - {"med-duallora"}
-    pins = {canonicalize_name(one.name): one.specifier for one in PINS if one.marker is None or one.marker.evaluate()}
+    pins = pinned()
     assert {name: pins[name] for name in listed} == listed
 
 

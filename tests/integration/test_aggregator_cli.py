@@ -1,26 +1,26 @@
 """The `aggregator` command as a process: what a person sees, and the exit codes that scripts rely on."""
 
 import asyncio
-import io
 import json
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from aggregator.cli import main
 from aggregator.rounds import quorum_warning
 from aggregator.store import migrations
 from shared import logs
 from tests.support import adapters, closed_rounds, rpc_events
+from tests.support.command import Finished, check_failure, fails, run
+from tests.support.postgres import PostgresServer
 from tests.support.raw_site import RawSite
 from tests.support.serving import make_store
 
@@ -30,6 +30,8 @@ COMMAND = [sys.executable, "-c", "from aggregator.cli import main; main()"]
 COMMANDS = (
     "init",
     "certificates",
+    "approve",
+    "revoke",
     "serve",
     "status",
     "rounds",
@@ -47,15 +49,6 @@ SCREEN = {"COLUMNS": "200", "TERM": "dumb"}
 READY = re.compile(r"aggregator listening on (127\.0\.0\.1:\d+) \(federation demo, round 1 of 2\)\n")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What a command printed and its exit code."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(autouse=True)
 def wide_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep help texts from being wrapped."""
@@ -63,35 +56,10 @@ def wide_screen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def run(*arguments: object) -> Finished:
-    """Run a command in this process: the same `main`, without paying for an interpreter each time."""
-    out, err = io.StringIO(), io.StringIO()
-    code: object = 0
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
-    return Finished(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
-
-
 def run_process(*arguments: object) -> Finished:
     """Run a command as a process of its own."""
     found = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
     return Finished(found.returncode, found.stdout, found.stderr)
-
-
-def fails(code: int, text: str, *arguments: object) -> None:
-    """One line on stderr with this text, no traceback, and this exit code."""
-    check_failure(run(*arguments), code, text)
-
-
-def check_failure(result: Finished, code: int, text: str) -> None:
-    assert result.returncode == code, result.stderr
-    assert re.search(text, result.stderr), result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
 
 
 @contextmanager
@@ -227,7 +195,29 @@ def test_certificates_that_are_none_are_not_called_a_port_in_use(tmp_path: Path)
     (tmp_path / "x.pem").write_text("not a certificate")
     tls = [part for name in ("ca", "cert", "key") for part in (f"--tls-{name}", tmp_path / "x.pem")]
     arguments = ["--store", make_store(tmp_path), "--listen", "127.0.0.1:0", "--log", tmp_path / "a.jsonl", *tls]
-    check_failure(run_process("serve", *arguments), 3, "the TLS files cannot be used together")
+    check_failure(
+        run_process("serve", *arguments), 3, r"x\.pem holds no key in PEM form, .*aggregator certificates --out"
+    )
+
+
+def test_a_key_of_another_certificate_is_named_with_the_next_command(tmp_path: Path) -> None:
+    assert run("certificates", "--out", tmp_path, "--host", "127.0.0.1", "--site", "ge").returncode == 0
+    tls = ["--tls-ca", tmp_path / "ca.pem", "--tls-cert", tmp_path / "aggregator.pem", "--tls-key", tmp_path / "ge.key"]
+    arguments = ["--store", make_store(tmp_path), "--listen", "127.0.0.1:0", "--log", tmp_path / "a.jsonl", *tls]
+    named = rf"key {tmp_path}/ge\.key is not that of certificate {tmp_path}/aggregator\.pem; .*--out {tmp_path} --renew"
+    result = run_process("serve", *arguments)
+    check_failure(result, 3, named)
+    assert "TlsFiles(" not in result.stderr
+
+
+def test_a_port_of_the_page_in_use_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        said = rf"cannot listen on 127\.0\.0\.1:{port} for the status page: the port is in use; .*ss -ltnp.*:{port}.* with --http"
+        there = ["--store", make_store(tmp_path), "--plain", "--listen", "127.0.0.1:0", "--log", tmp_path / "a.jsonl"]
+        result = run_process("serve", *there, "--http", f"127.0.0.1:{port}")
+    check_failure(result, 5, said)
+    assert "Errno" not in result.stderr
 
 
 def test_a_store_of_a_newer_release_is_refused(tmp_path: Path) -> None:
@@ -252,6 +242,28 @@ def test_serving_needs_tls_or_plain_on_loopback(tmp_path: Path) -> None:
 def test_a_missing_store_is_named_with_the_next_command(tmp_path: Path) -> None:
     fails(3, r"no store at .*; make one with: aggregator init", "serve", "--plain", "--store", tmp_path / "no.db")
     fails(3, r"no store at .*; make one with: aggregator init", "status", "--store", tmp_path / "no.db")
+
+
+def test_watching_a_store_that_is_not_there_ends_with_ctrl_c(tmp_path: Path) -> None:
+    command = [*COMMAND, "status", "--store", str(tmp_path / "no.db"), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("Ctrl-C ends the waiting\n")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+
+
+def test_a_database_that_is_away_is_exit_code_4_and_one_that_refuses_is_3(
+    tmp_path: Path, adapter_file: Path, postgres: PostgresServer
+) -> None:
+    away = ["--store", "postgresql://med@127.0.0.1:1/hearts"]
+    new = ["--federation", "demo", "--adapter", adapter_file, "--site", "ge", "--quorum", 1]
+    for command in (["status"], ["serve", "--plain"], ["init", *new], ["init", "--if-missing", *new]):
+        fails(4, r"Connection refused\): check host and port, and that PostgreSQL is running there", *command, *away)
+    absent = ["--store", f"postgresql://tests@127.0.0.1:{postgres.port}/nosuch"]
+    fails(3, "make the user and the database first: createuser NAME; createdb", "status", *absent)
+    assert "4 aggregator or store out of reach now" in run("--help").stdout
 
 
 # init
@@ -282,7 +294,7 @@ def test_init_refuses_what_cannot_be_used(tmp_path: Path, adapter_file: Path) ->
     fails(3, "header", *init(tmp_path, "--adapter", tmp_path / "broken.safetensors"))
     assert not (tmp_path / "fed.db").exists()
     assert run(*init(tmp_path, *given)).returncode == 0
-    fails(3, "exists already", *init(tmp_path, *given))
+    fails(3, "holds federation 'demo' already", *init(tmp_path, *given))
 
 
 def test_a_quorum_of_two_warns(tmp_path: Path, adapter_file: Path) -> None:
@@ -302,6 +314,19 @@ def test_certificates_say_what_was_written(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.startswith("wrote ca.pem, ca.key, aggregator.pem, aggregator.key, ge.pem, ge.key in ")
     fails(3, r"ge\.pem exists already", "certificates", "--out", tmp_path / "certs", "--site", "ge")
+
+
+def test_a_renewal_says_until_when_and_what_is_left_to_do(tmp_path: Path) -> None:
+    assert run("certificates", "--out", tmp_path, "--host", "127.0.0.1").returncode == 0
+    result = run("certificates", "--out", tmp_path, "--renew")
+    assert result.returncode == 0
+    renewed, taken, authority = result.stdout.splitlines()
+    kept = r"the old pair: aggregator\.old\.pem, aggregator\.old\.key"
+    assert re.fullmatch(
+        rf"renewed aggregator\.pem and aggregator\.key in {tmp_path}, until \d{{4}}-\d\d-\d\d; {kept}", renewed
+    )
+    assert taken == "aggregator serve takes them with its next connection; under systemd restart the service"
+    assert authority.startswith("fingerprint of the CA")
 
 
 # reading a store
@@ -432,6 +457,7 @@ def test_comm_cost_prints_a_page(one_upload: Path) -> None:
 
 def test_comm_cost_models_the_wire_as_it_is_told_where_no_log_says(one_upload: Path) -> None:
     text = run("comm-cost", one_upload).stdout
+    assert len(text.splitlines()) < 20
     assert "modelled with TLS (assumed: no log says; --plain if there was none) and 1 connections" in text
     assert "bound: within 0.5 % + 8 KB a connection" in text
     assert "modelled without TLS and 1 connections" in run("comm-cost", one_upload, "--plain").stdout
@@ -439,6 +465,7 @@ def test_comm_cost_models_the_wire_as_it_is_told_where_no_log_says(one_upload: P
 
 def test_comm_cost_takes_one_way_to_print(one_upload: Path) -> None:
     assert run("comm-cost", one_upload, "--json", "--html").returncode == 2
+    assert run("comm-cost", one_upload, "--all", "--by", "site").returncode == 2
     assert run("comm-cost", one_upload, "--base-blocks", 12).returncode == 2
 
 

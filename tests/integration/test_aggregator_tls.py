@@ -1,6 +1,7 @@
 """Who may call what, with real certificates on both ends."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -130,6 +131,39 @@ async def test_a_site_refuses_an_aggregator_of_another_ca(running: RunningServer
     mixed = TlsFiles(tmp_path / "foreign" / "ca.pem", certs / "ge.pem", certs / "ge.key")
     async with RawSite(running.address, "ge", mixed) as site:
         assert (await refusal(site.join()))[0] == "UNAVAILABLE"
+
+
+async def certificate_shown(address: str, tls: TlsFiles) -> bytes:
+    """Return the certificate (PEM) that a server shows to a new connection with these files."""
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.load_cert_chain(tls.certificate, tls.key)
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return ssl.DER_cert_to_PEM_cert(shown).encode()
+
+
+async def test_a_renewed_certificate_is_shown_with_the_next_connection_and_calls_under_way_go_on(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "certs"
+    certificates.make(folder, ["127.0.0.1"], SITES)
+    before = (folder / "aggregator.pem").read_bytes()
+    async with (
+        serve(make_store(tmp_path), tls_of(folder, "aggregator")) as running,
+        RawSite(running.address, "ge", tls_of(folder, "ge")) as connected,
+    ):
+        await connected.join()
+        assert await certificate_shown(running.address, tls_of(folder, "siemens")) == before
+        certificates.renew(folder)
+        renewed = (folder / "aggregator.pem").read_bytes()
+        assert renewed != before
+        assert await certificate_shown(running.address, tls_of(folder, "siemens")) == renewed
+        await connected.join()
+        async with RawSite(running.address, "philips", tls_of(folder, "philips")) as new:
+            await new.join()
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:50051", "example.org:50051"])

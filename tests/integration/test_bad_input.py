@@ -246,9 +246,7 @@ async def test_an_agent_of_an_unknown_protocol_version_is_told_what_to_upgrade(m
         )
         _, stderr = await process.communicate()
         assert process.returncode == EXIT_INPUT
-        expected = (
-            f"error: the agent speaks protocol 9.4, the aggregator {protocol.VERSION}: upgrade the aggregator"
-        )
+        expected = f"error: the agent speaks protocol 9.4, the aggregator {protocol.VERSION}: upgrade the aggregator"
         assert stderr.decode().splitlines()[-1] == expected
         await assert_goes_on(materials, tmp_path, store, running.address)
 

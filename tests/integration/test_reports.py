@@ -8,7 +8,9 @@ import pytest
 from playwright.async_api import async_playwright
 
 from site_agent.agent import Agent
+from site_agent.client import Joined, Task
 from site_agent.report import REPORT
+from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import Materials
@@ -30,10 +32,10 @@ class Curious(Agent):
 
     seen: dict[str, Any] | None = None
 
-    async def _hesitate(self, task: Any) -> None:
+    async def _do_round(self, joined: Joined, trainer: SiteTrainer, task: Task) -> None:
         if task.round == 2 and Curious.seen is None:
             Curious.seen = await report_of(self._config.state)
-        await super()._hesitate(task)
+        await super()._do_round(joined, trainer, task)
 
 
 async def test_a_federation_is_reported_on_by_both_sides(materials: Materials, tmp_path: Path) -> None:

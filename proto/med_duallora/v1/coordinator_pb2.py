@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from med_duallora.v1 import federation_pb2 as med__duallora_dot_v1_dot_federation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!med_duallora/v1/coordinator.proto\x12\x0fmed_duallora.v1\x1a med_duallora/v1/federation.proto\"&\n\x10GetStatusRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"\xc0\x01\n\x11GetStatusResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x32\n\x0cround_policy\x18\x06 \x01(\x0b\x32\x1c.med_duallora.v1.RoundPolicy\x12$\n\x05sites\x18\x07 \x03(\x0b\x32\x15.med_duallora.v1.Site\"\x9a\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x19\n\x11training_patients\x18\x03 \x01(\r\x12\x11\n\tlast_seen\x18\x04 \x01(\x01\x12\x12\n\nlast_round\x18\x05 \x01(\r\x12\x10\n\x08progress\x18\x06 \x01(\x02\x12\x13\n\x0b\x63\x65rtificate\x18\x07 \x01(\t\x12\x0c\n\x04hold\x18\x08 \x01(\t\"\'\n\x11ListRoundsRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"<\n\x12ListRoundsResponse\x12&\n\x06rounds\x18\x01 \x03(\x0b\x32\x16.med_duallora.v1.Round\"\xf7\x01\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\r\n\x05state\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x10\n\x08manifest\x18\x05 \x01(\x0c\x12\x11\n\topened_at\x18\x06 \x01(\x01\x12\x11\n\tclosed_at\x18\x07 \x01(\x01\x12<\n\x0b\x64iagnostics\x18\x08 \x03(\x0b\x32\'.med_duallora.v1.Round.DiagnosticsEntry\x1a\x32\n\x10\x44iagnosticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"2\n\x0cPauseRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rPauseResponse\"#\n\rResumeRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"V\n\x0c\x45victRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x61llow_quorum\x18\x04 \x01(\r\" \n\rEvictResponse\x12\x0f\n\x07warning\x18\x01 \x01(\t\"U\n\x0fRollbackRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\":\n\x10RollbackResponse\x12\r\n\x05round\x18\x01 \x01(\r\x12\x17\n\x0f\x61\x62\x61ndoned_round\x18\x02 \x01(\r2\xeb\x03\n\x12\x43oordinatorService\x12R\n\tGetStatus\x12!.med_duallora.v1.GetStatusRequest\x1a\".med_duallora.v1.GetStatusResponse\x12U\n\nListRounds\x12\".med_duallora.v1.ListRoundsRequest\x1a#.med_duallora.v1.ListRoundsResponse\x12\x46\n\x05Pause\x12\x1d.med_duallora.v1.PauseRequest\x1a\x1e.med_duallora.v1.PauseResponse\x12I\n\x06Resume\x12\x1e.med_duallora.v1.ResumeRequest\x1a\x1f.med_duallora.v1.ResumeResponse\x12\x46\n\x05\x45vict\x12\x1d.med_duallora.v1.EvictRequest\x1a\x1e.med_duallora.v1.EvictResponse\x12O\n\x08Rollback\x12 .med_duallora.v1.RollbackRequest\x1a!.med_duallora.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!med_duallora/v1/coordinator.proto\x12\x0fmed_duallora.v1\x1a med_duallora/v1/federation.proto\"&\n\x10GetStatusRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"\xc0\x01\n\x11GetStatusResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x32\n\x0cround_policy\x18\x06 \x01(\x0b\x32\x1c.med_duallora.v1.RoundPolicy\x12$\n\x05sites\x18\x07 \x03(\x0b\x32\x15.med_duallora.v1.Site\"\xac\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x19\n\x11training_patients\x18\x03 \x01(\r\x12\x11\n\tlast_seen\x18\x04 \x01(\x01\x12\x12\n\nlast_round\x18\x05 \x01(\r\x12\x10\n\x08progress\x18\x06 \x01(\x02\x12\x13\n\x0b\x63\x65rtificate\x18\x07 \x01(\t\x12\x0c\n\x04hold\x18\x08 \x01(\t\x12\x10\n\x08standing\x18\t \x01(\t\"\'\n\x11ListRoundsRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"<\n\x12ListRoundsResponse\x12&\n\x06rounds\x18\x01 \x03(\x0b\x32\x16.med_duallora.v1.Round\"\xf7\x01\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\r\n\x05state\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x10\n\x08manifest\x18\x05 \x01(\x0c\x12\x11\n\topened_at\x18\x06 \x01(\x01\x12\x11\n\tclosed_at\x18\x07 \x01(\x01\x12<\n\x0b\x64iagnostics\x18\x08 \x03(\x0b\x32\'.med_duallora.v1.Round.DiagnosticsEntry\x1a\x32\n\x10\x44iagnosticsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"2\n\x0cPauseRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rPauseResponse\"#\n\rResumeRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\"\x10\n\x0eResumeResponse\"V\n\x0c\x45victRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0c\x61llow_quorum\x18\x04 \x01(\r\" \n\rEvictResponse\x12\x0f\n\x07warning\x18\x01 \x01(\t\"U\n\x0fRollbackRequest\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\":\n\x10RollbackResponse\x12\r\n\x05round\x18\x01 \x01(\r\x12\x17\n\x0f\x61\x62\x61ndoned_round\x18\x02 \x01(\r2\xeb\x03\n\x12\x43oordinatorService\x12R\n\tGetStatus\x12!.med_duallora.v1.GetStatusRequest\x1a\".med_duallora.v1.GetStatusResponse\x12U\n\nListRounds\x12\".med_duallora.v1.ListRoundsRequest\x1a#.med_duallora.v1.ListRoundsResponse\x12\x46\n\x05Pause\x12\x1d.med_duallora.v1.PauseRequest\x1a\x1e.med_duallora.v1.PauseResponse\x12I\n\x06Resume\x12\x1e.med_duallora.v1.ResumeRequest\x1a\x1f.med_duallora.v1.ResumeResponse\x12\x46\n\x05\x45vict\x12\x1d.med_duallora.v1.EvictRequest\x1a\x1e.med_duallora.v1.EvictResponse\x12O\n\x08Rollback\x12 .med_duallora.v1.RollbackRequest\x1a!.med_duallora.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,31 +39,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE']._serialized_start=129
   _globals['_GETSTATUSRESPONSE']._serialized_end=321
   _globals['_SITE']._serialized_start=324
-  _globals['_SITE']._serialized_end=478
-  _globals['_LISTROUNDSREQUEST']._serialized_start=480
-  _globals['_LISTROUNDSREQUEST']._serialized_end=519
-  _globals['_LISTROUNDSRESPONSE']._serialized_start=521
-  _globals['_LISTROUNDSRESPONSE']._serialized_end=581
-  _globals['_ROUND']._serialized_start=584
-  _globals['_ROUND']._serialized_end=831
-  _globals['_ROUND_DIAGNOSTICSENTRY']._serialized_start=781
-  _globals['_ROUND_DIAGNOSTICSENTRY']._serialized_end=831
-  _globals['_PAUSEREQUEST']._serialized_start=833
-  _globals['_PAUSEREQUEST']._serialized_end=883
-  _globals['_PAUSERESPONSE']._serialized_start=885
-  _globals['_PAUSERESPONSE']._serialized_end=900
-  _globals['_RESUMEREQUEST']._serialized_start=902
-  _globals['_RESUMEREQUEST']._serialized_end=937
-  _globals['_RESUMERESPONSE']._serialized_start=939
-  _globals['_RESUMERESPONSE']._serialized_end=955
-  _globals['_EVICTREQUEST']._serialized_start=957
-  _globals['_EVICTREQUEST']._serialized_end=1043
-  _globals['_EVICTRESPONSE']._serialized_start=1045
-  _globals['_EVICTRESPONSE']._serialized_end=1077
-  _globals['_ROLLBACKREQUEST']._serialized_start=1079
-  _globals['_ROLLBACKREQUEST']._serialized_end=1164
-  _globals['_ROLLBACKRESPONSE']._serialized_start=1166
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1224
-  _globals['_COORDINATORSERVICE']._serialized_start=1227
-  _globals['_COORDINATORSERVICE']._serialized_end=1718
+  _globals['_SITE']._serialized_end=496
+  _globals['_LISTROUNDSREQUEST']._serialized_start=498
+  _globals['_LISTROUNDSREQUEST']._serialized_end=537
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=539
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=599
+  _globals['_ROUND']._serialized_start=602
+  _globals['_ROUND']._serialized_end=849
+  _globals['_ROUND_DIAGNOSTICSENTRY']._serialized_start=799
+  _globals['_ROUND_DIAGNOSTICSENTRY']._serialized_end=849
+  _globals['_PAUSEREQUEST']._serialized_start=851
+  _globals['_PAUSEREQUEST']._serialized_end=901
+  _globals['_PAUSERESPONSE']._serialized_start=903
+  _globals['_PAUSERESPONSE']._serialized_end=918
+  _globals['_RESUMEREQUEST']._serialized_start=920
+  _globals['_RESUMEREQUEST']._serialized_end=955
+  _globals['_RESUMERESPONSE']._serialized_start=957
+  _globals['_RESUMERESPONSE']._serialized_end=973
+  _globals['_EVICTREQUEST']._serialized_start=975
+  _globals['_EVICTREQUEST']._serialized_end=1061
+  _globals['_EVICTRESPONSE']._serialized_start=1063
+  _globals['_EVICTRESPONSE']._serialized_end=1095
+  _globals['_ROLLBACKREQUEST']._serialized_start=1097
+  _globals['_ROLLBACKREQUEST']._serialized_end=1182
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1184
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1242
+  _globals['_COORDINATORSERVICE']._serialized_start=1245
+  _globals['_COORDINATORSERVICE']._serialized_end=1736
 # @@protoc_insertion_point(module_scope)

@@ -100,6 +100,7 @@ class Site(google.protobuf.message.Message):
     PROGRESS_FIELD_NUMBER: builtins.int
     CERTIFICATE_FIELD_NUMBER: builtins.int
     HOLD_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name from the certificate."""
     state: builtins.str
@@ -116,6 +117,8 @@ class Site(google.protobuf.message.Message):
     """What is to be said of the certificate that it showed last: that it is revoked, that it ends soon, that it has ended; else empty."""
     hold: builtins.str
     """What its own people can change and holds it up, in words; empty if nothing does. Since 1.5."""
+    standing: builtins.str
+    """Where it stands in the open round, in a word ("training", "silent", "in", "held up", ...; "finished" after the last one). Since 1.5."""
     def __init__(
         self,
         *,
@@ -127,8 +130,9 @@ class Site(google.protobuf.message.Message):
         progress: builtins.float = ...,
         certificate: builtins.str = ...,
         hold: builtins.str = ...,
+        standing: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "hold", b"hold", "last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "hold", b"hold", "last_round", b"last_round", "last_seen", b"last_seen", "name", b"name", "progress", b"progress", "standing", b"standing", "state", b"state", "training_patients", b"training_patients"]) -> None: ...
 
 Global___Site: typing_extensions.TypeAlias = Site
 

@@ -123,6 +123,21 @@ def test_evicted_uploading_and_in(read: Material) -> None:
     assert sites.standing(replace(read.state, phase="finished"), base, NOW) == "finished"
 
 
+def test_of_a_site_that_has_shown_no_certificate_the_one_that_was_approved_last_is_told(read: Material) -> None:
+    """The newest line counts, one that cannot be read does not, and what a site has shown counts more."""
+    lines = [
+        {"at": 2.0, "event": "site_approved", "site": "canon", "expires": "1970-01-09"},
+        {"at": 2.0, "event": "site_approved", "site": "siemens", "expires": 5},
+        {"at": 1.0, "event": "site_approved", "site": "canon", "expires": "1970-02-09"},
+        {"at": 1.0, "event": "site_approved", "site": "ge", "expires": "1970-02-09"},
+    ]
+    journal = [(9 - n, json.dumps(line).encode()) for n, line in enumerate(lines)]
+    made = facts.make(replace(read, journal=journal), NOW)
+    ends = {name: of_site(made, name)["certificate_expires_at"] for name in ("canon", "siemens", "ge")}
+    assert ends == {"canon": 8 * 86400.0, "siemens": None, "ge": NOW + 86400.0}
+    assert "in 8 days" in of_site(made, "canon")["certificate"]
+
+
 def test_a_certificate_that_ends_soon_is_spoken_of(read: Material) -> None:
     assert "in 1 days" in of_site(facts.make(read, NOW), "ge")["certificate"]
     assert of_site(facts.make(read, NOW), "canon")["certificate"] == ""

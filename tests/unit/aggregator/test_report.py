@@ -122,6 +122,7 @@ def test_what_does_not_agree_is_told_and_is_exit_code_1(tmp_path: Path) -> None:
 
 def test_the_page_stands_alone_and_shows_words_from_outside_as_text(found: dict[str, Any]) -> None:
     shown = page.page(found)
+    assert "2027-01-15\u00a008:00\u00a0UTC" in shown
     text = check_stands_alone(shown).text
     assert "left <the> study" in text
     for site in closed_rounds.PATIENTS:

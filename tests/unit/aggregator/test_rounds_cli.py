@@ -87,11 +87,11 @@ def test_a_promise_of_privacy_that_every_site_will_refuse_warns(
 def test_status_says_who_is_asked_and_who_is_not(made: Path) -> None:
     text = run("status", "--store", made).stdout
     assert "a round asks 3 of 6 sites, drawn with seed 7; this one: b, c, d" in text  # test_rounds_sampling.ORDER
-    assert text.count("not invited") == 3
+    assert text.count("0%") == 3
     facts = json.loads(run("status", "--store", made, "--json").stdout)
     assert facts["sampling"] == {"invited": 3, "sites": 6, "seed": 7}
     assert [site["site"] for site in facts["sites"] if site["invited"]] == ["b", "c", "d"]
-    assert run("sites", "--store", made).stdout.count("not invited") == 3
+    assert run("sites", "--store", made).stdout.count("0%") == 3
 
 
 def test_rounds_show_how_many_were_asked_and_not_everybody_who_was_not(made: Path) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from aggregator.store import engine, schema
 from aggregator.store.engine import Store
-from shared.errors import InputError, StoreUnavailable
+from shared.errors import InputError, MedDualLoRAError, StoreUnavailable
 from tests.support.postgres import PASSWORD_ROLE, PostgresServer
 
 SECRET = "pa55word"
@@ -279,9 +279,14 @@ def test_a_primary_that_was_demoted_is_an_outage_that_ends_when_it_takes_writes_
 # what an operator is told
 
 
-def refusal(work: Callable[[str], Store], url: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of the InputError; neither it nor what caused it, nor a log line, has the password."""
-    with pytest.raises(InputError) as caught:
+def refusal(
+    work: Callable[[str], Store],
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    kind: type[MedDualLoRAError] = InputError,
+) -> str:
+    """The message of the error; neither it nor what caused it, nor a log line, has the password."""
+    with pytest.raises(kind) as caught:
         work(url)
     error: BaseException | None = caught.value
     while error is not None:
@@ -305,7 +310,7 @@ def test_a_database_that_cannot_be_reached_says_why_and_what_to_do(
     assert "password authentication failed" in said
     assert "~/.pgpass" in said
     assert f"postgresql://{PASSWORD_ROLE}:***@127.0.0.1:{postgres.port}/postgres" in said
-    said = refusal(work, there % ("tests", 1, "postgres"), capsys)
+    said = refusal(work, there % ("tests", 1, "postgres"), capsys, StoreUnavailable)
     assert "Connection refused" in said
     assert "check host and port" in said
 
