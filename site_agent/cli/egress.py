@@ -119,7 +119,7 @@ def _short(value: Any) -> str:
 def _moment(seconds: float) -> str:
     import time
 
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def release(
