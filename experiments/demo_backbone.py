@@ -28,9 +28,11 @@ SEED = 20_261_122
 HELP = """Pre-train the demo's backbone by masked autoencoding of SYNTHETIC cine pairs (no patient data).
 
 The folder is written after every epoch, so a run can be watched and its last state used. The weights that ship with the
-project were made by
+project were made with the defaults.
 
-  python -m experiments.demo_backbone --out site_agent/models/demo
+Example:
+
+  python -m experiments.demo_backbone --out runs/backbone --jobs 2
 """
 
 

@@ -14,21 +14,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from experiments import output, simulation
+from experiments import output
 from experiments.comparison import statistics
-from experiments.comparison.scenarios import SHIFTED, VALIDATION_FOLD, Phantom
 from experiments.comparison.workers import Workers
-from experiments.simulation import Setting
 from shared.canonical import write_atomically
 from shared.recipe import Recipe
-from site_agent.data.cohort import Cohort
-from site_agent.egress import Update
-from site_agent.training import evaluate
+
+if TYPE_CHECKING:
+    from site_agent.data.cohort import Cohort
+    from site_agent.egress import Update
 
 FIRST_SEED = 9500
 """No run of the comparison has these cohorts."""
@@ -74,7 +73,7 @@ class Task:
         return bench.out / "cells" / f"{bench.rounds}-rounds-scale-{bench.scale:g}" / f"{name}-{self.seed}.json"
 
 
-def halves(cohorts: Mapping[str, Cohort]) -> dict[str, Cohort]:
+def halves(cohorts: "Mapping[str, Cohort]") -> "dict[str, Cohort]":
     """Return two hospitals of each vendor: every other case of each split and label, folds as they were drawn."""
     found = {}
     for vendor, one in cohorts.items():
@@ -87,7 +86,7 @@ def halves(cohorts: Mapping[str, Cohort]) -> dict[str, Cohort]:
 def tampering(factor: float) -> Any:
     """Return what the poisoned site sends: `factor` times its update."""
 
-    def tamper(site: str, update: Update) -> Update:
+    def tamper(site: str, update: "Update") -> "Update":
         if site != POISONED or factor == 1.0:
             return update
         tensors = update.layout.split(update.payload)
@@ -101,11 +100,15 @@ def run_one(bench: Bench, task: Task) -> str:
     """Run one cell in this process, write it, and return a line about it."""
     import torch
 
+    from experiments import simulation
+    from experiments.comparison.scenarios import SHIFTED, VALIDATION_FOLD, Phantom
+    from site_agent.training import evaluate
+
     torch.set_num_threads(1)
     began = time.perf_counter()
     phantom = Phantom(folder=bench.out / "cohorts", scale=bench.scale, test_cases=TEST_CASES // 4)
     sites = halves(phantom.pilot_sites(SHIFTED, FIRST_SEED + task.seed).cohorts)
-    setting = Setting(
+    setting = simulation.Setting(
         cohort=WEIGHTS,
         weights=WEIGHTS,
         seed=FIRST_SEED + task.seed,

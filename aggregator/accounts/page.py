@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.accounts.tables import DIRECTIONS, probed, size
+from shared.page import parts
 
 Facts = Mapping[str, Any]
 
 STYLE = Path(__file__).with_name("page.css")
 MAX_LISTED = 50
-TALL = 24
-"""Rows from which on a table scrolls in its box instead of pushing the rest of the page away."""
 NAMES = {
     "payload_bytes": "tensor bytes",
     "goodput_bytes": "goodput",
@@ -27,13 +26,7 @@ NAMES = {
 def page(report: Facts) -> str:
     """Return the page of what `report.report` returned."""
     sections = (_head, _purposes, _comparison, _full_model, _wire, _reconciliation, _malformed, _rows)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Communication of a federation</title>\n'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, (section(report) for section in sections)))
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return parts.document("Communication of a federation", [section(report) for section in sections], STYLE)
 
 
 def _head(report: Facts) -> str:
@@ -47,24 +40,18 @@ def _head(report: Facts) -> str:
         (size(wire["wire_up"] + wire["wire_down"]), "on the wire both ways, modelled"),
         (f"{total['calls']:,}", f"calls, {report['retried_calls']:,} of them retries"),
     ]
-    shown = "".join(f'<div class="tile"><b>{value}</b><span>{text}</span></div>' for value, text in tiles)
-    return (
-        "<h1>Communication of a federation</h1>\n"
-        '<p class="quiet">Measured: exact sizes of serialised messages, from one log line per call and side. Up is towards the '
-        "aggregator.</p>\n"
-        f'<div class="tiles">{shown}</div>'
-    )
+    about = "Measured: exact sizes of serialised messages, from one log line per call and side. Up is towards the aggregator."
+    return f"<h1>Communication of a federation</h1>\n{parts.quiet(about)}\n{parts.tiles(tiles)}"
 
 
 def _purposes(report: Facts) -> str:
     rows = [*report["by_purpose"], {"purpose": "all", **report["total"]}]
-    return (
-        "<h2>By purpose</h2>\n"
-        '<p class="quiet">Goodput is what was sent once and was needed; repeated is what failed calls and second sendings '
-        "took. They add up to the bytes.</p>\n"
-        + _table(_by_direction(rows), totals=len(DIRECTIONS))
-        + (f'<p class="quiet">{probed(probes)}</p>\n' if (probes := report["probes"]) else "")
+    about = (
+        "Goodput is what was sent once and was needed; repeated is what failed calls and second sendings took. They add up to the "
+        "bytes."
     )
+    beside = parts.quiet(probed(report["probes"])) if report["probes"] else ""
+    return f"<h2>By purpose</h2>\n{parts.quiet(about)}\n{_table(_by_direction(rows), totals=len(DIRECTIONS))}{beside}"
 
 
 def _rows(report: Facts) -> str:
@@ -97,11 +84,11 @@ def _by_direction(rows: Sequence[Facts]) -> list[Facts]:
 def _comparison(report: Facts) -> str:
     if not report["comparison"]:
         return ""
-    return (
-        "<h2>Beside other methods</h2>\n"
-        '<p class="quiet">Bytes for one site and round. Computed rows follow from tensor shapes alone, as float32, for the same '
-        "base model; nothing of them was run. Measured rows are this run's.</p>\n" + _table(report["comparison"])
+    about = (
+        "Bytes for one site and round. Computed rows follow from tensor shapes alone, as float32, for the same base model; nothing "
+        "of them was run. Measured rows are this run's."
     )
+    return f"<h2>Beside other methods</h2>\n{parts.quiet(about)}\n{_table(report['comparison'])}"
 
 
 def _full_model(report: Facts) -> str:
@@ -127,7 +114,8 @@ def _wire(report: Facts) -> str:
         "<h2>On the wire</h2>\n"
         f"<p>Modelled {'with' if wire['tls'] else 'without'} TLS{'' if wire['tls_known'] else ' (assumed: no log says)'} and "
         f"{counted}{wire['connections']:,} connections. Bound: {escape(wire['bound'])}.</p>\n"
-        f'{_table(rows)}\n<p class="quiet">Not in it: {escape(wire["unaccounted"])}.</p>'
+        + _table(rows)
+        + parts.quiet(f"Not in it: {wire['unaccounted']}.")
     )
 
 
@@ -157,22 +145,19 @@ def _malformed(report: Facts) -> str:
 
 def _list(title: str, lines: Sequence[str]) -> str:
     items = "".join(f"<li><code>{escape(line)}</code></li>" for line in lines[:MAX_LISTED])
-    more = f'<p class="quiet">and {len(lines) - MAX_LISTED:,} more</p>' if len(lines) > MAX_LISTED else ""
-    return f"<details><summary>{title}: {len(lines):,}</summary><ul>{items}</ul>{more}</details>"
+    more = parts.quiet(f"and {len(lines) - MAX_LISTED:,} more") if len(lines) > MAX_LISTED else ""
+    return parts.folded(f"{title}: {len(lines):,}", f"<ul>{items}</ul>{more}")
 
 
 def _table(rows: Sequence[Facts], totals: int = 0) -> str:
-    """Return a table that scrolls in its own box; the last `totals` rows are sums."""
+    """Return a table; the last `totals` rows are sums."""
     columns = list(rows[0])
-    words = {name for name in columns if any(isinstance(row[name], str) for row in rows)}
-    head = "".join(f"<th{_class(name in words)}>{escape(_title(name))}</th>" for name in columns)
-    body = ""
-    for left, row in zip(range(len(rows), 0, -1), rows, strict=True):
-        cells = "".join(_cell(name, row[name], name in words) for name in columns)
-        kind = ' class="total"' if left <= totals else ""
-        body += f"<tr{kind}>{cells}</tr>\n"
-    box = "scroll tall" if len(rows) > TALL else "scroll"
-    return f'<div class="{box}"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>'
+    words = [at for at, name in enumerate(columns) if any(isinstance(row[name], str) for row in rows)]
+    shown = [
+        parts.row([_cell(name, row[name]) for name in columns], "total" if left <= totals else "", words)
+        for left, row in zip(range(len(rows), 0, -1), rows, strict=True)
+    ]
+    return parts.table([_title(name) for name in columns], shown, style="lined", text=words)
 
 
 def _title(name: str) -> str:
@@ -183,17 +168,12 @@ def _title(name: str) -> str:
     return NAMES.get(name, name.replace("_", " "))
 
 
-def _cell(name: str, value: Any, is_text: bool) -> str:
+def _cell(name: str, value: Any) -> str | parts.Marked:
     if value is None:
-        return "<td></td>"
+        return ""
     if name == "source":
-        return f'<td class="text"><span class="tag {value}">{value}</span></td>'
-    if name.startswith("repeated") and value:
-        return f'<td class="repeated">{value:,}</td>'
+        return parts.Marked(value, f"tag {value}")
     if isinstance(value, float):
-        return f"<td>{value:,.1f}</td>"
-    return f"<td{_class(is_text)}>{f'{value:,}' if isinstance(value, int) else escape(value)}</td>"
-
-
-def _class(is_text: bool) -> str:
-    return ' class="text"' if is_text else ""
+        return f"{value:,.1f}"
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return parts.Marked(text, "repeated") if name.startswith("repeated") and value else text

@@ -1,12 +1,12 @@
-"""Curves as inline SVG. Colours come from the page's style sheet by class, so that they follow light and dark."""
+"""The chart of the status page: a line for each site and their mean. Colours are classes of the page's style sheet."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from aggregator.web.markup import Markup, join, tag
+from aggregator.web.markup import Markup
+from shared.page import shapes
 
 Points = Sequence[Sequence[float]]
-Scale = Callable[[float], float]
 WIDTH, HEIGHT = 320.0, 170.0
 LEFT, RIGHT, TOP, BOTTOM = 34.0, 10.0, 8.0, 24.0
 COLOURS = 8
@@ -25,17 +25,20 @@ def curves(sites: Sequence[tuple[str, Points]], mean: Points, title: str, over: 
     def y(value: float) -> float:
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
+    def line(points: Points, style: str, name: str) -> str:
+        at = [(x(point[0]), y(point[1])) for point in points]
+        ends = [shapes.dot(*at[-1], 2.5, f"dot {style}")] if at else []
+        return shapes.named(name, [shapes.polyline(at, f"line {style}"), *ends])
+
     parts = []
     for tick in (low, (low + high) / 2, high):
-        parts.append(_rule(LEFT, y(tick), WIDTH - RIGHT, y(tick)))
-        parts.append(tag("text", f"{tick:.2f}", x=LEFT - 4, y=f"{y(tick) + 3.5:.1f}", class_="tick end"))
-    for tick in sorted({first, last}):
-        parts.append(tag("text", f"{tick:g}", x=f"{x(tick):.1f}", y=HEIGHT - 12, class_="tick middle"))
-    parts.append(tag("text", over, x=f"{(LEFT + WIDTH - RIGHT) / 2:.1f}", y=HEIGHT - 2, class_="tick middle"))
-    for number, (name, points) in enumerate(sites):
-        parts.append(_line(points, x, y, colour(number), name))
-    parts.append(_line([p[:2] for p in mean], x, y, "mean", "mean of the sites"))
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=title)
+        parts.append(shapes.rule(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid"))
+        parts.append(shapes.text(LEFT - 4, y(tick) + 3.5, f"{tick:.2f}", "tick end"))
+    parts += [shapes.text(x(tick), HEIGHT - 12, f"{tick:g}", "tick middle") for tick in sorted({first, last})]
+    parts.append(shapes.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 2, over, "tick middle"))
+    parts += [line(points, colour(number), name) for number, (name, points) in enumerate(sites)]
+    parts.append(line(mean, "mean", "mean of the sites"))
+    return Markup(shapes.svg(WIDTH, HEIGHT, parts, title))
 
 
 def colour(number: int) -> str:
@@ -49,14 +52,3 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     step = 10.0 ** math.floor(math.log10(max(high - low, 0.1)))
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     return (low, high) if high > low else (low, low + step)
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return tag("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", class_="grid")
-
-
-def _line(points: Points, x: Scale, y: Scale, class_: str, name: str) -> Markup:
-    at = [(x(p[0]), y(p[1])) for p in points]
-    drawn = tag("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in at), class_=f"line {class_}")
-    end = tag("circle", cx=f"{at[-1][0]:.1f}", cy=f"{at[-1][1]:.1f}", r=2.5, class_=f"dot {class_}") if at else None
-    return join(tag("g", tag("title", name), drawn, end))

@@ -23,6 +23,7 @@ from aggregator.web import doors, view
 from aggregator.web.doors import Doors
 from aggregator.web.metrics import Metrics
 from shared.errors import InputError, MedDualLoRAError, NotEnrolled, StoreUnavailable
+from shared.page import parts
 from shared.status import INTERNAL_TEXT
 from shared.tls import TlsFiles, is_loopback
 
@@ -85,7 +86,7 @@ class Pages:
             "/readyz": self._readyz,
         }.items():
             application.router.add_get(path, handler)
-        for file in sorted(STATIC.iterdir()):
+        for file in (parts.COLOURS, *sorted(STATIC.iterdir())):
             application.router.add_get(f"/static/{file.name}", _static(file))
         return application
 
@@ -179,9 +180,7 @@ async def start(pages: Pages, listen: str, tls: TlsFiles | None) -> RunningWeb:
         )
     except OSError as error:
         await runner.cleanup()
-        raise CannotBind(
-            f"cannot listen on {listen} for the status page: {error.strerror}; choose another address with --http"
-        ) from error
+        raise CannotBind.because(error, listen, "--http", " for the status page") from error
     real = listener.sockets[0].getsockname()[1]
     return RunningWeb(f"{'https' if tls else 'http'}://{host}:{real}/", runner, listener)
 

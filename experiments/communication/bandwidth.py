@@ -12,16 +12,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from experiments import output
 from experiments.communication import base_adapter, children, federation, namespaces
 from experiments.communication.site import SitePlan
 from experiments.communication.wire import payload_by_round
 from experiments.output import Target
-from shared.errors import InputError
 
 BITS_PER_S = 10_000_000
 ROUND_TRIP_S = 0.05
@@ -34,7 +30,6 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     "int8": ("med-duallora", "int8"),
     "int4 + FFA": ("ffa-lora", "int4"),
 }
-CANNOT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +58,6 @@ class Measured:
             1e3 * ordered[-1],
             self.ratio,
         ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="bandwidth")(main)
-
-
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that are counted, of each setting.")] = 10,
-    out: Annotated[Path, typer.Option(help="Folder for bandwidth.json.")] = Path("runs/communication"),
-) -> None:
-    """Time the transfers of a round on lines of 10 Mbit/s and 50 ms, in network namespaces; as root.
-
-    Example: python -m experiments.communication bandwidth --rounds 5
-    """
-    try:
-        sys.exit(not run(rounds, out))
-    except InputError as error:
-        print(f"bandwidth: {error}", file=sys.stderr)
-        sys.exit(CANNOT)
 
 
 def run(rounds: int, out: Path) -> bool:

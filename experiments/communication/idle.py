@@ -5,15 +5,12 @@ sites never do. Counted is from the end of one poll to the end of a later one, b
 """
 
 import asyncio
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from experiments import output
 from experiments.communication import federation
@@ -60,23 +57,6 @@ class Idle:
             "bytes_by_poll": self.by_poll,
             "connections": self.connections,
         }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="idle")(main)
-
-
-def main(
-    polls: Annotated[int, typer.Option(min=1, help="Polls that are counted.")] = 3,
-    wait_s: Annotated[float, typer.Option(help="Seconds a poll is held; agents ask for 30.")] = MAX_WAIT_S,
-    out: Annotated[Path, typer.Option(help="Folder for idle.json.")] = Path("runs/communication"),
-) -> None:
-    """Count the bytes of a site that waits, both ways together, on a line with TLS.
-
-    Example: python -m experiments.communication idle --polls 6
-    """
-    sys.exit(not run(polls, wait_s, out))
 
 
 def run(polls: int, wait_s: float, out: Path) -> bool:

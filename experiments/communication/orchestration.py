@@ -14,9 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from experiments import output
 from experiments.communication import children, federation
@@ -81,29 +79,6 @@ class Measured:
             "rounds_s": self.ours,
             "plain_rounds_s": self.plain,
         }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="orchestration")(main)
-
-
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Counted rounds of each, after those that warm up.")] = 20,
-    turns: Annotated[int, typer.Option(min=1, help="How often both are measured, in turns.")] = 3,
-    sites: Annotated[list[int] | None, typer.Option(help="Numbers of sites; default: 4 and 8.")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="Sizes in MB, of 0.1, 1.2, 6; default: all.")] = None,
-    disk: Annotated[
-        Path | None, typer.Option(help="Folder on the disk to measure; else the system's for temporary files.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for orchestration.json.")] = Path("runs/communication"),
-) -> None:
-    """Time rounds without training, in units of the plain exchange of the same bytes and one durable write of them.
-
-    Example: python -m experiments.communication orchestration --sites 4 --size 0.1 --turns 5
-    """
-    sizes = size or [one.name for one in federation.SIZES]
-    sys.exit(not run(rounds, turns, sites or SITES, sizes, disk, out))
 
 
 def run(rounds: int, turns: int, sites: Sequence[int], sizes: Sequence[str], disk: Path | None, out: Path) -> bool:

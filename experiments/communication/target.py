@@ -8,15 +8,12 @@ SYNTHETIC.
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from experiments import output
 from experiments.demo import commands
@@ -61,29 +58,6 @@ class Course:
             if reached >= auc:
                 return sum(self.up[:number]) + sum(down[:number])
         return None
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="target")(main)
-
-
-def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Cohorts, each with its own test cases.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of every federation.")] = 8,
-    scale: Annotated[float, typer.Option(help="Share of the vendors' numbers of cases.")] = 1.0,
-    recipe: Annotated[list[str] | None, typer.Option(help=f"Recipes: {', '.join(RECIPES)}.")] = None,
-    codec: Annotated[list[str] | None, typer.Option(help=f"Codecs: {', '.join(CODECS)}.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Cohorts at a time.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for cohorts, finished courses and target.json.")] = Path(
-        "runs/communication"
-    ),
-) -> None:
-    """Bytes to the target, by codec and recipe. Finished federations are kept under OUT and not run again.
-
-    Example: python -m experiments.communication target --seeds 2 --recipe ffa-lora --codec int4+zstd
-    """
-    sys.exit(not run(range(seeds), rounds, scale, recipe or list(RECIPES), codec or list(CODECS), jobs, out))
 
 
 def run(

@@ -8,14 +8,11 @@ heartbeats are measured by `idle`.
 
 import asyncio
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from experiments import output
 from experiments.communication import base_adapter, federation
@@ -23,7 +20,6 @@ from experiments.communication.site import SitePlan
 from experiments.output import Target
 from experiments.relay import Relay
 from shared.adapter import Adapter
-from shared.recipe import CODECS
 
 SITE = "siemens"
 WARM_UP = 2
@@ -74,24 +70,6 @@ HEAD = (
     "over 1.01 x",
     "x below full, up",
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="wire")(main)
-
-
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that are counted, of each row.")] = 6,
-    codec: Annotated[list[str] | None, typer.Option(help="Codecs; default: all.")] = None,
-    recipe: Annotated[list[str] | None, typer.Option(help="Recipes; default: all.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for wire.json.")] = Path("runs/communication"),
-) -> None:
-    """Count what a round of a site takes on the wire: CineMA-base, two blocks, rank 8, by codec and recipe.
-
-    Example: python -m experiments.communication wire --codec int8 --recipe med-duallora
-    """
-    sys.exit(not run(rounds, codec or CODECS, recipe or RECIPES, out))
 
 
 def run(rounds: int, codecs: Sequence[str], recipes: Sequence[str], out: Path) -> bool:

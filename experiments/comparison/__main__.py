@@ -1,12 +1,12 @@
 """`python -m experiments.comparison`: the comparison of methods, as one command that can be stopped and gone on with."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from experiments.comparison import stops
 from experiments.training import quiet
 from shared.errors import InputError
 
@@ -44,6 +44,11 @@ TestCases = Annotated[
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of every federation.")]
 DEFAULT_OUT = Path("runs/comparison")
 STOPPED = 130
+
+
+@app.callback()
+def _stoppable(context: typer.Context) -> None:
+    context.with_resource(stops.by_sigterm())
 
 
 @app.command(epilog=EXIT_CODES)
@@ -224,7 +229,6 @@ def _groups(only: list[str] | None) -> tuple["Group", ...]:
 def main() -> None:
     """Run the command; say what is wrong with its input in one line."""
     quiet.process()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except InputError as error:

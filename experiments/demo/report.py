@@ -21,6 +21,7 @@ PURPOSES = {
     "heartbeat": "waiting, heartbeats",
     "control": "joining",
 }
+"""What the page calls a purpose of `shared.rpc`, in the order of its table; others come after these, under their own names."""
 PHASE_COLOURS = dict(zip(AGENT_PHASES, ("global", "dual", "alone", "none", "full", "probe"), strict=True))
 
 
@@ -151,7 +152,8 @@ def _communication(summary: Facts) -> str:
     ]
     purposes = [
         parts.row([PURPOSES.get(name, name), f"{row['bytes_up']:,}", f"{row['bytes_down']:,}"])
-        for name, row in sorted(cost["by_purpose"].items(), key=lambda item: list(PURPOSES).index(item[0]))
+        for name in dict.fromkeys([*PURPOSES, *cost["by_purpose"]])
+        if (row := cost["by_purpose"].get(name))
     ]
     rounds = sorted({int(number) for site in cost["bytes_up"].values() for number in site})
     by_round = [

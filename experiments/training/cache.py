@@ -5,18 +5,16 @@ is of no matter here.
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output
 from experiments.output import Target
-from experiments.training import synthetic, timing
+from experiments.training import devices, synthetic, timing
 from experiments.training.synthetic import BASE
 from site_agent.cache.activations import Cache
 from site_agent.cache.folder import CacheFolder
@@ -31,37 +29,18 @@ VIEWS = 8
 ONE, ALL, COLD, WRITE = "read, one at a time", f"read, batches of {VIEWS}", "read, not in memory", "write, not synced"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="cache")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for cache.json, and on whose disk entries lie.")] = Path(
-        "runs/training"
-    ),
-) -> None:
-    """Time reading and writing entries of CineMA-base's size, float16.
-
-    Example: python -m experiments.training cache --repetitions 15
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
     out.mkdir(parents=True, exist_ok=True)
-    for device in timing.devices(which):
+    for device in devices.there(which):
         with tempfile.TemporaryDirectory(dir=out, prefix="cache-") as name:
             measured = Measured.of(Path(name), device, repetitions)
         lines += [f"{device.type}:", *measured.table(), *measured.remarks()]
         targets += measured.targets() if device.type == "cpu" else []
         facts[device.type] = measured.facts()
     what = f"cache: SYNTHETIC entries of CineMA-base, float16; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
+    lines = [timing.heading(what, machine), *lines, *devices.not_run("the same rows", which)]
     return output.show("cache", lines, targets, {"machine": machine, "synthetic": True, "measured": facts}, out)
 
 

@@ -1,16 +1,14 @@
 """torch.compile on the trained blocks: what starting it costs, and after how many steps that is won back."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output
-from experiments.training import synthetic, timing
+from experiments.training import devices, synthetic, timing
 from experiments.training.precision import DEMO, DEMO_BATCH
 from experiments.training.synthetic import BASE
 from experiments.training.variants import Step
@@ -42,27 +40,10 @@ class Compiled:
         return [self.what, *times, self.compiled_s / self.eager_s, self.break_even]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="compile")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 5,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for compile.json.")] = Path("runs/training"),
-) -> None:
-    """Find out whether torch.compile of the trained blocks pays.
-
-    Example: python -m experiments.training compile
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure and show; there is no target, only a verdict."""
     machine, found, failed = timing.machine(), list[Compiled](), list[str]()
-    for device in timing.devices(which):
+    for device in devices.there(which):
         for name, network, batch in (("CineMA-base", BASE, 1), ("demo's", DEMO, DEMO_BATCH)):
             what = f"{name}, batch {batch}, {device.type}"
             try:
@@ -70,7 +51,7 @@ def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
             except (RuntimeError, OSError) as error:  # how torch says that there is no compiler, or that it failed
                 failed.append(f"{what}: not compiled: {type(error).__name__}: {_first_line(error)}")
     heading = timing.heading(f"compile: SYNTHETIC; cached step in float32, medians of {repetitions} turns", machine)
-    lines = [heading, *table(found), *failed, *timing.not_run("the same rows", which), verdict(found)]
+    lines = [heading, *table(found), *failed, *devices.not_run("the same rows", which), verdict(found)]
     facts: dict[str, Any] = {"machine": machine, "synthetic": True, "failed": failed}
     return output.show("compile", lines, [], {**facts, "measured": [asdict(one) for one in found]}, out)
 

@@ -4,17 +4,14 @@ Both are the project's own round of training, random views included, on the same
 What a larger site and more epochs would take is worked out from the seconds of single steps.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from experiments import output
 from experiments.output import Target
@@ -69,23 +66,6 @@ class Course:
                 (seen if view in known else new).append(seconds)
                 known.add(view)
         return new, seen
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="epoch")(main)
-
-
-def main(
-    cases: Annotated[int, typer.Option(min=2, help="Cases of an epoch; its time is linear in them.")] = 5,
-    epochs: Annotated[int, typer.Option(min=2, help="Epochs of each.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for epoch.json.")] = Path("runs/training"),
-) -> None:
-    """Time epochs from an empty cache against epochs without one.
-
-    Example: python -m experiments.training epoch --cases 10
-    """
-    sys.exit(not run(cases, epochs, out))
 
 
 def run(count: int, epochs: int, out: Path) -> bool:

@@ -7,17 +7,15 @@ logits       of CineMA-base with random weights, from entries rounded to float16
 """
 
 import contextlib
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 
 from experiments import output
 from experiments.demo.commands import SITES
@@ -61,25 +59,6 @@ RUNS: Mapping[str, tuple[int, Stored]] = {
 REFERENCE = "float32"
 Outcomes = Mapping[tuple[int, str], Outcome]
 """By seed of the cohort and name of the run."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="equality")(main)
-
-
-def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Cohorts, each with its federations.")] = 3,
-    scale: Annotated[float, typer.Option(help="Share of the vendors' numbers of cases.")] = 1.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a federation.")] = 8,
-    jobs: Annotated[int, typer.Option(min=1, help="Federations at a time.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for the cohorts and equality.json.")] = Path("runs/training"),
-) -> None:
-    """Compare training with and without the cache: losses, demo federations, logits.
-
-    Example: python -m experiments.training equality --seeds 1 --scale 0.3
-    """
-    sys.exit(not run(range(seeds), scale, rounds, jobs, out))
 
 
 def run(seeds: Sequence[int], scale: float, rounds: int, jobs: int, out: Path) -> bool:

@@ -1,17 +1,15 @@
 """The cached step against the matrix products that it cannot avoid, done alone in the same run."""
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output
 from experiments.output import Target
-from experiments.training import flops, synthetic, timing, variants
+from experiments.training import devices, flops, synthetic, timing, variants
 from experiments.training.products import Attentions, Products
 from experiments.training.synthetic import BASE
 from site_agent.models.classifier import ADAPTED_BLOCKS
@@ -25,33 +23,16 @@ LORA = DualLoRAConfig()
 RANK = LORA.rank_global + LORA.rank_local
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="floor")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for floor.json.")] = Path("runs/training"),
-) -> None:
-    """Hold the cached step of CineMA-base against its matrix products alone.
-
-    Example: python -m experiments.training floor --repetitions 15
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure, show, and return whether the target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
-    for device in timing.devices(which):
+    for device in devices.there(which):
         taken = _measure(repetitions, device, out)
         lines += [f"{device.type}:", *table(taken)]
         targets += judged(taken) if device.type == "cpu" else []
         facts[device.type] = timing.spreads(taken)
     what = f"floor: SYNTHETIC CineMA-base, batch 1, float32; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
+    lines = [timing.heading(what, machine), *lines, *devices.not_run("the same rows", which)]
     facts = {"machine": machine, "synthetic": True, "flops": counted(), "measured": facts}
     return output.show("floor", lines, targets, facts, out)
 

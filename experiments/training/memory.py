@@ -6,9 +6,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from experiments import output
 from experiments.output import Target
@@ -31,22 +28,6 @@ PARTS = {
     "trained": "one round trained",
     "evaluated": "validated, four arms compared",
 }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="memory")(main)
-
-
-def main(
-    cases: Annotated[int, typer.Option(min=4, help="Prepared cases, two of them for validation.")] = 12,
-    out: Annotated[Path, typer.Option(help="Folder for memory.json.")] = Path("runs/training"),
-) -> None:
-    """Measure the peak memory of a site that trains CineMA-base on a CPU.
-
-    Example: python -m experiments.training memory
-    """
-    sys.exit(not run(cases, out))
 
 
 def run(cases: int, out: Path) -> bool:

@@ -6,18 +6,16 @@ memory; of the demo's network the step with the frozen blocks is measured too.
 On a GPU the narrowest and the widest are measured.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 import site_agent.models
 from experiments import output
 from experiments.output import Target
-from experiments.training import synthetic, timing, variants
+from experiments.training import devices, synthetic, timing, variants
 from experiments.training.variants import Step
 from site_agent.models.config import ConvViTConfig
 from site_agent.training import compute
@@ -33,27 +31,10 @@ SLOWER = 1.1
 Taken = Mapping[str, Sequence[float]]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="precision")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 9,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for precision.json.")] = Path("runs/training"),
-) -> None:
-    """Time training steps in float32 and in bfloat16, by width.
-
-    Example: python -m experiments.training precision
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
     machine, lines, targets, measured = timing.machine(), list[str](), list[Target](), dict[str, Any]()
-    for device in timing.devices(which):
+    for device in devices.there(which):
         taken, picked = dict[str, dict[str, list[float]]](), dict[str, str]()
         for name, (width, make) in networks(device).items():
             steps = {"float32": make(Compute(device)), "bfloat16": make(Compute(device, bfloat16=True))}
@@ -62,7 +43,7 @@ def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
         targets += judged(taken, picked, device)
         measured[device.type] = {name: timing.spreads(by) for name, by in taken.items()} | {"auto": picked}
     what = f"precision: SYNTHETIC networks, dual LoRA on the last two blocks; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("two rows", which), f"WIDE = {compute.WIDE}"]
+    lines = [timing.heading(what, machine), *lines, *devices.not_run("two rows", which), f"WIDE = {compute.WIDE}"]
     facts = {"machine": machine, "synthetic": True, "wide": compute.WIDE, "measured": measured}
     return output.show("precision", lines, targets, facts, out)
 

@@ -1,17 +1,15 @@
 """One training step of CineMA-base on cached activations, against what it replaces."""
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output
 from experiments.output import Target
-from experiments.training import synthetic, timing, variants
+from experiments.training import devices, synthetic, timing, variants
 from experiments.training.synthetic import BASE
 from site_agent.training import compute
 from site_agent.training.compute import Compute
@@ -27,33 +25,16 @@ AT_LEAST = {UNCACHED: 2.8, TWELVE: 6.0, FULL: 7.5, PEFT: 2.9}
 """Times that the cached step must be faster on a CPU, in float32."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="steps")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 5,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for steps.json.")] = Path("runs/training"),
-) -> None:
-    """Time a training step: cached, uncached, 12 blocks, full fine-tuning, and Hugging Face peft.
-
-    Example: python -m experiments.training steps --repetitions 7
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
-    for device in timing.devices(which):
+    for device in devices.there(which):
         taken = _measure(repetitions, device, out)
         lines += [f"{device.type}:", *table(taken)]
         targets += judged(taken) if device.type == "cpu" else []
         facts[device.type] = timing.spreads(taken)
     what = f"steps: SYNTHETIC CineMA-base, 192 x 192 x 16, batch 1; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
+    lines = [timing.heading(what, machine), *lines, *devices.not_run("the same rows", which)]
     lines.append(f'precision = "auto" is {_auto()} here, for this width')
     return output.show("steps", lines, targets, {"machine": machine, "synthetic": True, "measured": facts}, out)
 

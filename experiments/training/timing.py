@@ -2,17 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import typer
 
 from experiments import output
 
 Work = Callable[[], object]
 Name = TypeVar("Name")
-Which = Literal["all", "cpu", "cuda"]
-DeviceOption = Annotated[Which, typer.Option(help="The CPU, and CUDA where torch sees a GPU; or only one of them.")]
 
 
 def interleaved(variants: Mapping[Name, Work], repetitions: int, device: torch.device) -> dict[Name, list[float]]:
@@ -38,17 +35,6 @@ def seconds(work: Work, device: torch.device) -> float:
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def devices(which: Which = "all") -> list[torch.device]:
-    """Return the CPU, and the GPU if torch sees one, or only one of them."""
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [torch.device(name) for name in there if which in ("all", name)]
-
-
-def not_run(what: str, which: Which = "all") -> list[str]:
-    """Return the line that stands for the rows of a GPU where there is none."""
-    return [f"not run: {what} on CUDA, torch sees no GPU"] if which != "cpu" and not torch.cuda.is_available() else []
 
 
 def machine() -> dict[str, Any]:

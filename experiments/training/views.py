@@ -5,17 +5,15 @@ image through the frozen blocks for training; those for held-out cases are the s
 """
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output, simulation
 from experiments.demo.commands import SITES
@@ -30,27 +28,6 @@ from site_agent.training.views import View
 
 CELL_S = 65.0
 """About what a cell takes on one core, mean over the choices: for the estimate."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="views")(main)
-
-
-def main(
-    seeds: Annotated[int, typer.Option(min=1, help="Cohorts, each with its own held-out cases.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of every federation.")] = 8,
-    scale: Annotated[float, typer.Option(help="Share of the vendors' numbers of cases.")] = 1.0,
-    jobs: Annotated[int, typer.Option(min=1, help="Federations at a time, a thread each.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for cohorts, finished cells and views.json.")] = Path(
-        "runs/training"
-    ),
-) -> None:
-    """Accuracy and cost by number of views and by ranges. Finished federations are kept under OUT and not run again.
-
-    Example: python -m experiments.training views --seeds 1 --scale 0.3
-    """
-    sys.exit(not run(range(seeds), rounds, scale, jobs, out))
 
 
 def run(seeds: Sequence[int], rounds: int, scale: float, jobs: int, out: Path) -> bool:

@@ -3,19 +3,17 @@
 Both are the project's own round of training and evaluation of four arms, on the same cases in the same order, in turns.
 """
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from experiments import output
 from experiments.output import Target
-from experiments.training import synthetic, timing
+from experiments.training import devices, synthetic, timing
 from experiments.training.synthetic import BASE
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
@@ -54,35 +52,16 @@ class InForm(Activations):
         return Prefix(*(torch.cat([getattr(part, name) for part in parts]) for name in Prefix._fields))
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="waits")(main)
-
-
-def main(
-    repetitions: Annotated[int, typer.Option(min=1, help="Counted turns, after one that is not.")] = 5,
-    device: timing.DeviceOption = "all",
-    out: Annotated[Path, typer.Option(help="Folder for waits.json, and on whose disk entries lie.")] = Path(
-        "runs/training"
-    ),
-) -> None:
-    """Time training and evaluation from the cache against the same with nothing to look up.
-
-    Example: python -m experiments.training waits --repetitions 9
-    """
-    sys.exit(not run(repetitions, out, device))
-
-
-def run(repetitions: int, out: Path, which: timing.Which = "all") -> bool:
+def run(repetitions: int, out: Path, which: devices.Which = "all") -> bool:
     """Measure, show, and return whether every target was met."""
     machine, lines, targets, facts = timing.machine(), list[str](), list[Target](), dict[str, Any]()
-    for device in timing.devices(which):
+    for device in devices.there(which):
         taken = _measure(repetitions, device, out)
         lines += [f"{device.type}, {CASES[device.type]} cases:", *table(taken)]
         targets += judged(taken, device)
         facts[device.type] = {f"{what}, {way}": one for (what, way), one in timing.spreads(taken).items()}
     what = f"waits: SYNTHETIC CineMA-base, precision as auto picks it; medians of {repetitions} turns"
-    lines = [timing.heading(what, machine), *lines, *timing.not_run("the same rows", which)]
+    lines = [timing.heading(what, machine), *lines, *devices.not_run("the same rows", which)]
     return output.show("waits", lines, targets, {"machine": machine, "synthetic": True, "measured": facts}, out)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from shared.page import shapes
 
 CHANCE = 0.5
 CHARACTER = 6.6
@@ -38,14 +39,6 @@ class Span:
     title: str
 
 
-def svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
-    """An image that scales with its column; `title` is what a screen reader says."""
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
-
-
 def score_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
     """Groups of horizontal bars of scores in [0, 1], drawn from chance (0.5); whiskers are the intervals."""
     width, left, right, row, head = 330.0, 52.0, 46.0, 17.0, 23.0
@@ -56,24 +49,24 @@ def score_bars(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
         return left + (min(max(value, low), 1.0) - low) / (1.0 - low) * (width - left - right)
 
     ticks = [tick / 10 for tick in range(round(low * 10), 11)]
-    parts = [_rule(x(tick), 4, x(tick), height - 18, "axis" if tick == CHANCE else "grid") for tick in ticks]
-    parts += [_text(x(tick), height - 5, f"{tick:.1f}", "tick middle") for tick in ticks]
+    parts = [shapes.rule(x(tick), 4, x(tick), height - 18, "axis" if tick == CHANCE else "grid") for tick in ticks]
+    parts += [shapes.text(x(tick), height - 5, f"{tick:.1f}", "tick middle") for tick in ticks]
     y = 0.0
     for name, bars in groups:
-        parts.append(_text(left, y + 16, name, "head"))
+        parts.append(shapes.text(left, y + 16, name, "head"))
         y += head
         for bar in bars:
-            parts.append(_text(left - 6, y + 12, bar.label, "label end"))
+            parts.append(shapes.text(left - 6, y + 12, bar.label, "label end"))
             if bar.value is None:
-                parts.append(_text(width - right + 6, y + 12, "-", "label"))
+                parts.append(shapes.text(width - right + 6, y + 12, "-", "label"))
             else:
                 a, b = sorted((x(CHANCE), x(bar.value)))
-                parts.append(_box(a, y + 3, max(b - a, 1), row - 5, bar.colour))
+                parts.append(shapes.box(a, y + 3, max(b - a, 1), row - 5, bar.colour))
                 if bar.interval:
-                    parts += _whisker(x(bar.interval[0]), x(bar.interval[1]), y + 3 + (row - 5) / 2)
-                parts.append(_text(width - right + 6, y + 12, f"{bar.value:.3f}", "label"))
+                    parts += shapes.whisker(x(bar.interval[0]), x(bar.interval[1]), y + 3 + (row - 5) / 2)
+                parts.append(shapes.text(width - right + 6, y + 12, f"{bar.value:.3f}", "label"))
             y += row
-    return svg(width, height, parts, title)
+    return shapes.svg(width, height, parts, title)
 
 
 def estimates(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
@@ -110,24 +103,26 @@ def _points(
         share = (min(max(value, ticks[0]), ticks[-1]) - ticks[0]) / (ticks[-1] - ticks[0])
         return left + share * (width - left - right)
 
-    parts = [_rule(x(tick), 4, x(tick), height - 20, "grid") for tick in ticks]
-    parts.append(_rule(x(line), 4, x(line), height - 20, "axis"))
-    parts += [_text(x(tick), height - 7, tick_text.format(tick) if tick else "0", "tick middle") for tick in ticks]
+    parts = [shapes.rule(x(tick), 4, x(tick), height - 20, "grid") for tick in ticks]
+    parts.append(shapes.rule(x(line), 4, x(line), height - 20, "axis"))
+    parts += [
+        shapes.text(x(tick), height - 7, tick_text.format(tick) if tick else "0", "tick middle") for tick in ticks
+    ]
     y = 4.0
     for name, bars in groups:
         if name:
-            parts.append(_text(4, y + 14, name, "head"))
+            parts.append(shapes.text(4, y + 14, name, "head"))
             y += 23.0
         for bar in bars:
-            parts.append(_text(left - 8, y + 13, bar.label, "label end"))
+            parts.append(shapes.text(left - 8, y + 13, bar.label, "label end"))
             if bar.value is not None:
                 if bar.interval:
-                    parts += _whisker(x(bar.interval[0]), x(bar.interval[1]), y + 9)
-                parts.append(f'<circle class="{bar.colour}" cx="{x(bar.value):.1f}" cy="{y + 9:.1f}" r="4.5"/>')
+                    parts += shapes.whisker(x(bar.interval[0]), x(bar.interval[1]), y + 9)
+                parts.append(shapes.dot(x(bar.value), y + 9, 4.5, bar.colour))
             text = "-" if bar.value is None else shown.format(bar.value)
-            parts.append(_text(width - right + 8, y + 13, text, "label"))
+            parts.append(shapes.text(width - right + 8, y + 13, text, "label"))
             y += row
-    return svg(width, height, parts, title)
+    return shapes.svg(width, height, parts, title)
 
 
 def curves(lines: Sequence[Line], title: str, x_label: str) -> str:
@@ -144,20 +139,20 @@ def curves(lines: Sequence[Line], title: str, x_label: str) -> str:
 
     parts = []
     for tick in (t / 10 for t in range(round(low * 10), 11)):
-        parts.append(_rule(left, y(tick), width - right, y(tick), "axis" if tick == CHANCE else "grid"))
-        parts.append(_text(left - 6, y(tick) + 4, f"{tick:.1f}", "tick end"))
-    parts += [_text(x(i), height - bottom + 15, str(i + 1), "tick middle") for i in _shown(count)]
-    parts.append(_text((left + width - right) / 2, height - 4, x_label, "tick middle"))
+        parts.append(shapes.rule(left, y(tick), width - right, y(tick), "axis" if tick == CHANCE else "grid"))
+        parts.append(shapes.text(left - 6, y(tick) + 4, f"{tick:.1f}", "tick end"))
+    parts += [shapes.text(x(i), height - bottom + 15, str(i + 1), "tick middle") for i in _shown(count)]
+    parts.append(shapes.text((left + width - right) / 2, height - 4, x_label, "tick middle"))
     at = left
     for line in lines:
-        parts.append(_rule(at, 11, at + 16, 11, f"line {line.colour}"))
-        parts.append(_text(at + 21, 15, line.label, "label"))
+        parts.append(shapes.rule(at, 11, at + 16, 11, f"line {line.colour}"))
+        parts.append(shapes.text(at + 21, 15, line.label, "label"))
         at += 21 + CHARACTER * len(line.label) + 16
         for run in _runs(line.values):
-            points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in run)
-            parts.append(f'<polyline class="line {line.colour}" points="{points}"/>')
-            parts += [f'<circle class="{line.colour}" cx="{x(i):.1f}" cy="{y(v):.1f}" r="2.6"/>' for i, v in run]
-    return svg(width, height, parts, title)
+            at_points = [(x(i), y(value)) for i, value in run]
+            parts.append(shapes.polyline(at_points, f"line {line.colour}"))
+            parts += [shapes.dot(*point, 2.6, line.colour) for point in at_points]
+    return shapes.svg(width, height, parts, title)
 
 
 def length_bars(bars: Sequence[tuple[str, float, str, str]], title: str) -> str:
@@ -168,10 +163,10 @@ def length_bars(bars: Sequence[tuple[str, float, str, str]], title: str) -> str:
     for index, (label, value, text, colour) in enumerate(bars):
         y = index * row + 4
         length = max(value / longest * (width - left - right), 1)
-        parts.append(_text(left - 8, y + 14, label, "label end"))
-        parts.append(_box(left, y + 3, length, row - 11, colour))
-        parts.append(_text(left + length + 8, y + 14, text, "label"))
-    return svg(width, len(bars) * row + 8, parts, title)
+        parts.append(shapes.text(left - 8, y + 14, label, "label end"))
+        parts.append(shapes.box(left, y + 3, length, row - 11, colour))
+        parts.append(shapes.text(left + length + 8, y + 14, text, "label"))
+    return shapes.svg(width, len(bars) * row + 8, parts, title)
 
 
 def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str:
@@ -185,13 +180,13 @@ def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str
 
     step = next(s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 1 << 30) if end / s <= 6)
     ticks = [number * step for number in range(int(end / step) + 1)]
-    parts = [_rule(x(tick), 0, x(tick), height - 20, "grid") for tick in ticks]
-    parts += [_text(x(tick), height - 6, f"{tick} s", "tick middle") for tick in ticks]
+    parts = [shapes.rule(x(tick), 0, x(tick), height - 20, "grid") for tick in ticks]
+    parts += [shapes.text(x(tick), height - 6, f"{tick} s", "tick middle") for tick in ticks]
     for index, (label, spans, text) in enumerate(rows):
         y = index * row
-        parts.append(_text(left - 6, y + 14, label, "label end"))
+        parts.append(shapes.text(left - 6, y + 14, label, "label end"))
         parts += [
-            _box(
+            shapes.box(
                 x(span.start),
                 y + 4,
                 max(x(span.start + span.length) - x(span.start), 1),
@@ -201,8 +196,8 @@ def timeline(rows: Sequence[tuple[str, Sequence[Span], str]], title: str) -> str
             )
             for span in spans
         ]
-        parts.append(_text(width - right + 6, y + 14, text, "label"))
-    return svg(width, height, parts, title)
+        parts.append(shapes.text(width - right + 6, y + 14, text, "label"))
+    return shapes.svg(width, height, parts, title)
 
 
 def _floor(values: Sequence[float | None]) -> float:
@@ -226,21 +221,3 @@ def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
         else:
             runs[-1].append((index, value))
     return [run for run in runs if run]
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(text)}</text>'
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>'
-
-
-def _box(x: float, y: float, width: float, height: float, colour: str, title: str = "") -> str:
-    inside = f"<title>{escape(title)}</title>" if title else ""
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5" class="{colour}">{inside}</rect>'
-
-
-def _whisker(x1: float, x2: float, y: float) -> list[str]:
-    ends = [_rule(x, y - 3, x, y + 3, "whisker") for x in (x1, x2)]
-    return [_rule(x1, y, x2, y, "whisker"), *ends]

@@ -3,18 +3,29 @@
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
+COLOURS = Path(__file__).with_name("colours.css")
+"""Of every page, the status page among them: by name, light and dark."""
 STYLE = Path(__file__).with_name("page.css")
 TALL = 26
 """Rows from which on a table scrolls in its box instead of pushing the rest of the page away."""
 
 
-def document(title: str, sections: Sequence[str]) -> str:
-    """Return the whole page; what is empty of its sections is left out."""
+class Marked(NamedTuple):
+    """Text of a cell that is set apart, by a class of the style sheet."""
+
+    text: str
+    kind: str
+
+
+def document(title: str, sections: Sequence[str], *own: Path) -> str:
+    """Return the whole page; what is empty of its sections is left out. own: style sheets of what only this page has."""
+    style = "".join(sheet.read_text(encoding="utf-8") for sheet in (COLOURS, STYLE, *own))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, sections))
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -60,16 +71,31 @@ def row(cells: Sequence[object], style: str = "", text: Collection[int] = ()) ->
 def table(
     columns: Sequence[str], rows: Sequence[str], above: str = "", style: str = "plain", text: Collection[int] = ()
 ) -> str:
-    """Return a table of rows that `row` made, in a box of its own that scrolls. above: html of a row over the head."""
+    """Return a table of rows that `row` made, in a box of its own that scrolls. above: html of a row over the head.
+
+    style: plain; lined (a line under every row, for many columns of numbers); arms; stacked.
+    """
     head = _cells("th", columns, text)
-    box = "scroll tall" if len(rows) > TALL else "scroll"
     body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="{box}" tabindex="0"><table class="{style}">{body}</table></div>'
+    return box(f'<table class="{style}">{body}</table>', len(rows))
 
 
 def _cells(tag: str, cells: Sequence[object], text: Collection[int]) -> str:
     classes = [' class="text"' if at in text else "" for at in range(len(cells))]
-    return "".join(f"<{tag}{style}>{escape(str(cell))}</{tag}>" for style, cell in zip(classes, cells, strict=True))
+    return "".join(f"<{tag}{style}>{_inside(cell)}</{tag}>" for style, cell in zip(classes, cells, strict=True))
+
+
+def _inside(cell: object) -> str:
+    if isinstance(cell, Marked):
+        return f'<span class="{cell.kind}">{escape(cell.text)}</span>'
+    return escape(str(cell))
+
+
+def box(html: str, rows: int = 0, label: str = "", kind: str = "") -> str:
+    """Return what scrolls in a box of its own where it is too wide or has too many rows. label: the id of what names it."""
+    style = " ".join(filter(None, ("scroll", "tall" if rows > TALL else "", kind)))
+    named = f' role="region" aria-labelledby="{label}"' if label else ""
+    return f'<div class="{style}"{named} tabindex="0">{html}</div>'
 
 
 def facts(shown: Sequence[tuple[str, str]]) -> str:

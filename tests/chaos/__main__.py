@@ -37,7 +37,10 @@ Sites = Annotated[int, typer.Option(min=1, help="Simulated sites.")]
 
 @app.command()
 def points() -> None:
-    """Run undisturbed federations and print every point at which a process can be killed, and how often it is passed."""
+    """Run undisturbed federations and print every point at which a process can be killed, and how often it is passed.
+
+    Example: python -m tests.chaos points
+    """
     from tests.chaos import batch
 
     with batch.bench() as made:
@@ -83,7 +86,10 @@ def midepoch(runs: Midepoch = MIDEPOCH, seed: Seed = 0, jobs: Jobs = 2, keep: Ke
 
 @app.command()
 def cuts(uploads: Uploads = UPLOADS, seed: Seed = 0) -> None:
-    """Cut uploads of 6 MB at random points, and count the bytes that had to be sent again."""
+    """Cut uploads of 6 MB at random points, and count the bytes that had to be sent again.
+
+    Example: python -m tests.chaos cuts --uploads 10
+    """
     from tests.chaos import figures
 
     _finish(_figure("cut uploads", lambda: figures.cuts(uploads, seed)))
@@ -91,7 +97,10 @@ def cuts(uploads: Uploads = UPLOADS, seed: Seed = 0) -> None:
 
 @app.command()
 def restarts(seed: Seed = 0) -> None:
-    """Restart the aggregator while agents wait, and measure when every one of them is back."""
+    """Restart the aggregator while agents wait, and measure when every one of them is back.
+
+    Example: python -m tests.chaos restarts --seed 3
+    """
     from tests.chaos import figures
 
     _finish(_figure("restarts", lambda: figures.restarts(seed)))
@@ -99,7 +108,10 @@ def restarts(seed: Seed = 0) -> None:
 
 @app.command()
 def races(rounds: Races = RACES, seed: Seed = 0) -> None:
-    """Let two replicas race to close the same round, and compare what each computed."""
+    """Let two replicas race to close the same round, and compare what each computed.
+
+    Example: python -m tests.chaos races --rounds 50
+    """
     from tests.chaos import figures
 
     _finish(_figure("races", lambda: figures.races(rounds, seed)))
@@ -107,7 +119,10 @@ def races(rounds: Races = RACES, seed: Seed = 0) -> None:
 
 @app.command()
 def endurance(rounds: Rounds = ROUNDS, seed: Seed = 0) -> None:
-    """Run many rounds with eight sites, and watch the aggregator's memory."""
+    """Run many rounds with eight sites, and watch the aggregator's memory.
+
+    Example: python -m tests.chaos endurance --rounds 40
+    """
     from tests.chaos import figures
 
     _finish(_figure("endurance", lambda: figures.endurance(rounds, seed)))
@@ -115,7 +130,10 @@ def endurance(rounds: Rounds = ROUNDS, seed: Seed = 0) -> None:
 
 @app.command()
 def sites(count: Sites = SITES, seed: Seed = 0) -> None:
-    """Close a round of many simulated sites on one aggregator, and measure time, memory and database."""
+    """Close a round of many simulated sites on one aggregator, and measure time, memory and database.
+
+    Example: python -m tests.chaos sites --count 100
+    """
     from tests.chaos import figures
 
     _finish(_figure("sites", lambda: figures.sites(count, seed)))

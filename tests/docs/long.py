@@ -1,7 +1,6 @@
 """Every command of the pages that takes over a minute, as it stands: `make check-long`, or `python -m tests.docs.long [PATTERN]`.
 
-They run one after the other in a copy of the checkout with an environment of its own, which `make setup` makes first. It takes
-hours. Exit code 1 if one fails.
+They run one after the other in a copy of the checkout with an environment of its own, which `make setup` makes first.
 """
 
 import os
@@ -12,6 +11,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from tests.docs import pages, rules
 from tests.docs.pages import ROOT, Command
@@ -43,8 +45,15 @@ def copy(to: Path) -> Path:
     return to
 
 
-def main(pattern: str = "") -> int:
-    """Run them; return how many failed."""
+def main(
+    pattern: Annotated[str, typer.Argument(help="Only commands in which this regular expression is found.")] = "",
+) -> None:
+    """Run every command of the pages that takes over a minute, in a copy of the checkout. It takes hours.
+
+    Exit codes: 0 all did what their page says, 1 one failed.
+
+    Example: python -m tests.docs.long robustness
+    """
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         where = copy(Path(folder) / "checkout")
@@ -60,8 +69,8 @@ def main(pattern: str = "") -> int:
             done = subprocess.run(["bash", "-c", first + command.text], cwd=where, env=environment, check=False)
             failed += bool(done.returncode)
             print(f"{command.where}: {time.monotonic() - began:.0f} s, exit status {done.returncode}", flush=True)
-    return failed
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(*sys.argv[1:2])))
+    typer.run(main)

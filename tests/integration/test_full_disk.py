@@ -13,6 +13,7 @@ import pytest
 
 from site_agent.config import SiteConfig
 from tests.integration import federation
+from tests.support.running import events
 from tests.support.serving import serve
 
 pytestmark = pytest.mark.integration
@@ -63,7 +64,7 @@ async def agent_on_small_disk(config: SiteConfig, mounted_on: Path, state: Path,
 
 
 def names_of(log: Path) -> list[str]:
-    return [json.loads(line)["event"] for line in log.read_text().splitlines()] if log.exists() else []
+    return [event["event"] for event in events(log)]
 
 
 async def test_a_state_folder_on_a_full_disk_loses_nothing_and_the_agent_says_what_to_do(materials, tmp_path):

@@ -1,7 +1,6 @@
 """A site's agent as a real process that is killed, asked to leave, or finds its files damaged: it goes on, with the same bytes."""
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -25,6 +25,7 @@ from site_agent.training import checkpoint
 from site_agent.view import Silent
 from tests.integration import federation
 from tests.integration.federation import Materials
+from tests.support.running import events
 from tests.support.serving import serve
 
 pytestmark = pytest.mark.integration
@@ -78,15 +79,12 @@ def round_files(state: Path) -> tuple[bytes, bytes]:
     return (folder / "delta.bin").read_bytes(), (folder / "local.safetensors").read_bytes()
 
 
-def events_of(state: Path, name: str) -> list[dict[str, object]]:
-    lines = state.with_suffix(".jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
+def events_of(state: Path, name: str) -> list[dict[str, Any]]:
+    return events(state.with_suffix(".jsonl"), name)
 
 
 def calls_of(state: Path) -> list[object]:
     """Return the calls that the agent has had an answer to."""
-    if not state.with_suffix(".jsonl").exists():
-        return []
     return [event["rpc"] for event in events_of(state, "rpc_finished")]
 
 
@@ -150,7 +148,9 @@ async def test_sigterm_in_training_leaves_a_checkpoint_and_no_process(materials,
             await federation.until(lambda: newest_checkpoint(config.state) > 0)
             before = steps_done(config.state)
             await assert_leaves(process)
-        assert config.state.with_suffix(".err").read_text().splitlines() == [STOPPED_SAFELY]
+        first, *_, last = config.state.with_suffix(".err").read_text().splitlines()
+        assert first.startswith("siemens in federation hearts at ")
+        assert last == STOPPED_SAFELY
         assert len(events_of(config.state, "agent_stopped")) == 1
         assert steps_done(config.state) > before
         async with agent_process(config, "--checkpoint-s", 1) as process:
@@ -189,9 +189,8 @@ async def test_sigterm_ends_an_agent_whose_disk_hangs(materials, tmp_path):
     store = federation.create_store(tmp_path, materials.adapter, SITES, rounds=1)
     address = f"127.0.0.1:{federation.free_port()}"
     config = federation.site_config(materials, tmp_path, address, "siemens", cohort=cohort)
-    log = config.state.with_suffix(".jsonl")
     async with agent_process(config, program=HURRIED_AGENT) as process:
-        await federation.until(lambda: log.exists() and len(events_of(config.state, "aggregator_unreachable")) > 0)
+        await federation.until(lambda: len(events_of(config.state, "aggregator_unreachable")) > 0)
         case.ed_path.unlink()  # the table was read and all files were there
         os.mkfifo(case.ed_path)
         async with serve(store, listen=address):

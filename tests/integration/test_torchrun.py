@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from site_agent.training.parallel import ALONE
 from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support import tiny_site, torchrun_site
+from tests.support.running import events, having
 from tests.support.serving import serve
 
 pytestmark = pytest.mark.integration
@@ -45,13 +47,7 @@ class Processes:
 
     def alive(self, rank: int | None = None) -> list[int]:
         """Return the ids of those that run, or of the one of a rank."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                variables = path.read_bytes().decode(errors="replace").split("\0")
-                if f"MARK={self.mark}" in variables and (rank is None or f"RANK={rank}" in variables):
-                    found.append(int(path.parent.name))
-        return found
+        return having(f"MARK={self.mark}", *([] if rank is None else [f"RANK={rank}"]))
 
     async def gone(self) -> float:
         """Return after how many seconds all have ended."""
@@ -112,10 +108,8 @@ def agent(config: SiteConfig) -> list[object]:
     return ["--no-python", "--", federation.program("site-agent"), *arguments, "--checkpoint-s", 0.1]
 
 
-def events_of(config: SiteConfig, name: str) -> list[dict[str, object]]:
-    log = config.state.with_suffix(".jsonl")
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == name]
+def events_of(config: SiteConfig, name: str) -> list[dict[str, Any]]:
+    return events(config.state.with_suffix(".jsonl"), name)
 
 
 def delta(store: str, initial: Path) -> np.ndarray:

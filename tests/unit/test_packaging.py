@@ -4,38 +4,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.requirements import PINS, PYPROJECT, ROOT, closure, pinned
+
 BIN = Path(sys.executable).parent
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
-
-
-def closure(name: str, extras: set[str]) -> set[str]:
-    """Names of all distributions that installing `name[extras]` brings here."""
-    found: set[str] = set()
-    waiting = [(name, frozenset(extras))]
-    seen = set(waiting)
-    while waiting:
-        current, wanted = waiting.pop()
-        found.add(canonicalize_name(current))
-        for text in metadata.requires(current) or ():
-            requirement = Requirement(text)
-            marker = requirement.marker
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in wanted | {""}):
-                following = (requirement.name, frozenset(requirement.extras))
-                if following not in seen:
-                    seen.add(following)
-                    waiting.append(following)
-    return found
-
 
 IMPORT_ALL = """
 import importlib, importlib.abc, pkgutil, sys
@@ -75,12 +52,10 @@ def test_the_base_install_is_enough_for_the_aggregator() -> None:
 
 
 def test_everything_installed_here_is_pinned_and_is_the_pinned_version() -> None:
-    pins = {canonicalize_name(r.name): r for r in PINS if r.marker is None or r.marker.evaluate()}
+    pins = pinned()
     for name in sorted(closure("med-duallora", {"dev"}) - {"med-duallora"}):
         assert name in pins, f"{name} is not in constraints.txt: run `make pins`"
-        assert pins[name].specifier.contains(metadata.version(name)), (
-            f"{name} {metadata.version(name)}: run `make setup`"
-        )
+        assert pins[name].contains(metadata.version(name)), f"{name} {metadata.version(name)}: run `make setup`"
 
 
 def test_pins_are_names_and_versions_and_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Parts of the page: tables that scroll in their own box, plots with their captions, tiles, and what is folded away."""
+"""Parts of this page beside those of every page: tables with groups of columns, plots with their captions, sections."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -6,22 +6,19 @@ from html import escape
 from experiments.comparison.report import primary, tables
 from experiments.comparison.report.plots import Plot
 from experiments.comparison.report.tables import Column, Table, Value
-
-TALL = 26
-"""Rows from which on a table scrolls in its box instead of pushing the rest of the page away."""
+from shared.page import parts
 
 
 def table(of: Table) -> str:
     """Return a table with its caption above and its note below."""
     head = _head(of.visible)
     body = "\n".join(_row(of, row) for row in of.rows)
-    box = "scroll tall" if len(of.rows) > TALL else "scroll"
-    note = f'\n<p class="quiet">{escape(of.note.strip())}</p>' if of.note else ""
+    inside = f"<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n"
+    shown = f'<table class="lined" aria-labelledby="table-{of.name}">\n{inside}</table>'
+    note = parts.quiet(of.note.strip()) if of.note else ""
     return (
         f'<div class="table"><h3 id="table-{of.name}">{escape(of.caption)}</h3>\n'
-        f'<div class="{box}" role="region" aria-labelledby="table-{of.name}" tabindex="0">'
-        f'<table aria-labelledby="table-{of.name}">\n<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
-        f"</div>{note}</div>"
+        f"{parts.box(shown, len(of.rows), f'table-{of.name}')}\n{note}</div>"
     )
 
 
@@ -58,29 +55,14 @@ def figure(plot: Plot, svg: str) -> str:
     """Return a plot with its title above and what it shows below."""
     return (
         f'<figure><h3 id="plot-{plot.name}">{escape(plot.title)}</h3>\n'
-        f'<div class="scroll plot" role="region" aria-labelledby="plot-{plot.name}" tabindex="0">{svg}</div>\n'
+        f"{parts.box(svg, label=f'plot-{plot.name}', kind='plot')}\n"
         f'<figcaption class="quiet">{escape(plot.about)}</figcaption></figure>'
     )
 
 
-def tiles(shown: Sequence[tuple[str, str]]) -> str:
-    """Return numbers with what they are, beside each other."""
-    inside = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>' for value, text in shown
-    )
-    return f'<div class="tiles">{inside}</div>'
-
-
 def folded(summary: str, inside: Sequence[str]) -> str:
     """Return what is shown on demand; nothing if there is nothing."""
-    if not any(inside):
-        return ""
-    return f"<details><summary>{escape(summary)}</summary>\n{chr(10).join(inside)}\n</details>"
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """Return a list."""
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return parts.folded(summary, "\n".join(inside)) if any(inside) else ""
 
 
 def section(title: str, *inside: str) -> str:

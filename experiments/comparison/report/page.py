@@ -11,9 +11,11 @@ from experiments.comparison.report.plots import Plot
 from experiments.comparison.report.primary import Primary
 from experiments.comparison.report.resampling import DRAWS, SEED
 from experiments.comparison.report.tables import Table
+from shared.page import parts
 
 STYLE = Path(__file__).with_name("report.css")
 SYNTHETIC = "SYNTHETIC DATA"
+EXPLORATORY = parts.stamp("Exploratory.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,7 @@ def page(of: Contents) -> str:
     """Return the whole page."""
     sections = (_head, _primary, _scenarios, _cost, _extensions, _exploratory, _rounds, _methods, _reading, _setting)
     title = "Comparison of federated methods" + (" (synthetic data)" if of.comparison.synthetic else "")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, (section(of) for section in sections)))
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return parts.document(title, [section(of) for section in sections], STYLE)
 
 
 def _head(of: Contents) -> str:
@@ -63,12 +59,12 @@ def _head(of: Contents) -> str:
         )
         runs = "A run is one fold of one shuffle of the same patients."
     places = "; ".join(f"{name} ({text})" for name, text in comparison.scenarios.items())
-    told = html.bullets(primary.words(of.primary))
+    told = parts.bullets(primary.words(of.primary))
     return (
         f"<header>\n{label}<h1>Comparison of federated fine-tuning methods</h1>\n"
         f"<p>{escape(_compared(comparison))} Same trainer, cases, seeds and evaluation for all. {runs}</p>\n"
         f'<div class="result"><h2>Primary result</h2>{told}</div>\n{_missing(comparison)}\n'
-        f'{html.tiles(list(_tiles(comparison)))}\n<p class="quiet">{escape(_size(comparison))} Scenarios: {escape(places)}.</p>\n'
+        f"{parts.tiles(list(_tiles(comparison)))}\n{parts.quiet(f'{_size(comparison)} Scenarios: {places}.')}\n"
         "</header>"
     )
 
@@ -118,16 +114,16 @@ def _runs(held: Sequence[Result]) -> str:
 def _missing(comparison: Comparison) -> str:
     lines = finished.missing(comparison)
     lines += [f"passed over: cells of '{key}', which is no method of this version" for key in comparison.unknown]
-    parts = [_box("Not finished", lines)] if lines else []
+    told = [_box("Not finished", lines)] if lines else []
     if (sets := len(comparison.versions())) > 1:
-        parts.append(_box("Versions differ", [f"Cells were computed by {sets} sets of versions; Setting names them."]))
+        told.append(_box("Versions differ", [f"Cells were computed by {sets} sets of versions; Setting names them."]))
     if absent := finished.not_begun(comparison):
-        parts.append(f'<p class="quiet">Not begun: {", ".join(finished.CALLED[group] for group in absent)}.</p>')
-    return "\n".join(parts)
+        told.append(parts.quiet(f"Not begun: {', '.join(finished.CALLED[group] for group in absent)}."))
+    return "\n".join(told)
 
 
 def _box(title: str, lines: Sequence[str]) -> str:
-    return f'<div class="missing"><h2>{title}</h2>{html.bullets(lines)}</div>'
+    return f'<div class="missing"><h2>{title}</h2>{parts.bullets(lines)}</div>'
 
 
 def _primary(of: Contents) -> str:
@@ -140,7 +136,7 @@ def _primary(of: Contents) -> str:
 
 
 def _scenarios(of: Contents) -> str:
-    parts = []
+    shown = []
     for scenario in of.comparison.scenarios:
         more = [
             of.table(f"sites-{scenario}"),
@@ -148,12 +144,12 @@ def _scenarios(of: Contents) -> str:
             of.table(f"main-{scenario}-ranking"),
             of.plot(f"reliability-{scenario}"),
         ]
-        parts += [
+        shown += [
             of.table(f"main-{scenario}-validation"),
             of.plot(f"sites-{scenario}"),
             html.folded(f"{scenario}: site by site, threshold 0.5, ranking, calibration", more),
         ]
-    return html.section("All methods, scenario by scenario", *parts)
+    return html.section("All methods, scenario by scenario", *shown)
 
 
 def _cost(of: Contents) -> str:
@@ -161,7 +157,7 @@ def _cost(of: Contents) -> str:
 
 
 def _extensions(of: Contents) -> str:
-    intro = '<p class="tag">Exploratory.</p>' if of.table("extensions") else ""
+    intro = EXPLORATORY if of.table("extensions") else ""
     return html.section(
         "What goes beyond the paper",
         intro,
@@ -173,14 +169,14 @@ def _extensions(of: Contents) -> str:
 
 
 def _exploratory(of: Contents) -> str:
-    parts = [html.folded(name, [of.table(f"exploratory-{name}")]) for name in of.comparison.scenarios]
-    if not any(parts):
+    shown = [html.folded(name, [of.table(f"exploratory-{name}")]) for name in of.comparison.scenarios]
+    if not any(shown):
         return ""
     intro = (
-        '<p class="tag">Exploratory.</p><p>Every method against rank-matched FedIT and against plain Med-DualLoRA, on the runs '
+        f"{EXPLORATORY}<p>Every method against rank-matched FedIT and against plain Med-DualLoRA, on the runs "
         "that both have. Nothing here was fixed in advance, and a small p among so many is expected.</p>"
     )
-    return html.section("Exploratory comparisons", intro, *parts)
+    return html.section("Exploratory comparisons", intro, *shown)
 
 
 def _rounds(of: Contents) -> str:
@@ -229,7 +225,7 @@ def _reading(of: Contents) -> str:
         "The predictions of every held-out case are in predictions/, one CSV for each scenario and method: all figures can be "
         "computed again from them.",
     ]
-    return html.section("How to read this", html.bullets(points))
+    return html.section("How to read this", parts.bullets(points))
 
 
 def _setting(of: Contents) -> str:
@@ -247,5 +243,4 @@ def _setting(of: Contents) -> str:
         ),
         "files": "predictions/*.csv, tables/*.md, *.tex and *.csv, plots/*.svg and *.png, summary.json",
     }
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    return html.section("Setting", f"<dl>{rows}</dl>")
+    return html.section("Setting", parts.facts(list(facts.items())))

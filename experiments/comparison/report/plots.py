@@ -24,14 +24,14 @@ NAMES = {
     QUIET: "quiet",
     EDGE: "edge",
     CARD: "card",
-    OURS: "ours",
+    OURS: "dual",
     REFERENCE: "reference",
-    OTHER: "other",
-    "#c5851a": "third",
-    "#b5495b": "fourth",
+    OTHER: "probe",
+    "#c5851a": "alone",
+    "#b5495b": "full",
     "#7a5bb0": "fifth",
 }
-"""Colours by which the style sheet calls them."""
+"""What the style sheets of the page call these colours, which are theirs in light."""
 STYLES = ("-", "--", ":", "-.")
 PX_PER_INCH, DPI = 96, 150
 LABEL_INCHES = 0.19

@@ -9,6 +9,7 @@ from aggregator.accounts.page import page
 from aggregator.accounts.report import report
 from shared.adapter import AdapterManifest
 from tests.support import adapters
+from tests.support.pages import parsed
 from tests.support.rpc_events import event, fetch, poll, read, upload
 
 LINES = [
@@ -86,7 +87,7 @@ def test_rows_are_grouped_as_asked() -> None:
 
 
 def test_the_page_says_what_did_not_reconcile_and_what_the_bound_is() -> None:
-    text = made()
+    text = parsed(made()).text
     assert "1 of 1 calls that ended well agree to the byte" in text
     assert "calls in one side's log only: 4" in text
     assert "a.jsonl:7: " in text

@@ -13,6 +13,7 @@ from aggregator.facts.facts import Facts
 from aggregator.store import audit, federations, schema
 from aggregator.web import view
 from aggregator.web.markup import VOID, tag
+from shared.page import parts
 from tests.support import closed_rounds
 
 NOW = 1200.0
@@ -84,7 +85,7 @@ def test_the_page_loads_nothing_from_elsewhere(made: Facts) -> None:
     where = [one.get(name) for _, one in page.elements for name in ("src", "href") if one.get(name)]
     assert where
     assert all(re.fullmatch(r"static/[a-z.]+|#round|status\.json|metrics", str(one)) for one in where)
-    for file in STATIC.iterdir():
+    for file in (parts.COLOURS, *STATIC.iterdir()):
         assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", file.read_text()), file.name
 
 

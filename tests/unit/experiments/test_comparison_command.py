@@ -100,6 +100,17 @@ def test_stopped_it_says_how_a_report_is_made_of_what_there_is(
     assert f"the same command goes on. {report}" in done.stderr
 
 
+def test_sigterm_stops_it_as_an_interrupt_does_and_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(engine, "run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    done = CliRunner().invoke(app, ["run", "--out", str(tmp_path), *SMALL, "--only", "core"])
+    assert done.exit_code == 130
+    assert "comparison: stopped; what is finished stays" in done.stderr
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_other_versions_than_the_folder_s_are_warned_of_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,14 @@ def test_inline_plots_follow_light_and_dark(page: Page) -> None:
     assert named <= set(re.findall(r"--([\w-]+):", page.text))
 
 
+def test_plots_have_the_colours_of_the_page_in_light(page: Page) -> None:
+    light = re.sub(r"@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", page.text)
+    named = dict(re.findall(r"--([\w-]+): (#\w+);", light))
+    assert {name: named[name] for name in plots.NAMES.values()} == {
+        name: colour for colour, name in plots.NAMES.items()
+    }
+
+
 def test_page_says_at_once_that_it_is_synthetic_and_what_was_found(page: Page, whole: Path) -> None:
     head = page.said[: page.said.index("Primary family")]
     assert "SYNTHETIC DATA" in head

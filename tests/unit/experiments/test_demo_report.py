@@ -40,6 +40,13 @@ def test_page_says_synthetic_and_shows_figures_curves_and_bytes(summary: dict[st
     assert "prefers-color-scheme: dark" in report.page(summary)
 
 
+def test_bytes_are_told_by_purpose_and_a_purpose_without_a_name_of_its_own_comes_last(summary: dict[str, Any]) -> None:
+    names = ("probe", "control", "heartbeat", "delta_up", "adapter_down")
+    summary["communication"]["by_purpose"] = {n: {"bytes_up": i, "bytes_down": 70} for i, n in enumerate(names)}
+    said = "adapter to the sites 4 70 change to the aggregator 3 70 waiting, heartbeats 2 70 joining 1 70 probe 0 70 Exact sizes"
+    assert said in parsed(report.page(summary)).text
+
+
 def test_text_from_outside_cannot_become_markup(summary: dict[str, Any]) -> None:
     summary["versions"]["torch"] = "<script>alert(1)</script>"
     summary["contract"]["federation"] = 'x" onload="y'

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import parents
+from tests.support.running import alive
 
 STARTS = """
 import os, subprocess, sys
@@ -18,13 +19,6 @@ child = subprocess.Popen(parents.ending_with(os.getpid(), ["sleep", "60"]))
 print(child.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -37,11 +31,11 @@ def test_a_program_ends_when_its_parent_is_killed(how: signal.Signals) -> None:
         until = time.monotonic() + 20
         while "sleep" not in Path(f"/proc/{child}/comm").read_text(encoding="ascii") and time.monotonic() < until:
             time.sleep(0.02)
-        assert is_running(child)
+        assert alive(child)
         parent.send_signal(how)
-        while is_running(child) and time.monotonic() < until:
+        while alive(child) and time.monotonic() < until:
             time.sleep(0.02)
-        assert not is_running(child)
+        assert not alive(child)
 
 
 def test_a_program_is_run_as_it_is_and_says_how_it_ended() -> None:
