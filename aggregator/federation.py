@@ -16,7 +16,7 @@ import structlog
 from aggregator import instructions, joining, rounds
 from aggregator.heartbeats import Heartbeats
 from aggregator.identity import Caller
-from aggregator.store import agents, audit, federations
+from aggregator.store import agents, audit, evaluations, federations
 from aggregator.store.database import Watch
 from aggregator.store.engine import Store
 from shared import protocol
@@ -55,13 +55,14 @@ class ServiceLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A site's metrics of one version on its validation cases."""
+    """A site's metrics of one version on its validation cases, or of one `arm` of its comparison on cases that it held out."""
 
     agent_id: str
     round: int
     version: int
     cases: int
     metrics: dict[str, float]
+    arm: str = ""
 
 
 class Federation:
@@ -295,7 +296,7 @@ class Federation:
         """Write a site's metrics down. Raises InputError naming a metric that is not on the allow-list."""
         self.check_name(federation)
         await self.member(caller)
-        check_told(self.contract.recipe, evaluation.metrics, always=True)
+        check_told(self.contract.recipe, evaluation.metrics, always=True, arm=evaluation.arm)
         await self.adapter(evaluation.version)  # raises NotFound
         last = (await self.state()).round.number
         if evaluation.round > last:
@@ -307,6 +308,7 @@ class Federation:
             round=evaluation.round,
             version=evaluation.version,
             cases=evaluation.cases,
+            **({"arm": evaluation.arm} if evaluation.arm else {}),
             **{name: round(value, 4) for name, value in evaluation.metrics.items()},
         )
 
@@ -369,9 +371,11 @@ def _report_evaluation(
     connection: sa.Connection, federation: str, site: str, report: Evaluation, now: float, identity_s: float
 ) -> None:
     agents.heard(connection, federation, site, report.agent_id, now, identity_s)
-    if not federations.report_evaluation(
-        connection, federation, site, report.round, report.version, report.cases, report.metrics, now
+    if not evaluations.report(
+        connection, federation, site, report.round, report.version, report.cases, report.metrics, now, report.arm
     ):
         return  # it replaces one that has its line
     told = {"site": site, "round": report.round, "version": report.version, "metrics": sorted(report.metrics)}
+    if report.arm:
+        told["arm"] = report.arm
     audit.append(connection, federation, now, "evaluation_reported", **told)

@@ -224,7 +224,15 @@ def evaluation(request: pb.ReportEvaluationRequest) -> Evaluation:
         version=request.version,
         cases=request.cases,
         metrics=_metrics(request.metrics),
+        arm=_arm(request.arm),
     )
+
+
+def _arm(number: int) -> str:
+    """Decode a model of the comparison; one that this release does not know keeps its number, and is refused by that."""
+    if number not in pb.Arm.values():
+        return f"number {number}"
+    return pb.Arm.Name(number).removeprefix("ARM_").lower() if number else ""  # type: ignore[arg-type]
 
 
 def status(state: rounds.FederationState, now: float) -> cpb.GetStatusResponse:

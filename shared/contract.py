@@ -8,6 +8,7 @@ from shared import compatibility, json_text
 from shared.adapter import AdapterManifest
 from shared.canonical import canonical_json, sha256_hex
 from shared.errors import InputError
+from shared.names import plain
 from shared.recipe import Recipe, make
 
 ALLOWED_METRICS = (
@@ -19,6 +20,9 @@ ALLOWED_METRICS = (
     "specificity",
 )
 """Aggregate figures that may leave a site, and no others: refused by name at both ends."""
+
+ARMS = ("probe", "alone", "global", "dual")
+"""The models that a site compares at the end: what did federation bring it? (site_agent/training/arms.py)"""
 
 MAX_CONTRACT = 512 << 10
 MAX_CONTRACT_VALUES = 1000
@@ -114,10 +118,18 @@ def check_metrics(metrics: dict[str, float]) -> None:
             raise InputError(f"metric '{name}' is {value}, expected a finite number")
 
 
-def check_told(recipe: Recipe, metrics: Mapping[str, float], *, always: bool = False) -> None:
+def check_told(recipe: Recipe, metrics: Mapping[str, float], *, always: bool = False, arm: str = "") -> None:
     """Raise InputError for a metric that may not leave a site under this recipe: under differential privacy none may, for none is
-    noised. `always`: an evaluation, which may not even be reported empty then."""
+    noised. `always`: an evaluation, which may not even be reported empty then. `arm`: of which model of the comparison it is; how
+    those do depends on the site's private part, of which nothing may be told in mode non-interference."""
     check_metrics(dict(metrics))
+    if arm and arm not in ARMS:
+        raise InputError(f"'{plain(arm, 40)}' is no model of the comparison (known: {', '.join(ARMS)})")
+    if arm and recipe.mode == "non-interference":
+        raise InputError(
+            f"how the model '{arm}' does may not be told in mode non-interference: the comparison depends on the site's private "
+            "part; keep it at the site"
+        )
     if recipe.dp_noise and (metrics or always):
         told = f"metric '{min(metrics)}'" if metrics else "an evaluation"
         raise InputError(

@@ -17,7 +17,7 @@ _WHO = """
     address agent_id authenticated by call_id caller connection federation holder process side site software_version vendor
 """
 _WHAT = """
-    abandoned_round after all asked_digest asked_version attempt base_version before code codec contract dataset differs
+    abandoned_round after all arm asked_digest asked_version attempt base_version before code codec contract dataset differs
     digest entry first form held_digest held_version input_digest kept_as leaves left_out line missing mode never_leaves path phase
     purpose round rounds rpc signal sites step stored tls version
 """

@@ -8,7 +8,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,7 +44,7 @@ from site_agent.report import CASES, REPORT, Phases
 from site_agent.round_files import Tensors
 from site_agent.starting import Beginning
 from site_agent.state import PRIVATE, TRAINING, State
-from site_agent.training import local
+from site_agent.training import evaluate, local
 from site_agent.training.checkpoint import Checkpoints
 from site_agent.training.parallel import ALONE, Group
 from site_agent.training.site import SiteTrainer
@@ -414,8 +414,21 @@ class Agent:
         scores = compared.scores.to_csv()
         await self._write(lambda: write_atomically(self._state.folder / CASES, scores, PRIVATE))
         await self._write(lambda: write_atomically(self._state.folder / REPORT, canonical_json(made), PRIVATE))
+        await self._tell_arms(joined.contract, compared.figures, task.round, final.version)
         log.info("federation_finished", version=final.version, digest=final.digest, **self._phases.rounded("_s"))
         self._view.finished(made, self._state.folder, stays=stays)
+
+    async def _tell_arms(
+        self, contract: Contract, compared: Mapping[str, Any], round_number: int, version: int
+    ) -> None:
+        """Report the allowed figures of the four models on held-out cases, if this site and the recipe let them leave."""
+        if not self._config.agreed.arms or contract.recipe.dp_noise or contract.recipe.mode == "non-interference":
+            return
+        for arm, of_sets in compared.items():
+            if figures := of_sets.get("test"):
+                told = self._config.agreed.may_leave(evaluate.reportable(figures))
+                await self._client.report_evaluation(round_number, version, figures["n"], told, arm)
+                log.info("arm_reported", arm=arm, version=version, round=round_number, cases=figures["n"], **told)
 
 
 def _name(task: Task) -> str:

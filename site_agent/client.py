@@ -319,10 +319,16 @@ class FederationClient:
 
         await self._calls.until_answered("UploadDelta", once, durable=lambda: durable)
 
-    async def report_evaluation(self, round_number: int, version: int, cases: int, metrics: dict[str, float]) -> None:
-        """Report aggregate metrics of a version on the validation cases. Raises InputError under differential privacy."""
+    async def report_evaluation(
+        self, round_number: int, version: int, cases: int, metrics: dict[str, float], arm: str = ""
+    ) -> None:
+        """Report aggregate metrics of a version on so many cases; with `arm`, of one model of the comparison.
+
+        Raises InputError for what the recipe lets nobody tell.
+        """
         if self._contract is not None:
-            check_told(self._contract.recipe, metrics, always=True)
+            check_told(self._contract.recipe, metrics, always=True, arm=arm)
+        told = {"arm": arm} if arm else {}
         await self._calls.unary(
             "ReportEvaluation",
             pb.ReportEvaluationRequest(
@@ -332,8 +338,9 @@ class FederationClient:
                 version=version,
                 cases=cases,
                 metrics=metrics,
+                arm=pb.Arm.Value(f"ARM_{arm.upper() or 'UNSPECIFIED'}"),
             ),
-            Leaving(round=round_number, facts={"version": version, "cases": cases, "metrics": metrics}),
+            Leaving(round=round_number, facts={"version": version, "cases": cases, "metrics": metrics, **told}),
         )
 
     def _begin_request(self, update: Update) -> pb.BeginUploadRequest:

@@ -86,6 +86,9 @@ class Pins:
     """The fewest updates of which a result may be made: with two, each site can subtract itself from the mean."""
     metrics: tuple[str, ...] | None = None
     """Figures that may leave; None: all that the protocol allows."""
+    arms: bool = False
+    """Whether the same figures of probe, alone, global and dual on held-out cases may leave at the end, so that all see whom it
+    helped."""
     bytes_a_round: int = 0
     """The most bytes of tensors that leave for one round, repeated ones counted."""
     bytes_in_all: int = 0
@@ -102,8 +105,8 @@ class Pins:
         """Read the table. Raises InputError naming the key."""
         types: dict[str, type[Any]] = {
             "federation": str, "base_model": str, "adapter": str, "manifest": str, "recipe": str, "mode": str, "codec": str,
-            "at_most": dict, "rounds": int, "sites_at_least": int, "metrics": list, "bytes_a_round": int, "bytes_in_all": int,
-            "windows": list, "epsilon": float, "delta": float,
+            "at_most": dict, "rounds": int, "sites_at_least": int, "metrics": list, "arms": bool, "bytes_a_round": int,
+            "bytes_in_all": int, "windows": list, "epsilon": float, "delta": float,
         }  # fmt: skip
         table = {
             key: float(value) if types.get(key) is float and type(value) is int else value

@@ -167,9 +167,12 @@ def first_screen(joined: Joined, config: SiteConfig) -> str:
     """Say who this is, whom it talks to, what leaves, what never does, and until when."""
     contract, policy = joined.contract, joined.contract.policy
     secured = "TLS, both ends certified" if config.tls else "PLAIN TEXT, loopback only"
+    told = "figures on validation cases" + (
+        "; at the end of four models on held-out ones" if config.agreed.arms else ""
+    )
     return (
         f"{joined.site} in federation {contract.federation} at {config.aggregator} ({secured})\n"
-        f"  leaves     {leaves(contract)} a round; figures on validation cases\n"
+        f"  leaves     {leaves(contract)} a round; {told}\n"
         f"  never      {', '.join(stays(contract))}\n"
         f"  until      {policy.rounds} rounds are closed; {joined.training_patients} patients train here\n"
         f"  contract   {contract.sha256[:16]}   recipe {contract.recipe.name}"

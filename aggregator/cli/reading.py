@@ -30,11 +30,11 @@ def sites(store: StorePath, json_: Json = False) -> None:
     import time
 
     from aggregator.facts import facts, material
-    from aggregator.store import federations
+    from aggregator.store import evaluations
 
     with opened_store(store) as (opened, name):
         found = opened.read(material.read, name)
-        evaluations = opened.read(federations.evaluations, name)
+        reported = opened.read(evaluations.read, name)
     of_sites = facts.make(found, time.time())["sites"]
     if not json_:
         print_sites(of_sites)
@@ -43,7 +43,7 @@ def sites(store: StorePath, json_: Json = False) -> None:
     print_json(
         [
             {name: value for name, value in site.items() if name != "last_error"}
-            | {"evaluations": [{k: e[k] for k in kept} for e in evaluations if e["site"] == site["site"]]}
+            | {"evaluations": [{k: e[k] for k in kept} for e in reported if e["site"] == site["site"]]}
             for site in of_sites
         ]
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aggregator.cli.output import print_json, print_table
+from aggregator.cli.status import print_arms
 from aggregator.cli.stored import Json, StorePath, opened_store
 
 Facts = Mapping[str, Any]
@@ -78,6 +79,7 @@ def _print(facts: Facts, summary: str) -> None:
         ["site", "phase", "patients", "share", "rounds in", "left out", "AUC reported", "cases"],
         [_site_row(site) for site in facts["sites"]],
     )
+    print_arms(facts["arms"])
     typer.echo()
     for sentence in facts["security"]:
         typer.echo(textwrap.fill(sentence, WIDTH, subsequent_indent="  "))

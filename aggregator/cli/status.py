@@ -63,6 +63,7 @@ def print_status(facts: "Facts") -> None:
     for site, reason in facts["quarantined"].items():
         typer.echo(f"quarantined, unless later updates change the median: {site}, whose {reason}")
     print_sites(facts["sites"])
+    print_arms(facts["model"]["arms"])
 
 
 def headline(facts: "Facts") -> str:
@@ -92,6 +93,19 @@ def print_sites(sites: "Sequence[Facts]") -> None:
             for site in sites
         ],
     )
+
+
+def print_arms(told: "Sequence[Facts]") -> None:
+    """Print what each site that tells of it found in its comparison of models; nothing if none does."""
+    from aggregator.facts.model import arm_words
+    from shared.contract import ARMS
+
+    if told:
+        typer.echo("AUC / balanced accuracy of the models that sites compared, each on cases that it held out:")
+        print_table(
+            ["site", *ARMS, "cases"],
+            [[one["site"], *(arm_words(one["figures"], arm) for arm in ARMS), one["cases"]] for one in told],
+        )
 
 
 def trained(site: Mapping[str, Any]) -> str:

@@ -133,6 +133,7 @@ def picture(facts: "Facts", now: float, trouble: str = "") -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
+    from aggregator.facts.model import arm_words
     from aggregator.facts.sites import span
 
     parts: list[RenderableType] = [
@@ -157,6 +158,9 @@ def picture(facts: "Facts", now: float, trouble: str = "") -> "RenderableType":
     if curves := facts["model"]["curves"]:
         figures = (f"{one['metric']} {one['mean'][-1][1]:.3f}" for one in curves)
         parts.append(Text(f"version {facts['version']}, means of the sites: {', '.join(figures)}"))
+    for one in facts["model"]["arms"]:
+        told = ", ".join(f"{arm} {arm_words(one['figures'], arm)}" for arm in one["figures"])
+        parts.append(Text(f"{one['site']}, AUC / balanced accuracy on {one['cases']} cases it held out: {told}"))
     parts += [Text(f"{moment(one['at'])}  {one['words']}", style="dim") for one in facts["events"][:EVENTS]]
     return Group(*parts)
 

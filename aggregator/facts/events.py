@@ -96,12 +96,16 @@ def _rolled_back(facts: Facts) -> str:
     return f"rolled back to version {facts['version']} by {facts['by']}{gone}{_reason(facts)}"
 
 
+def _model(facts: Facts) -> str:
+    return f"version {facts['version']}" + (f" in its comparison, model {facts['arm']}," if facts.get("arm") else "")
+
+
 _WORDS: Mapping[str, Callable[[Facts], str]] = {
     "federation_made": lambda f: f"federation made: {f['recipe']}, sites {_names(f['sites'])}",
     APPROVED: lambda f: f"{f['site']} approved by {f['by']}, certificate until {f['expires']}",
     "site_joined": lambda f: f"{f['site']} joined with {f['patients']} training patients",
     "update_accepted": lambda f: f"{f['site']} is in round {f['round']}, {f['bytes']:,} bytes as {f['codec']}",
-    "evaluation_reported": lambda f: f"{f['site']} reported how version {f['version']} does",
+    "evaluation_reported": lambda f: f"{f['site']} reported how {_model(f)} does",
     "round_closed": _closed,
     REFUSED: _refused,
     "site_evicted": lambda f: f"{f['site']} evicted by {f['by']}{_reason(f)}",

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from aggregator.rounds import FederationState
-from aggregator.store import audit, federations, updates
+from aggregator.store import audit, evaluations, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.rounds import RoundRecord
 from aggregator.store.updates import AcceptedSize
@@ -30,6 +30,7 @@ class Material:
     accepted: Sequence[AcceptedSize]
     bytes_by_site: Mapping[str, int]
     evaluations: Sequence[Mapping[str, Any]]
+    arms: Sequence[Mapping[str, Any]]
     journal: Sequence[tuple[int, bytes]]
 
 
@@ -44,6 +45,7 @@ def read(connection: sa.Connection, federation: str) -> Material:
         records=round_rows.records(connection, federation, since),
         accepted=updates.accepted(connection, federation, since),
         bytes_by_site=updates.bytes_by_site(connection, federation),
-        evaluations=federations.evaluations(connection, federation, since - 1),
+        evaluations=evaluations.read(connection, federation, since - 1),
+        arms=evaluations.arms(connection, federation),
         journal=audit.newest(connection, federation, LINES),
     )

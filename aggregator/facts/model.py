@@ -1,7 +1,7 @@
 """How the model does: what sites reported of each version, and what each round made. Pure.
 
 A site reports the figures of one model: of the one it uses. How its probe, its own adapter alone, the global part and both parts
-compare, a site computes for itself at the end, and tells nobody (`site-agent report`).
+compare, a site computes for itself at the end (`site-agent report`), and tells of it only if its settings say so.
 """
 
 import json
@@ -11,9 +11,11 @@ from typing import Any
 
 from aggregator.facts.material import Material
 from aggregator.store.rounds import RoundRecord
-from shared.contract import ALLOWED_METRICS
+from shared.contract import ALLOWED_METRICS, ARMS
 
 Points = dict[int, float]
+ARM_FIGURES = ("auc", "balanced_accuracy")
+"""Shown of each model of a site's comparison."""
 
 
 def make(material: Material) -> dict[str, Any]:
@@ -30,8 +32,25 @@ def make(material: Material) -> dict[str, Any]:
         "digest": material.state.digest,
         "figures_of": _figures_of(material),
         "curves": [_curve(name, reported[name]) for name in ALLOWED_METRICS if name in reported],
+        "arms": _arms(material.arms),
         "rounds": [_round(record) for record in material.records],
     }
+
+
+def _arms(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each site that tells of it found when it compared the models at the end, arms in the order of ARMS."""
+    by_site: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for one in told:
+        by_site[one["site"]][one["arm"]] = one
+    return [
+        {
+            "site": site,
+            "cases": max(one["cases"] for one in found.values()),
+            "version": max(one["version"] for one in found.values()),
+            "figures": {arm: dict(found[arm]["metrics"]) for arm in ARMS if arm in found},
+        }
+        for site, found in sorted(by_site.items())
+    ]
 
 
 def _figures_of(material: Material) -> str:
@@ -62,6 +81,13 @@ def _curve(name: str, sites: Mapping[str, Points]) -> dict[str, Any]:
 
 def _points(points: Iterable[tuple[int, float]]) -> Sequence[list[float]]:
     return [[x, round(value, 6)] for x, value in sorted(points)]
+
+
+def arm_words(figures: Mapping[str, Mapping[str, float]], arm: str) -> str:
+    """Return what a site found of one model, AUC and balanced accuracy, in short; "-" for nothing."""
+    told = figures.get(arm, {})
+    shown = [f"{told[name]:.3f}" if name in told else "-" for name in ARM_FIGURES]
+    return " / ".join(shown) if told else "-"
 
 
 def _round(record: RoundRecord) -> dict[str, Any]:

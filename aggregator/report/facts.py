@@ -17,7 +17,7 @@ from aggregator.facts.events import Line
 from aggregator.facts.material import Material
 from aggregator.report import words
 from aggregator.rounds import SiteState
-from aggregator.store import agents, federations, updates
+from aggregator.store import agents, evaluations, federations, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.agents import Software
 from aggregator.store.engine import Store
@@ -71,6 +71,7 @@ def gather(store: Store, federation: str, now: float, costs: Facts | None = None
         "rounds_so_far": rounds,
         "figures_of": curves["figures_of"],
         "curves": curves["curves"],
+        "arms": curves["arms"],
         "communication": _communication(found.material, costs),
         "verified": _verified(store, federation) if recompute else None,
         "audit": _audit(store, federation),
@@ -87,7 +88,8 @@ def _look(connection: sa.Connection, federation: str) -> _Found:
             records=round_rows.records(connection, federation),
             accepted=updates.accepted(connection, federation),
             bytes_by_site=updates.bytes_by_site(connection, federation),
-            evaluations=federations.evaluations(connection, federation),
+            evaluations=evaluations.read(connection, federation),
+            arms=evaluations.arms(connection, federation),
             journal=(),
         ),
         agents.software(connection, federation),

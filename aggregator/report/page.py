@@ -7,6 +7,8 @@ from html import escape
 from typing import Any
 
 from aggregator.accounts.tables import DIRECTIONS, probed, size
+from aggregator.facts.model import arm_words
+from shared.contract import ARMS
 from shared.page import charts, parts
 from shared.page.charts import Line
 
@@ -208,7 +210,25 @@ def _model(facts: Facts) -> str:
             line = Line("mean over sites", _dense([(x, value) for x, value, _ in curve["mean"]]), "dual")
             shown.append(parts.panel(name, "", charts.curves([line], f"mean {name} by version", "version")))
     of_sites = _site_panels(facts) if len(facts["sites"]) <= MOST_PANELS else ""
-    return f"{head}{parts.quiet(about)}\n{parts.panels(shown, 'curves')}\n{of_sites}{_last_figures(facts)}"
+    return f"{head}{parts.quiet(about)}\n{parts.panels(shown, 'curves')}\n{of_sites}{_last_figures(facts)}\n{_arms(facts['arms'])}"
+
+
+def _arms(told: Sequence[Facts]) -> str:
+    """What sites found in their own comparison of models, of those that tell it."""
+    if not told:
+        return parts.quiet(
+            "Whether it helped a hospital each one finds for itself at the end (site-agent report). None tells its figures."
+        )
+    rows = [
+        parts.row([one["site"], *(arm_words(one["figures"], arm) for arm in ARMS), one["cases"]], text=range(1, 5))
+        for one in told
+    ]
+    about = (
+        "Did it help? AUC / balanced accuracy on cases that each site held out of everything, at its own threshold: a head on the "
+        "frozen base model (probe), its own adapter trained alone, the federated model without its own part (global) and with it "
+        "(dual). Only sites that agreed to tell."
+    )
+    return f"{parts.quiet(about)}\n{parts.table(['site', *ARMS, 'cases'], rows, text=range(1, 5))}"
 
 
 def _site_panels(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""Rows of the federation, its sites, its adapters and evaluations."""
+"""Rows of the federation, its sites and its adapters."""
 
 import json
 from collections.abc import Mapping
@@ -293,33 +293,3 @@ def last_version(connection: sa.Connection, federation: str) -> int:
             f"the store is damaged: federation '{federation}' has no adapter version at all; restore a copy of it"
         )
     return int(last)
-
-
-def report_evaluation(
-    connection: sa.Connection,
-    federation: str,
-    site: str,
-    round_number: int,
-    version: int,
-    cases: int,
-    metrics: Mapping[str, float],
-    now: float,
-) -> bool:
-    """Write a site's metrics of one version; a repeated report replaces the earlier one. Returns whether it is the first."""
-    table = schema.evaluations
-    key = {"federation": federation, "site": site, "round": round_number, "version": version}
-    replaced = connection.execute(
-        table.delete().where(*(table.c[name] == value for name, value in key.items()))
-    ).rowcount
-    connection.execute(
-        table.insert().values(**key, cases=cases, metrics=canonical_json(dict(metrics)).decode(), reported_at=now)
-    )
-    return not replaced
-
-
-def evaluations(connection: sa.Connection, federation: str, since: int = 0) -> list[dict[str, Any]]:
-    """Return every evaluation of round `since` and later ones, by round and site."""
-    table = schema.evaluations
-    mine = (table.c.federation == federation, table.c.round >= since)
-    rows = connection.execute(sa.select(table).where(*mine).order_by(table.c.round, table.c.site, table.c.version))
-    return [dict(row) | {"metrics": json.loads(row["metrics"])} for row in rows.mappings()]

@@ -186,6 +186,20 @@ evaluations = Table(
     Column("reported_at", Double, nullable=False),
 )
 
+arms = Table(
+    "arms",
+    metadata,
+    Column("federation", NAME, primary_key=True),
+    Column("site", NAME, primary_key=True),
+    Column("arm", NAME, primary_key=True),
+    Column("round", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("cases", BigInteger, nullable=False),
+    Column("metrics", Text, nullable=False),
+    Column("reported_at", Double, nullable=False),
+)
+"""The comparison of models that a site made at the end, if it tells of it: the last one."""
+
 audit = Table(
     "audit",
     metadata,

@@ -166,7 +166,14 @@ def _sites(facts: Facts) -> Iterator[Metric]:
     for curve in facts["model"]["curves"]:
         for name, points in curve["sites"].items():
             figures.add_metric([name, curve["metric"]], points[-1][1])
-    yield from (seen, progress, standing, ends, revoked, updates, figures)
+    compared = _labelled(
+        "site_arm_figure", "What a site found of a model of its comparison at the end.", "site", "arm", "figure"
+    )
+    for one in facts["model"]["arms"]:
+        for arm, told in one["figures"].items():
+            for figure, value in told.items():
+                compared.add_metric([one["site"], arm, figure], value)
+    yield from (seen, progress, standing, ends, revoked, updates, figures, compared)
 
 
 def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:

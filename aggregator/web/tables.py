@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aggregator.accounts.tables import size
+from aggregator.facts import model
 from aggregator.facts.sites import span
 from aggregator.web.markup import Child, Markup, join, tag
+from shared.contract import ARMS
 
 Cell = Child
 LAST_ROUNDS = 12
@@ -70,6 +72,15 @@ def rounds(made: Sequence[Mapping[str, Any]], clock: Callable[[float], Markup]) 
         )
         rows.append((one["round"], cells))
     return scrolling("Rounds, newest first", columns, rows)
+
+
+def arms(told: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return what each site that tells of it found in its comparison of models."""
+    rows = [
+        (one["site"], (one["site"], *(model.arm_words(one["figures"], arm) for arm in ARMS), one["cases"]))
+        for one in told
+    ]
+    return scrolling("AUC / balanced accuracy on cases that the site held out", ("Site", *ARMS, "Cases"), rows)
 
 
 def curve(told: Mapping[str, Any], names: Sequence[str]) -> Markup:

@@ -19,6 +19,10 @@ BUSY = frozenset({"training", "uploading"})
 EVENTS = 20
 MOST_SITES, MOST_LINES = 100, 24
 """Sites that the tables list, and that have a line in a chart. status.json has all of them."""
+HELPED = (
+    "Whether it helped a hospital (probe, alone, global, dual) each one finds at the end on its own cases, for itself: site-agent "
+    "report. Those whose settings say so tell their figures."
+)
 METRICS = {
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
@@ -230,12 +234,8 @@ def _model(facts: Facts) -> Markup:
         tag("p", f"Figures that sites reported, on their own validation cases. Model: {model['figures_of']}."),
         _legend(names, shown) if panels else none("No figures yet."),
         tag("div", *panels, class_="panels") if panels else None,
-        tag(
-            "p",
-            "Whether it helped a hospital (probe, alone, global, dual) each one computes on its own cases: site-agent report. "
-            "Those figures stay there.",
-            class_="quiet",
-        ),
+        tag("p", HELPED, class_="quiet"),
+        tables.arms(model["arms"]) if model["arms"] else None,
         tables.rounds(model["rounds"], clock),
     )
 

@@ -68,6 +68,11 @@ class DemoConfig:
         return self.out / AGGREGATOR / "fed.db"
 
     @property
+    def site_toml(self) -> Path:
+        """What all sites of the demo say of themselves in a file."""
+        return self.out / "sites" / "site.toml"
+
+    @property
     def initial(self) -> Path:
         """Version 0 of the global adapter."""
         return self.out / AGGREGATOR / "v0.safetensors"
@@ -177,6 +182,12 @@ def init(config: DemoConfig, prepared: Mapping[str, Any]) -> Command:
     )  # fmt: skip
 
 
+def write_site_toml(config: DemoConfig) -> None:
+    """Have the sites tell how the four models compare: nobody's patients are in this."""
+    config.site_toml.parent.mkdir(parents=True, exist_ok=True)
+    config.site_toml.write_text("[agreed]\narms = true\n")
+
+
 def serve(config: DemoConfig) -> Command:
     return _command(
         "aggregator", "aggregator", "serve", "--store", config.store, "--listen", f"{HOST}:0",
@@ -186,7 +197,7 @@ def serve(config: DemoConfig) -> Command:
 
 def agent(config: DemoConfig, site: str, address: str) -> Command:
     return _command(
-        site, "site-agent", "--aggregator", address, "--cohort", config.out / "prepared" / site,
+        site, "site-agent", "--aggregator", address, "--config", config.site_toml, "--cohort", config.out / "prepared" / site,
         "--weights", config.weights, "--state", config.state(site), "--cache", config.cache(site),
         *_tls(config, site), "--seed", config.seed,
         "--validation-fold", VALIDATION_FOLD, "--device", config.device, "--threads", 1,

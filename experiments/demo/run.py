@@ -134,6 +134,7 @@ class Demo:
         config = self.config
         text = f"an aggregator and {len(SITES)} agents, {config.rounds} rounds over gRPC with mutual TLS"
         phase = self._begin("federation", text)
+        commands.write_site_toml(config)
         server = self._start(phase, commands.serve(config), goes_on=True)
         self.processes.until(
             lambda: bool(_address(server)), config.limit_s, "the aggregator did not listen", lambda: [server]

@@ -15,6 +15,7 @@ from experiments import output
 from experiments.output import Target
 from experiments.training import devices, synthetic, timing
 from experiments.training.synthetic import BASE
+from shared.contract import ARMS
 from shared.recipe import Recipe
 from site_agent.data.cases import Case
 from site_agent.models.adapter_tensors import Ownership
@@ -22,7 +23,6 @@ from site_agent.models.backbone import Prefix
 from site_agent.models.classifier import CineClassifier
 from site_agent.training import compute, evaluate, local
 from site_agent.training.activations import Activations, Looked
-from site_agent.training.case_scores import ARMS
 from site_agent.training.compute import Compute
 from site_agent.training.micro_batch import MicroBatch
 from site_agent.training.resident import Resident

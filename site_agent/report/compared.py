@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from shared.contract import ARMS
 from site_agent.report import intervals
 from site_agent.report.intervals import Estimate, Pairs
 from site_agent.training import case_scores, metrics
-from site_agent.training.case_scores import ARMS, CaseScores
+from site_agent.training.case_scores import CaseScores
 
 Facts = dict[str, Any]
 RATES = ("balanced_accuracy", "sensitivity", "specificity")

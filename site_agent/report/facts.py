@@ -9,14 +9,14 @@ from typing import Any
 
 from shared.adapter import Adapter
 from shared.canonical import sha256_hex, write_atomically
-from shared.contract import Contract
+from shared.contract import ARMS, Contract
 from shared.errors import InputError, InvalidAdapter
 from site_agent import round_files, state
 from site_agent.damage import Damaged
 from site_agent.privacy import debits
 from site_agent.report import CASES, REPORT, compared, words
 from site_agent.training import case_scores, metrics
-from site_agent.training.case_scores import ARMS, CaseScores
+from site_agent.training.case_scores import CaseScores
 
 PRIVATE = "holds keys of your cases and figures of few patients; it stays in this hospital"
 Facts = dict[str, Any]

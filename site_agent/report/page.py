@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from shared.contract import ARMS
 from shared.page import charts, parts
 from shared.page.charts import Bar, Line
 from site_agent.report import words
 from site_agent.report.words import MEANING, NAMES, SETS, between, score, signed
-from site_agent.training.case_scores import ARMS
 
 Facts = Mapping[str, Any]
 LABELS = ("normal", "disease")

@@ -11,9 +11,6 @@ import numpy as np
 from shared.errors import InputError
 from site_agent.training import metrics
 
-ARMS = ("probe", "alone", "global", "dual")
-"""Four models for the same cases; site_agent/training/arms.py says what each is."""
-
 CaseSet = Literal["validation", "test"]
 SETS: tuple[CaseSet, ...] = get_args(CaseSet)
 OWN = ("case", "set", "label")

@@ -11,7 +11,7 @@ from med_duallora.v1 import federation_pb2 as pb
 from med_duallora.v1.coordinator_pb2_grpc import CoordinatorServiceStub
 
 from aggregator import closing, manifest, verify
-from aggregator.store import engine, federations
+from aggregator.store import engine, evaluations, federations
 from aggregator.store import rounds as round_rows
 from shared.adapter import AdapterManifest
 from shared.contract import Contract, RoundPolicy
@@ -217,8 +217,19 @@ async def test_metrics_are_kept_and_only_allowed_ones_are_taken(tmp_path: Path) 
         await site.join()
         report = {"agent_id": site.agent_id, "round": 1, "version": 0, "cases": 20}
         await site.call("ReportEvaluation", pb.ReportEvaluationRequest(**report, metrics={"auc": 0.75}))
-        (found,) = await running.federation.read(federations.evaluations, "demo")
+        (found,) = await running.federation.read(evaluations.read, "demo")
         assert (found["site"], found["cases"], found["metrics"]) == ("ge", 20, {"auc": 0.75})
+        of_dual = pb.ReportEvaluationRequest(**report, metrics={"auc": 0.5}, arm=pb.ARM_DUAL)
+        await site.call("ReportEvaluation", of_dual)
+        assert len(await running.federation.read(evaluations.read, "demo")) == 1, "it stands apart"
+        (arm,) = await running.federation.read(evaluations.arms, "demo")
+        assert (arm["site"], arm["arm"], arm["cases"], arm["metrics"]) == ("ge", "dual", 20, {"auc": 0.5})
+        later = pb.ReportEvaluationRequest.FromString(of_dual.SerializeToString()[:-1] + bytes([9]))
+        code, _, message = await refusal(site.call("ReportEvaluation", later))
+        assert (code, message.partition(" (")[0]) == (
+            "INVALID_ARGUMENT",
+            "'number 9' is no model of the comparison",
+        )
         for metrics, text in (
             ({"patient_17_score": 1.0}, "metric 'patient_17_score'"),
             ({"auc": float("nan")}, "is nan"),

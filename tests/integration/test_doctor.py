@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shlex
+import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +23,7 @@ from aggregator import certificates, steering
 from aggregator.server import RunningServer
 from aggregator.store import audit, engine, federations
 from experiments.relay import FaultPlan, Relay
+from shared import certificates as held
 from shared.tls import TlsFiles
 from site_agent.cli import app
 from site_agent.doctor import answer, checks, contract, data, proxy, uplink
@@ -28,12 +31,17 @@ from site_agent.doctor.finding import Examined
 from tests.integration import federation
 from tests.integration.federation import NAME, Materials
 from tests.support import tls_server
+from tests.support.command import run as coordinate
 from tests.support.serving import serve, tls_of
 from tests.support.tls_server import listening
 
 pytestmark = pytest.mark.integration
 
 NAMED = "fed.example.test"
+NOBODY = 65534
+OVERRIDE = "-dac_override,-dac_read_search"
+WITHOUT_OVERRIDE = ["setpriv", f"--bounding-set={OVERRIDE}", f"--inh-caps={OVERRIDE}"] if os.getuid() == 0 else []
+"""How root runs a command that has to keep to the modes of files (capabilities(7)); another account needs no more than itself."""
 
 
 class Place:
@@ -53,12 +61,13 @@ class Place:
     def tls(self, name: str) -> TlsFiles:
         return tls_of(self.folder / "certs", name)
 
-    def settings(self, site: str = "siemens") -> Path:
-        """Write site.toml."""
+    def settings(self, site: str = "siemens", **paths: Path) -> Path:
+        """Write site.toml; `paths`: cohort and weights, if not as everywhere here."""
+        paths = {"cohort": self.materials.cohorts / "siemens", "weights": self.materials.backbone, **paths}
         files = self.tls(site)
         path = self.folder / f"{site}.toml"
         path.write_text(
-            f'cohort = "{self.materials.cohorts / "siemens"}"\nweights = "{self.materials.backbone}"\n'
+            f'cohort = "{paths["cohort"]}"\nweights = "{paths["weights"]}"\n'
             f'state = "{self.folder / "state"}"\n'
             f'[tls]\nca = "{files.ca}"\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n'
         )
@@ -145,9 +154,11 @@ async def test_before_the_first_start_the_answer_is_examined_and_left_where_it_i
 
 
 async def test_a_machine_short_of_everything_is_told_so_in_words(place: Place) -> None:
-    """In a mount namespace of its own: one of the aggregator's two addresses is silent, disk and shared memory are tiny."""
-    hosts = place.folder / "hosts"
+    """In a mount namespace of its own: one of the aggregator's two addresses is silent, disk, shared memory and memory are short,
+    and there is a GPU's driver whose GPU torch does not see."""
+    hosts, meminfo = place.folder / "hosts", place.folder / "meminfo"
     hosts.write_text(f"127.0.0.1 localhost {NAMED}\n127.0.0.2 {NAMED}\n")
+    meminfo.write_text("MemTotal:       16318480 kB\nMemFree:          812344 kB\nMemAvailable:    1464843 kB\n")
     (place.folder / "state").mkdir()
     port = place.address.rpartition(":")[2]
     command = [federation.program("site-agent"), "doctor", "--aggregator", f"{NAMED}:{port}"]
@@ -157,6 +168,11 @@ async def test_a_machine_short_of_everything_is_told_so_in_words(place: Place) -
             f"mount --bind {shlex.quote(str(hosts))} /etc/hosts",
             f"mount -t tmpfs -o size=512k tmpfs {shlex.quote(str(place.folder / 'state'))}",
             "mount -t tmpfs -o size=1m tmpfs /dev/shm",
+            f"mount --bind {shlex.quote(str(meminfo))} /proc/meminfo",
+            "mount -t tmpfs tmpfs /proc/driver",
+            "mkdir /proc/driver/nvidia",
+            "touch /proc/driver/nvidia/version",
+            "export CUDA_VISIBLE_DEVICES=",
             f"exec {shlex.join([*command, '--config', str(place.settings())])}",
         ]
     )
@@ -167,8 +183,44 @@ async def test_a_machine_short_of_everything_is_told_so_in_words(place: Place) -
     assert code == 1, said
     assert (lines["TCP"], lines["shared memory"], lines["disk"]) == ("WARN", "WARN", "FAIL"), said
     assert "127.0.0.2 refuses the connection" in said
+    assert lines["GPU and memory"] == "WARN", said
+    assert re.search(
+        r"1\.5 of [0-9.]+ GB memory free; there is an NVIDIA driver, and torch sees no GPU: ", _unwrapped(said)
+    ), said
+    assert "less than the 2 GB that training may take" in _unwrapped(said)
     assert lines["aggregator answers"] == lines["training step"] == "PASS", said
     assert said.rstrip().splitlines()[-1].endswith("exit code 1")
+
+
+async def test_run_by_another_account_than_the_agents_it_says_whose_the_files_are(
+    tmp_path: Path, materials: Materials
+) -> None:
+    """Certificates, state, cohort and weights are closed to who runs it: to root, because they are another account's."""
+    cohort, weights = tmp_path / "cohort", tmp_path / "backbone"
+    shutil.copytree(materials.cohorts / "siemens", cohort)
+    shutil.copytree(materials.backbone, weights)
+    (tmp_path / "state").mkdir()
+    toml = (await asyncio.to_thread(Place, tmp_path, materials)).settings(cohort=cohort, weights=weights)
+    doctor = [federation.program("site-agent"), "doctor", "--config", str(toml), "--json"]
+    closed = [tmp_path / name for name in ("certs", "state", "cohort", "backbone")]
+    try:
+        for folder in closed:
+            folder.chmod(0o700 if os.getuid() == 0 else 0)
+            if os.getuid() == 0:
+                os.chown(folder, NOBODY, NOBODY)
+        code, said = await _run(*WITHOUT_OVERRIDE, *doctor)
+    finally:
+        for folder in closed:
+            folder.chmod(0o700)
+    report = json.loads(said)
+    found = {one["name"]: one for one in report["checks"]}
+    shut = ("certificates", "contract", "disk", "weights", "data")
+    assert (code, {found[name]["status"] for name in shut}) == (1, {"FAIL"}), said
+    assert found["step"]["status"] == "SKIP"
+    advice = f"sudo -u {closed[0].owner()} site-agent doctor" if os.getuid() == 0 else "chmod u+rw"
+    assert [name for name in shut if advice not in found[name]["remedy"]] == []
+    assert str(tmp_path / "state") in found["disk"]["words"]
+    assert "cases.csv" not in said
 
 
 async def test_without_a_network_it_says_so_soon_and_looks_at_the_rest(place: Place) -> None:
@@ -212,6 +264,25 @@ async def test_an_evicted_site_is_told_why_and_no_contract(place: Place) -> None
     found = await asyncio.to_thread(answer.knows_us, site := place.examined())
     assert (found.status, found.words) == ("FAIL", "site 'siemens' was evicted from 'hearts': scanner replaced")
     assert site.told is None
+
+
+async def test_a_revoked_certificate_is_told_and_what_it_says_to_do_brings_the_site_back(place: Place) -> None:
+    assert place.running is not None
+    files, certs, store = place.tls("siemens"), place.folder / "certs", ("--store", place.store)
+    serial = held.holder_in(files.certificate).serial
+    await coordinating("revoke", *store, "--certificate", files.certificate, "--reason", "key lost")
+    found = await asyncio.to_thread(answer.knows_us, site := place.examined())
+    assert found.status == "FAIL"
+    assert found.words.startswith(f"the certificate with serial number {serial} was revoked")
+    assert site.told is None
+    asks = f"site-agent join --site siemens --out {certs}"
+    assert found.remedy.endswith(asks)
+
+    answered = certs / "siemens.approved.pem"
+    await at_the_site(*asks.split()[1:])
+    await coordinating("approve", certs / "siemens.csr", *store, "--certs", certs, "--out", answered)
+    await at_the_site("join", "--finish", str(answered), "--out", str(certs))
+    assert (await asyncio.to_thread(answer.knows_us, place.examined())).status == "PASS"
 
 
 async def test_another_number_of_patients_than_is_fixed_fails(place: Place) -> None:
@@ -301,6 +372,18 @@ async def test_the_rules_are_those_of_the_gRPC_that_is_installed(
     assert heard[0] == ("directly" if site.proxy is None else "proxy")
 
 
+async def coordinating(*arguments: object) -> None:
+    """Run `aggregator` with these arguments."""
+    finished = await asyncio.to_thread(coordinate, *arguments)
+    assert finished.returncode == 0, finished.stderr
+
+
+async def at_the_site(*arguments: str) -> None:
+    """Run `site-agent` with these arguments."""
+    finished = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert finished.exit_code == 0, finished.output
+
+
 async def _run(*command: str) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -310,3 +393,7 @@ async def _run(*command: str) -> tuple[int, str]:
     )
     out, _ = await process.communicate()
     return process.returncode or 0, out.decode()
+
+
+def _unwrapped(screen: str) -> str:
+    return " ".join(screen.split())

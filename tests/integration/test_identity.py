@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from aggregator import audit, certificates, cli, enrolment
 from aggregator.server import RunningServer
-from aggregator.store import engine, federations
+from aggregator.store import engine, evaluations
 from shared import certificates as held
 from shared import chunks
 from shared.certificates import DAY_S
@@ -189,8 +189,7 @@ async def test_a_second_agent_with_a_sites_certificate_is_refused_by_every_call_
                 assert (await refusal(call))[:2] == ("ALREADY_EXISTS", "IdentityInUse"), name
             state = await running.federation.state()
             assert not state.round.accepted
-            evaluations = await running.federation.read(federations.evaluations, "demo")
-            assert evaluations == []
+            assert await running.federation.read(evaluations.read, "demo") == []
             assert (await own.upload(PAYLOAD)).digest == digest(PAYLOAD)  # nothing of it was in the way
 
 

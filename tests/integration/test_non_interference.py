@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from site_agent import connection
 from site_agent.agent import Agent
 from site_agent.client import Joined
+from site_agent.consent import Pins
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation
@@ -90,7 +91,8 @@ async def said(
     with patch.context() as patched:
         patched.setattr(connection.rpc, "FederationServiceStub", lambda channel: stub(Recording(channel, sent)))
         async with serve(store) as running:
-            agent = kind(federation.site_config(materials, folder, running.address, SITE), Silent())
+            open_ = Pins(arms=True)  # it would tell all that may be told
+            agent = kind(federation.site_config(materials, folder, running.address, SITE, agreed=open_), Silent())
             await federation.finish(agent)
     federation.assert_finished(store, rounds=ROUNDS)
     private = agent._state.rounds.local(ROUNDS)

@@ -9,6 +9,7 @@ from playwright.async_api import async_playwright
 
 from site_agent.agent import Agent
 from site_agent.client import Joined, Task
+from site_agent.consent import Pins
 from site_agent.report import REPORT
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
@@ -41,7 +42,10 @@ class Curious(Agent):
 async def test_a_federation_is_reported_on_by_both_sides(materials: Materials, tmp_path: Path) -> None:
     store = federation.create_store(tmp_path, materials.adapter, TWO)
     async with serve(store) as running:
-        configs = [federation.site_config(materials, tmp_path, running.address, site) for site in TWO]
+        configs = [
+            federation.site_config(materials, tmp_path, running.address, site, agreed=Pins(arms=site == "siemens"))
+            for site in TWO
+        ]
         await federation.finish(Curious(configs[0], Silent()), Agent(configs[1], Silent()))
 
     assert Curious.seen is not None
@@ -67,6 +71,12 @@ async def test_a_federation_is_reported_on_by_both_sides(materials: Materials, t
     shown = await federation.run_beside("aggregator", "report", "--store", store, "--html", html[1], "--json")
     assert shown.returncode == 0, shown.stderr
     theirs = json.loads(shown.stdout)
+    (told,) = theirs["arms"]
+    assert (told["site"], told["cases"]) == ("siemens", compared["cases"])
+    for arm, figures in written["arms"].items():
+        mine = {"auc": figures["test"]["auc"], **figures["test"]["at_validation"]}
+        del mine["threshold"]
+        assert told["figures"][arm] == pytest.approx(mine), "what its own report says, and no threshold"
     assert (theirs["rounds_closed"], theirs["digest"]) == (2, written["adapter"]["digest"])
     assert theirs["verified"]["ok"]
     assert theirs["audit"]["ok"]

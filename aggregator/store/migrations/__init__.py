@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from aggregator.store import schema
 
-HEAD = "0009"
+HEAD = "0010"
 FIRST = "0001"
 FOLDER = Path(__file__).parent
 REVISION = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))

@@ -133,6 +133,40 @@ the recipe's broadcast codec when its round closed.
 """
 Global___Form: typing_extensions.TypeAlias = Form
 
+class _Arm:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ArmEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Arm.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ARM_UNSPECIFIED: _Arm.ValueType  # 0
+    """None of them."""
+    ARM_PROBE: _Arm.ValueType  # 1
+    """The frozen backbone with a head fitted at the site."""
+    ARM_ALONE: _Arm.ValueType  # 2
+    """The site's own adapter and head, never federated, trained as long."""
+    ARM_GLOBAL: _Arm.ValueType  # 3
+    """The federated model without what is the site's own."""
+    ARM_DUAL: _Arm.ValueType  # 4
+    """The federated model with the site's own part."""
+
+class Arm(_Arm, metaclass=_ArmEnumTypeWrapper):
+    """A model of the comparison by which a site sees whether the federation helped it. A site tells of it only if its settings say so,
+    and not at all where the recipe lets nothing of its private part show. Since 1.5.
+    """
+
+ARM_UNSPECIFIED: Arm.ValueType  # 0
+"""None of them."""
+ARM_PROBE: Arm.ValueType  # 1
+"""The frozen backbone with a head fitted at the site."""
+ARM_ALONE: Arm.ValueType  # 2
+"""The site's own adapter and head, never federated, trained as long."""
+ARM_GLOBAL: Arm.ValueType  # 3
+"""The federated model without what is the site's own."""
+ARM_DUAL: Arm.ValueType  # 4
+"""The federated model with the site's own part."""
+Global___Arm: typing_extensions.TypeAlias = Arm
+
 @typing.final
 class Chunk(google.protobuf.message.Message):
     """A piece of an encoded tensor payload. Pieces are at most 1 MiB and arrive in order."""
@@ -753,7 +787,9 @@ Global___UploadDeltaResponse: typing_extensions.TypeAlias = UploadDeltaResponse
 
 @typing.final
 class ReportEvaluationRequest(google.protobuf.message.Message):
-    """Metrics of one version on the site's validation cases."""
+    """Metrics of one version on the site's validation cases; with an `arm`, those of one model of the comparison that a site makes at
+    the end, on cases that it held out.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -779,6 +815,7 @@ class ReportEvaluationRequest(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     CASES_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
+    ARM_FIELD_NUMBER: builtins.int
     federation: builtins.str
     """Federation."""
     agent_id: builtins.str
@@ -788,7 +825,9 @@ class ReportEvaluationRequest(google.protobuf.message.Message):
     version: builtins.int
     """Version of the global adapter that was evaluated."""
     cases: builtins.int
-    """Validation cases behind the metrics."""
+    """Cases behind the metrics."""
+    arm: Global___Arm.ValueType
+    """Which model of the comparison; unspecified: the model that the site uses. Since 1.5."""
     @property
     def metrics(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Name to value; names outside the federation's allow-list are refused."""
@@ -802,8 +841,9 @@ class ReportEvaluationRequest(google.protobuf.message.Message):
         version: builtins.int = ...,
         cases: builtins.int = ...,
         metrics: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        arm: Global___Arm.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "cases", b"cases", "federation", b"federation", "metrics", b"metrics", "round", b"round", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "arm", b"arm", "cases", b"cases", "federation", b"federation", "metrics", b"metrics", "round", b"round", "version", b"version"]) -> None: ...
 
 Global___ReportEvaluationRequest: typing_extensions.TypeAlias = ReportEvaluationRequest
 

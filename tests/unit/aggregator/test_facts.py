@@ -12,7 +12,7 @@ from aggregator.facts.calls import Calls, Failure
 from aggregator.facts.material import Material
 from aggregator.facts.sites import span
 from aggregator.rounds import AcceptedUpdate, SiteState
-from aggregator.store import agents, audit, engine, federations
+from aggregator.store import agents, audit, engine, evaluations, federations
 from shared.errors import InputError
 from shared.rpc import CallRecord
 from tests.support import adapters, closed_rounds
@@ -27,7 +27,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Material:
     closed_rounds.run(store)
     told = [("canon", 1, 0.7), ("ge", 1, 0.8), ("canon", 2, 0.75)]
     for site, version, auc in told:
-        store.write(federations.report_evaluation, "demo", site, version, version, 9, {"auc": auc}, 1100.0)
+        store.write(evaluations.report, "demo", site, version, version, 9, {"auc": auc}, 1100.0)
     for site in closed_rounds.PATIENTS:
         store.write(federations.join, "demo", site, closed_rounds.PATIENTS[site], 5000.0)
     store.write(agents.heard, "demo", "ge", "agent", 1153.0, 60.0, {"progress": 0.5, "expires_at": NOW + 86400.0})

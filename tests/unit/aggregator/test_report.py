@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from aggregator import cli
 from aggregator.report import facts, page, words
 from aggregator.rounds import SiteState
-from aggregator.store import agents, audit, federations, schema
+from aggregator.store import agents, audit, evaluations, federations, schema
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from shared.contract import Contract, RoundPolicy
@@ -48,7 +48,10 @@ def store(folder: Path) -> Iterator[Store]:
         versions = {"software_version": f"1.0-{site}", "protocol_version": "1.2"}
         made.write(agents.heard, "demo", site, f"agent-{site}", NOW, 60.0, versions)
         for number, value in enumerate(values, 1):
-            made.write(federations.report_evaluation, "demo", site, number, number, 10, {"auc": value}, NOW)
+            made.write(evaluations.report, "demo", site, number, number, 10, {"auc": value}, NOW)
+    for arm, value in (("dual", 0.75), ("probe", 0.5), ("dual", 0.875)):  # the last word counts
+        told = {"auc": value, "balanced_accuracy": 0.625}
+        made.write(evaluations.report, "demo", "ge", 2, 2, 16, told, NOW, arm)
     made.write(federations.evict, "demo", "canon", "left the study")
     told = {"site": "canon", "by": "anna", "reason": "left <the> study"}
     made.write(lambda connection: audit.append(connection, "demo", NOW, "site_evicted", **told))
@@ -75,6 +78,20 @@ def test_means_are_of_the_sites_that_reported(found: dict[str, Any]) -> None:
     (curve,) = (one for one in found["curves"] if one["metric"] == "auc")
     assert curve["mean"] == [[1, pytest.approx(0.6), 3], [2, pytest.approx(0.8), 3]]
     assert "0.600 for version 1 and 0.800 for version 2 (3 sites)" in page.summary(found)
+
+
+def test_what_a_site_tells_of_its_comparison_stands_beside_its_figures_and_not_among_them(
+    found: dict[str, Any], folder: Path
+) -> None:
+    (ge,) = found["arms"]
+    assert (ge["site"], ge["cases"], ge["version"]) == ("ge", 16, 2)
+    assert {arm: figures["auc"] for arm, figures in ge["figures"].items()} == {"probe": 0.5, "dual": 0.875}
+    assert list(ge["figures"]) == ["probe", "dual"], "in the order in which people read them"
+    assert {one["version"] for site in found["sites"] for one in site["evaluations"]} == {1, 2}
+    assert "<td>0.500 / 0.625</td>" in page.page(found).replace(' class="text"', "")
+    printed = run("--store", folder / "fed.db", "--no-verify").output
+    assert "0.500 / 0.625" in printed
+    assert "0.875 / 0.625" in printed
 
 
 def test_rounds_have_their_weights_and_diagnostics(found: dict[str, Any]) -> None:

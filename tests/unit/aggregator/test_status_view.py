@@ -10,7 +10,7 @@ import pytest
 
 from aggregator.facts import facts, material
 from aggregator.facts.facts import Facts
-from aggregator.store import audit, federations, schema
+from aggregator.store import audit, evaluations, federations, schema
 from aggregator.web import view
 from aggregator.web.markup import VOID, tag
 from shared.page import parts
@@ -52,7 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """Every place that a site or a person can write to holds hostile text."""
     store = closed_rounds.make(tmp_path_factory.mktemp("view"), rounds_count=3)
     closed_rounds.run(store)
-    store.write(federations.report_evaluation, "demo", "ge", 1, 1, 9, {"auc": 0.75}, 1100.0)
+    store.write(evaluations.report, "demo", "ge", 1, 1, 9, {"auc": 0.75}, 1100.0)
+    store.write(evaluations.report, "demo", "ge", 2, 2, 9, {"auc": 0.625}, 1100.0, "alone")
     store.write(federations.set_phase, "demo", "paused", HOSTILE, 1100.0)
     store.write(lambda c: c.execute(schema.sites.update().values(phase="evicted", reason=HOSTILE)))
     told = {"caller": "ge", "rpc": HOSTILE, "error": HOSTILE, "why": HOSTILE, "round": 0, "count": 1}
@@ -69,6 +70,13 @@ def test_hostile_text_stays_text(made: Facts) -> None:
     assert page.all("img") == []
     assert not [attributes for _, attributes in page.elements if {"onerror", "style", "onload"} & attributes.keys()]
     assert page.text.count("<script>alert(1)</script>") >= 6, "it is shown as it is"
+
+
+def test_models_that_a_site_compared_stand_in_a_table_and_what_it_does_not_tell_is_a_dash(made: Facts) -> None:
+    page = view.page(made, "")
+    assert "<th scope=\"row\">ge</th><td>-</td><td>0.625 / -</td><td>-</td><td>-</td><td>9</td>" in page
+    without = view.page({**made, "model": {**made["model"], "arms": []}}, "")
+    assert "on cases that the site held out" not in without
 
 
 def test_every_name_of_a_site_is_escaped(made: Facts) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from shared import contract
 from shared.adapter import AdapterManifest, AdapterMetadata
-from shared.contract import MAX_CONTRACT, Contract, RoundPolicy
+from shared.contract import MAX_CONTRACT, Contract, RoundPolicy, check_told
 from shared.errors import InputError
 from shared.layout import Layout
 from shared.recipe import Recipe
@@ -135,6 +135,18 @@ def test_both_sides_compute_the_same_hash_from_what_they_hold() -> None:
         recipe=Recipe(alpha_local=16.0, clip_norm=1.0),
     )
     assert here.sha256 == there.sha256
+
+
+def test_how_compared_models_do_may_not_be_told_where_nothing_private_may_show() -> None:
+    check_told(Recipe(), {"auc": 0.5}, always=True, arm="dual")
+    for recipe, said in (
+        (Recipe(mode="non-interference"), "'dual' does may not be told in mode non-interference"),
+        (Recipe(**PRIVATE), "non-interference"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_told(recipe, {"auc": 0.5}, always=True, arm="dual")
+    with pytest.raises(InputError, match=r"'best' is no model of the comparison \(known: probe, alone, global, dual\)"):
+        check_told(Recipe(), {"auc": 0.5}, arm="best")
 
 
 @pytest.mark.parametrize(

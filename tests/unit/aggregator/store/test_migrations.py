@@ -107,7 +107,7 @@ def test_an_old_store_keeps_every_row(old: str, tmp_path: Path) -> None:
     store = engine.open_store(old)
     after = store.read(rows)
     assert after.pop("alembic_version") == [{"version_num": migrations.HEAD}]
-    assert [after.pop(name) for name in ("changes", "moments", "audit", "revocations")] == [[]] * 4
+    assert [after.pop(name) for name in ("changes", "moments", "audit", "revocations", "arms")] == [[]] * 5
     for row in before["agents"]:
         row |= {"expires_at": 0.0, "serial": None, "hold": None}
     for row in before["updates"]:

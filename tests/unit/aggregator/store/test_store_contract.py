@@ -13,7 +13,7 @@ from aggregator import closing, rounds
 from aggregator.manifest import of_round
 from aggregator.optimisers import Moments
 from aggregator.rounds import UpdateHeader
-from aggregator.store import agents, engine, federations, moments, updates
+from aggregator.store import agents, engine, evaluations, federations, moments, updates
 from aggregator.store import rounds as round_rows
 from aggregator.store.engine import Store
 from aggregator.store.updates import UpdateKey
@@ -124,8 +124,8 @@ def test_a_pause_gives_its_time_back_to_the_deadline(store: Store) -> None:
 
 def test_a_repeated_evaluation_replaces_the_earlier_one(store: Store) -> None:
     for auc in (0.5, 0.75):
-        store.write(federations.report_evaluation, "demo", "ge", 1, 1, 20, {"auc": auc}, 9.0)
-    (found,) = store.read(federations.evaluations, "demo")
+        store.write(evaluations.report, "demo", "ge", 1, 1, 20, {"auc": auc}, 9.0)
+    (found,) = store.read(evaluations.read, "demo")
     assert (found["site"], found["cases"], found["metrics"]) == ("ge", 20, {"auc": 0.75})
 
 
