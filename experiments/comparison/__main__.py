@@ -109,8 +109,8 @@ def _run_missing(whole: "Plan", every: list["Task"], jobs: int) -> list[str]:
 
     methods = [task.planned.method for task in every]
     settings = tasks.of_tuning(whole, methods)
-    _announce(whole, settings, every, jobs)
     try:
+        _announce(whole, settings, every, jobs)
         if failed := engine.run(whole, settings, jobs, "tuning"):
             return failed
         tuning.choose(whole.out, methods)
