@@ -14,6 +14,7 @@ from shared.names import plain
 from shared.protocol import ATTEMPT_KEY, CALL_ID_KEY, SITE_KEY
 from shared.rpc import new_id
 from site_agent.connection import Connection
+from site_agent.doctor.certificates import asking
 from site_agent.doctor.finding import Examined, Finding, Told, failed, passed, warned
 
 T = TypeVar("T")
@@ -115,7 +116,12 @@ def _refused(examined: Examined, error: grpc.aio.AioRpcError) -> Finding:
     raised, said = status.error_of(error), plain(error.details() or "", MOST_TEXT)
     facts: dict[str, Any] = {"code": error.code().name}
     if isinstance(raised, NotEnrolled):
-        return failed(said, "ask the coordinator: only they enrol a site, or give it another certificate", **facts)
+        return failed(
+            said,
+            "only the coordinator can enrol this site or approve another certificate"
+            + (f"; if this one is revoked: {asking(examined.config.tls)}" if examined.config.tls else ""),
+            **facts,
+        )
     if raised is not None:
         return failed(said, "ask the coordinator, naming this message", **facts)
     if error.code() == grpc.StatusCode.UNIMPLEMENTED:

@@ -1,5 +1,6 @@
 """The certificate files in `site.toml`: whether they fit each other, and until when they are good."""
 
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -7,12 +8,19 @@ from shared.certificates import WARN_DAYS, expiry_words, holder_in
 from shared.errors import InputError
 from shared.tls import TlsFiles
 from site_agent.certificate import open_to_others
+from site_agent.doctor import rights
 from site_agent.doctor.finding import Examined, Finding, absent, failed, passed, warned
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 PLAIN = "plain text on loopback: there are no certificates"
+OURS, THEIRS = "this site's certificate", "the aggregator's certificate"
+RENEW = "aggregator certificates --out certs --renew"
+NEW_CA = (
+    "the coordinator makes another CA in an empty folder (aggregator certificates --out NEW --host NAME), and every site asks for "
+    "a certificate of it"
+)
 
 
 def files(examined: Examined) -> Finding:
@@ -29,12 +37,13 @@ def files(examined: Examined) -> Finding:
     except InputError as error:
         return failed(
             str(error),
-            "put the coordinator's answer in place: site-agent join --finish NAME.approved.pem; then see [tls]",
+            rights.remedy(error)
+            or "put the coordinator's answer in place: site-agent join --finish NAME.approved.pem; then see [tls]",
         )
     if not held.site:
         return failed(
             f"{tls.certificate.name} names {len(held.names['site'])} sites, expected one",
-            "ask the coordinator for a certificate of a site: site-agent join --site NAME",
+            "that is no site's: site-agent join --site NAME asks the coordinator for one",
         )
     facts = {"site": held.site, "serial": held.serial}
     if mode := open_to_others(tls):
@@ -62,9 +71,10 @@ def expiry(examined: Examined) -> Finding:
         return absent(PLAIN)
     own, authorities = _read(tls)
     now = examined.clock()
-    ends = {"this site's certificate": own, f"the CA in {tls.ca.name}": authorities[0]}
+    authority = f"the CA in {tls.ca.name}"
+    ends = {OURS: own, authority: authorities[0]}
     if examined.peer is not None:
-        ends["the aggregator's certificate"] = examined.peer.certificate
+        ends[THEIRS] = examined.peer.certificate
     until = {who: one.not_valid_after_utc.timestamp() for who, one in ends.items()}
     facts = {"expires_at": {who: round(at) for who, at in until.items()}}
     early = [who for who, one in ends.items() if one.not_valid_before_utc.timestamp() > now]
@@ -75,15 +85,21 @@ def expiry(examined: Examined) -> Finding:
             "set this machine's clock (timedatectl), or ask the coordinator about the certificate",
             **facts,
         )
-    said = [f"{who} {words}" for who, at in until.items() if (words := expiry_words(at, now))]
-    renew = "ask for another: site-agent join --site NAME; the coordinator renews the aggregator's and the CA"
-    if any(at < now for at in until.values()):
-        return failed("; ".join(said), renew, **facts)
-    if said:
-        return warned("; ".join(said), renew, **facts)
+    ending = {who: words for who, at in until.items() if (words := expiry_words(at, now))}
+    if ending:
+        said = "; ".join(f"{who} {words}" for who, words in ending.items())
+        renewals = {OURS: asking(tls), authority: NEW_CA, THEIRS: f"the coordinator renews it: {RENEW}"}
+        told = failed if any(at < now for at in until.values()) else warned
+        return told(said, "; ".join(renewals[who] for who in ending), **facts)
     first = min(until, key=lambda who: until[who])
     days = (until[first] - now) / 86_400
     return passed(f"good for {days:.0f} days ({first} ends first); warned of {WARN_DAYS[0]} days before", **facts)
+
+
+def asking(tls: TlsFiles) -> str:
+    """Return how a site comes by another certificate in the place of the one it has."""
+    site, folder = holder_in(tls.certificate).site or "NAME", shlex.quote(str(tls.key.parent))
+    return f"ask the coordinator for another: site-agent join --site {site} --out {folder}"
 
 
 def name_of(subject: "x509.Name") -> str:

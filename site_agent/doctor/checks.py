@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shared.errors import MedDualLoRAError
-from site_agent.doctor import answer, certificates, contract, data, machine, network, proxy, tls, uplink
+from site_agent.doctor import answer, certificates, contract, data, gpu, machine, network, proxy, rights, tls, uplink
 from site_agent.doctor.finding import Examined, Finding, failed, skipped
 
 TRACEBACK = "MED_DUALLORA_TRACEBACK"
@@ -69,7 +69,7 @@ CHECKS = (
     Check("uplink", "uplink", uplink.speed, 30, LINE, ("answer",), asks=True),
     Check("disk", "disk", machine.disk, 5, DISK),
     Check("shared_memory", "shared memory", machine.shared_memory, 15, HERE),
-    Check("gpu", "GPU and memory", machine.gpu, 15, HERE),
+    Check("gpu", "GPU and memory", gpu.computing, 15, HERE),
     Check("weights", "base weights", data.base_weights, 20, DISK),
     Check("data", "data", data.cases, data.READ_S + 5, DISK),
     Check(
@@ -119,7 +119,8 @@ def _looked(check: Check, examined: Examined) -> Finding:
     try:
         return check.look(examined)
     except (MedDualLoRAError, OSError) as error:  # what is wrong with an input may name a patient's file
-        return failed(f"it cannot be looked at ({type(error).__name__})", "do what the line below says", str(error))
+        remedy = rights.remedy(error) or "do what the line below says"
+        return failed(f"it cannot be looked at ({type(error).__name__})", remedy, str(error))
     except Exception as error:
         if examined.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -8,6 +8,7 @@ from shared.errors import InputError
 from shared.names import plain
 from site_agent import consent
 from site_agent.consent import ConsentWithheld
+from site_agent.doctor import rights
 from site_agent.doctor.finding import Examined, Finding, failed, passed, skipped
 from site_agent.wire import contract_of
 
@@ -24,7 +25,9 @@ def hashes(examined: Examined) -> Finding:
         kept = _kept(kept_in, demanded=examined.contract_file is not None)
     except InputError as error:
         return failed(
-            str(error), f"put {kept_in} back from a backup, or get it from the coordinator: aggregator contract --out"
+            str(error),
+            rights.remedy(error)
+            or f"put {kept_in} back from a backup, or ask for it: aggregator contract --store STORE --out contract.json",
         )
     offered: Contract | None = None
     if examined.told is not None and (joined := examined.told.joined) is not None:

@@ -3,6 +3,7 @@
 import time
 
 from shared.errors import InputError
+from site_agent.doctor import rights
 from site_agent.doctor.finding import Examined, Finding, failed, passed, warned
 
 READ_S = 15.0
@@ -21,7 +22,8 @@ def base_weights(examined: Examined) -> Finding:
     except InputError as error:
         return failed(
             str(error),
-            "set `weights` in site.toml to the file that the coordinator named, with weights_size for a bare one",
+            rights.remedy(error)
+            or "set `weights` in site.toml to the file that the coordinator named, with weights_size for a bare one",
         )
     found = weights.base_model_sha256(loaded.model)
     if examined.contract is None:
@@ -49,18 +51,20 @@ def cases(examined: Examined) -> Finding:
     except InputError as error:
         return failed(
             f"the cohort in {config.cohort} cannot be trained on",
-            "do what the line below says; site-agent prepare makes it",
+            rights.remedy(error) or "do what the line below says; site-agent prepare makes it",
             str(error),
         )
-    broken, read, until = [], 0, time.monotonic() + READ_S
+    broken, denied, read, began = list[str](), "", 0, time.monotonic()
     for case in cohort.cases:
-        if time.monotonic() > until:
+        if time.monotonic() - began > READ_S:
             break
         read += 1
         try:
             cohorts.load_frames(case)
         except InputError as error:
             broken.append(str(error))
+            denied = denied or rights.remedy(error)
+    took = time.monotonic() - began
     counts = {
         "cases": len(cohort.cases),
         "training": len(training),
@@ -72,7 +76,7 @@ def cases(examined: Examined) -> Finding:
     if broken:
         return failed(
             f"{len(broken)} of {read} cases cannot be read",
-            "prepare the cohort again: site-agent prepare; or take their rows out of cases.csv",
+            denied or "prepare the cohort again: site-agent prepare; or take their rows out of cases.csv",
             "; ".join(broken[:MOST_NAMED]) + ("; …" if len(broken) > MOST_NAMED else ""),
             **counts,
         )
@@ -92,8 +96,10 @@ def cases(examined: Examined) -> Finding:
     )
     if read < len(cohort.cases):
         return warned(
-            f"{words}; {read} of them were read in {READ_S:g} s, and are sound",
-            "the disk is slow to read from: a local one saves time in the first round",
+            f"{words}; {read} of them were read in {took:.1f} s, and are sound; all would take about "
+            f"{took * len(cohort.cases) / read:,.0f} s",
+            "the first round takes so much longer: put `cohort` on a local disk, if this one is slow",
+            read_s=round(took, 3),
             **counts,
         )
     if not counts["validation"]:

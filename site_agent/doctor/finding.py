@@ -100,10 +100,11 @@ class Told:
 class Examined:
     """One site, and what earlier checks have found of it. Nothing of it is ever written.
 
-    `asked`: an aggregator was named, so the network is looked at. `environ`: for proxy variables. `contract_file`: a contract that
-    was handed over, in place of the one in the state folder. `clock`: seconds since 1970. `patience_s`: longest wait for a
-    connection or for the next answer on it. `not_enrolled`: why there is no certificate to look at. `origin`: in words, of one
-    that is not in place yet. `ends_at`: when the check under way is given up, by time.monotonic().
+    `asked`: an aggregator was named, so the network is looked at. `environ`: for variables of proxies and GPUs. `contract_file`: a
+    contract that was handed over, in place of the one in the state folder. `clock`: seconds since 1970. `patience_s`: longest wait
+    for a connection or for the next answer on it. `nvidia`: what an NVIDIA driver shows of itself. `not_enrolled`: why there is no
+    certificate to look at. `origin`: in words, of one that is not in place yet. `ends_at`: when the check under way is given up, by
+    time.monotonic().
     """
 
     config: SiteConfig
@@ -113,6 +114,7 @@ class Examined:
     clock: Callable[[], float] = time.time
     patience_s: float = 4.0
     shared_memory: Path = Path("/dev/shm")
+    nvidia: Path = Path("/proc/driver/nvidia/version")
     proxy: Proxy | None = None
     peer: Peer | None = None
     told: Told | None = None

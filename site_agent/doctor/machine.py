@@ -1,11 +1,11 @@
-"""The machine: room on disks, shared memory, GPU and memory."""
+"""The machine: room on disks, and shared memory."""
 
-import os
 import shutil
 from pathlib import Path
 
 from shared.contract import Contract
 from site_agent.cache.folder import LEFT_FREE_BYTES, CacheFolder
+from site_agent.doctor import rights
 from site_agent.doctor.finding import Examined, Finding, failed, passed, warned
 
 MB, GB = 1_000_000, 1_000_000_000
@@ -14,8 +14,6 @@ COPIES_A_ROUND, COPIES_BESIDE = 3, 8
 """Of the adapter in a state folder: local part, update and residual of each round; beside them versions and checkpoints."""
 SHARED_BYTES, SHARED_BYTES_OF_SEVERAL = 60 * MB, GB
 """Containers get 64 MiB by default. NCCL, which several GPUs talk by, wants a gigabyte (NCCL user guide, troubleshooting)."""
-LEAST_MEMORY_BYTES = 2 * GB
-NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def disk(examined: Examined) -> Finding:
@@ -23,16 +21,9 @@ def disk(examined: Examined) -> Finding:
     config = examined.config
     needed = _state_bytes(examined.contract)
     folders = {"state": config.state} | ({"cache": config.cache_folder} if config.cache_mb else {})
-    free: dict[str, int] = {}
-    for name, folder in folders.items():
-        there = _nearest(folder)
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            why = "not open to this user" if there.is_dir() else "a file"
-            return failed(
-                f"{name} folder {folder} cannot be written to: {there} is {why}",
-                f"give this user rights on {there}, or set `{name}` in site.toml to another folder",
-            )
-        free[name] = shutil.disk_usage(there).free
+    if closed := rights.closed(folders):
+        return failed("; ".join(words for words, _ in closed), "; ".join(remedy for _, remedy in closed))
+    free = {name: shutil.disk_usage(rights.nearest(folder)).free for name, folder in folders.items()}
     facts = {"free_bytes": free, "state_needs_bytes": needed}
     words = ", ".join(f"{size / GB:,.1f} GB free for {name}" for name, size in free.items())
     if free["state"] < needed:
@@ -70,56 +61,6 @@ def shared_memory(examined: Examined) -> Finding:
     return passed(words, bytes=size, wanted_bytes=wanted)
 
 
-def gpu(examined: Examined) -> Finding:
-    """Look for what `device` asks for, and how much memory of it is free."""
-    import torch
-
-    from site_agent.training.memory import total_bytes
-
-    config = examined.config
-    if config.device != "cpu" and torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        facts: dict[str, object] = {"device": "cuda", "free_bytes": free, "total_bytes": total}
-        facts |= {"gpus": torch.cuda.device_count(), "name": torch.cuda.get_device_name()}
-        words = f"{facts['name']}, {free / GB:,.1f} of {total / GB:,.1f} GB free"
-        if free < total / 2:
-            return warned(
-                f"{words}: other programs use it",
-                "end what else runs there (nvidia-smi names it); with less memory the agent takes fewer samples at a time",
-                **facts,
-            )
-        return passed(words, **facts)
-    driver = NVIDIA.exists()
-    if config.device == "cuda":
-        return failed(
-            f"device is 'cuda', and torch {torch.__version__} sees no GPU",
-            "install a CUDA build of torch and look at nvidia-smi (in a container: --gpus all); or set device = 'cpu' in site.toml"
-            if driver
-            else "install NVIDIA's driver (nvidia-smi shows whether it works); or set device = 'cpu' in site.toml",
-            device="cuda",
-            driver=driver,
-        )
-    total, free = total_bytes(), _available_bytes()
-    facts = {
-        "device": "cpu",
-        "free_bytes": free,
-        "total_bytes": total,
-        "threads": config.threads,
-        "cores": os.cpu_count(),
-    }
-    cores = f"{config.threads} of {os.cpu_count()} cores used (`threads`)"
-    words = f"CPU, {cores}, {free / GB:,.1f} of {total / GB:,.1f} GB memory free"
-    if driver and config.device == "auto":
-        return warned(
-            f"{words}; there is an NVIDIA driver, and torch {torch.__version__} sees no GPU",
-            "install a CUDA build of torch, or set device = 'cpu' in site.toml if the GPU is not meant for this",
-            **facts,
-        )
-    if free < LEAST_MEMORY_BYTES:
-        return warned(words, "end what else runs here, or take a machine with more memory", **facts)
-    return passed(words, **facts)
-
-
 def _state_bytes(contract: Contract | None) -> int:
     if contract is None:
         return LEAST_STATE_BYTES
@@ -127,23 +68,5 @@ def _state_bytes(contract: Contract | None) -> int:
     return max(LEAST_STATE_BYTES, copies * contract.manifest.layout.size)
 
 
-def _nearest(folder: Path) -> Path:
-    """Return a folder, or the nearest one above it that is there."""
-    whole = folder.absolute()
-    return next(one for one in (whole, *whole.parents) if one.exists())
-
-
 def _held(cache: Path) -> int:
     return sum(usage.size for usage in CacheFolder(cache, 0).usage()) if cache.is_dir() else 0
-
-
-def _available_bytes() -> int:
-    """Return what the kernel could give without swapping (MemAvailable of proc(5)), within the limit of this process's group."""
-    from site_agent.training.memory import total_bytes
-
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(found << 10, total_bytes())

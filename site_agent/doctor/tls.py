@@ -4,14 +4,16 @@ Three things may be in the way: a server with another certificate than the feder
 own), a connection without ALPN, which gRPC refuses, and an aggregator that does not take this site's certificate.
 """
 
+import shlex
 import ssl
 from datetime import UTC, datetime
 
 from cryptography import x509
 
+from shared.names import plain
 from shared.tls import TlsFiles
 from site_agent.doctor import network
-from site_agent.doctor.certificates import PLAIN, authority_of, name_of
+from site_agent.doctor.certificates import NEW_CA, PLAIN, RENEW, THEIRS, asking, authority_of, name_of
 from site_agent.doctor.finding import Examined, Finding, Peer, absent, failed, passed, skipped
 
 H2 = "h2"
@@ -21,6 +23,7 @@ SETTINGS_FRAME = 4
 EXPIRED, NOT_YET = 10, 9
 WRONG_HOST, WRONG_ADDRESS = 62, 64
 """Of X509_verify_cert_error_string (openssl/x509_vfy.h)."""
+MOST_NAMES, MOST_OF_A_NAME = 8, 253
 INSPECTED = (
     "if a firewall or proxy inspects TLS here, have it pass {target} through untouched: the agent takes no other certificate than "
     "the federation's"
@@ -43,7 +46,7 @@ def chain(examined: Examined) -> Finding:
     except ssl.SSLCertVerificationError as error:
         return _not_verified(examined, tls, error)
     except (ssl.SSLError, OSError) as error:
-        return _no_tls(examined, error)
+        return _no_tls(examined, tls, error)
     assert examined.peer is not None
     names = ", ".join(_names(examined.peer.certificate))
     return passed(
@@ -121,21 +124,21 @@ def _not_verified(examined: Examined, tls: TlsFiles, error: ssl.SSLCertVerificat
     issuer, expected = name_of(shown.issuer), name_of(authority_of(tls).subject)
     facts = {"issuer": issuer, "expected_issuer": expected, "names": _names(shown), "verify_code": error.verify_code}
     if error.verify_code in (WRONG_HOST, WRONG_ADDRESS):
+        hosts = " ".join(f"--host {shlex.quote(one)}" for one in (*_names(shown), examined.host))
         return failed(
             f"the certificate is for {', '.join(_names(shown)) or 'nobody'}, and '{examined.host}' is dialled",
-            "dial one of those names, or have the coordinator make one for this name: aggregator certificates --host "
-            f"{examined.host}",
+            f"dial one of those names, or have the coordinator renew it for this one too: {RENEW} {hosts}",
             **facts,
         )
     if error.verify_code in (EXPIRED, NOT_YET):
         now = datetime.fromtimestamp(examined.clock(), UTC)
         begins, ends = shown.not_valid_before_utc, shown.not_valid_after_utc
-        whose = "the aggregator's certificate" if not begins <= now <= ends else f"the CA in {tls.ca.name}"
+        whose, renewal = (THEIRS, RENEW) if not begins <= now <= ends else (f"the CA in {tls.ca.name}", NEW_CA)
         kind = "has expired" if error.verify_code == EXPIRED else "is not valid yet"
         return failed(
             f"{whose} {kind}: that shown is good from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and it is "
             f"{now:%Y-%m-%d %H:%M} UTC here",
-            "if this machine's clock is right, tell the coordinator to renew it (aggregator certificates); else set the clock",
+            f"if this machine's clock is right, tell the coordinator: {renewal}; else set the clock (timedatectl)",
             **facts,
         )
     if issuer == expected:
@@ -152,7 +155,7 @@ def _not_verified(examined: Examined, tls: TlsFiles, error: ssl.SSLCertVerificat
     )
 
 
-def _no_tls(examined: Examined, error: OSError) -> Finding:
+def _no_tls(examined: Examined, tls: TlsFiles, error: OSError) -> Finding:
     target = examined.config.aggregator
     if isinstance(error, TimeoutError):
         return failed(
@@ -165,29 +168,33 @@ def _no_tls(examined: Examined, error: OSError) -> Finding:
             "what listens does not speak TLS",
             f"compare {target} with what the coordinator gave you: another service has this port, or it serves --plain",
         )
-    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+    closed = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))  # which of them, by the version of OpenSSL
+    if isinstance(error, ssl.SSLError) and not closed:
         return failed(
             f"the TLS handshake failed: {reason}",
-            "if it names an alert, the other side did not take this site's certificate or TLS version; "
+            f"if it names an alert, the other side did not take this site's certificate or its TLS: {asking(tls)}; "
             + INSPECTED.format(target=target),
         )
     return failed(
-        f"the connection was cut in the TLS handshake: {'it was closed' if isinstance(error, ssl.SSLEOFError) else reason}",
+        f"the connection was cut in the TLS handshake: {'it was closed' if closed else reason}",
         f"a firewall that knows TLS may forbid it, or the aggregator's front does not know {target}: have it allowed by name",
     )
 
 
 def _refused(examined: Examined, reason: str) -> Finding:
+    assert examined.config.tls is not None
     return failed(
         f"the handshake came about, and then the aggregator did not take this site's certificate ({reason})",
-        "its CA must be the aggregator's: ask the coordinator to sign it anew (site-agent join --site NAME)",
+        f"its CA must be the aggregator's: {asking(examined.config.tls)}",
         reason=reason,
     )
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
+    """Return whom a certificate is for. Nobody may have vouched for it yet."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
         return []
-    return [*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))]
+    names = (*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress)))
+    return [plain(name, MOST_OF_A_NAME) for name in names[:MOST_NAMES]]

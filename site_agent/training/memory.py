@@ -34,10 +34,12 @@ def for_training(processes: int) -> int:
 def total_bytes(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """Return the machine's memory, or the least limit that this process's control groups (version 1 or 2) set."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_limits(cgroups, own)])
+    limits = (number_in(file) for file in limit_files(cgroups, own))
+    return min([machine, *(limit for limit in limits if limit is not None)])
 
 
-def _limits(cgroups: Path, own: Path) -> list[int]:
+def limit_files(cgroups: Path, own: Path) -> list[Path]:
+    """Return where the limits of this process's control groups stand, if they have any."""
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:  # no Linux
@@ -54,10 +56,10 @@ def _limits(cgroups: Path, own: Path) -> list[int]:
                 files.append(cgroups / group / "memory.max")
             elif "memory" in controllers.split(","):
                 files.append(cgroups / "memory" / group / "memory.limit_in_bytes")
-    return [limit for file in files if (limit := _number_in(file)) is not None]
+    return files
 
 
-def _number_in(file: Path) -> int | None:
+def number_in(file: Path) -> int | None:
     """Return what a file says; None if it is not there, not ours to read, or says `max`."""
     try:
         text = file.read_text(encoding="utf-8").strip()

@@ -1,5 +1,9 @@
 """A site for the doctor to look at, whose files and settings a test makes wrong in one way."""
 
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,23 @@ def certified(folder: Path, *hosts: str, sites: tuple[str, ...] = ("ge",), **whe
     """Make a CA, an aggregator's certificate for these hosts, and the sites'; return the first site's files."""
     certificates.make(folder, hosts or ("127.0.0.1",), sites, **when)
     return tls_of(folder, sites[0])
+
+
+@contextmanager
+def mounted(*commands: str, folder: Path) -> Iterator[Path]:
+    """Mount what the commands, run in `folder`, mount: for nobody else. Yield the folder as it is seen there."""
+    namespace = ["unshare", "-m" if os.getuid() == 0 else "-Urm"]
+    script = "; ".join(["set -e", *commands, "echo ready", "exec cat"])
+    with subprocess.Popen(
+        [*namespace, "sh", "-c", script], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield Path(f"/proc/{process.pid}/root{folder}")
+        finally:
+            process.stdin.close()  # which ends it, and with it the namespace
 
 
 def examined(folder: Path, tls: TlsFiles | None, port: int = 1, host: str = "127.0.0.1", **more: Any) -> Examined:

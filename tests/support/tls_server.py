@@ -36,10 +36,20 @@ def listening(answer: Answer) -> Iterator[int]:
 
 
 def tls(
-    certificate: Path, key: Path, *, alpn: tuple[str, ...] = ("h2",), ca: Path | None = None, says: bytes = SETTINGS
+    certificate: Path,
+    key: Path,
+    *,
+    alpn: tuple[str, ...] = ("h2",),
+    ca: Path | None = None,
+    says: bytes = SETTINGS,
+    newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
 ) -> Answer:
-    """Shake hands with this certificate, demand one of `ca` if given, say something, and wait until the other side closes."""
+    """Shake hands with this certificate, demand one of `ca` if given, say something, and wait until the other side closes.
+
+    `newest`: of TLS. Up to 1.2 a client hears within the handshake that its certificate is not taken, from 1.3 on after it.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
     context.load_cert_chain(certificate, key)
     if alpn:
         context.set_alpn_protocols(list(alpn))

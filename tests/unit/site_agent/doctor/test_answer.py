@@ -19,7 +19,7 @@ from shared.contract import Contract, RoundPolicy
 from shared.recipe import Recipe
 from site_agent.doctor import answer, contract, uplink
 from tests.support import adapters
-from tests.support.doctored import examined
+from tests.support.doctored import certified, examined
 
 V0 = adapters.adapter()
 CONTRACT = Contract(
@@ -97,6 +97,34 @@ def test_an_aggregator_that_hangs_fails_within_patience(tmp_path: Path) -> None:
     assert found.facts["code"] == "DEADLINE_EXCEEDED"
 
 
+def test_an_aggregator_that_nobody_runs_fails_with_grpcs_code(tmp_path: Path) -> None:
+    with serving(None) as port:
+        pass
+    found = answer.knows_us(examined(tmp_path, None, port))
+    assert found.status == "FAIL"
+    assert found.words.startswith("no answer by gRPC (UNAVAILABLE: ")
+    assert "ask the coordinator whether the aggregator runs" in found.remedy
+
+
+def test_what_the_aggregator_itself_says_is_passed_on(tmp_path: Path) -> None:
+    def refuse(request: pb.ProbeRequest, context: Any) -> None:
+        context.set_trailing_metadata(((protocol.ERROR_KEY, "StoreUnavailable"),))
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the store does not answer")
+
+    with serving(refuse) as port:
+        found = answer.knows_us(examined(tmp_path, None, port))
+    assert (found.status, found.words) == ("FAIL", "the store does not answer")
+    assert found.remedy == "ask the coordinator, naming this message"
+
+
+def test_certificate_files_that_have_gone_since_they_were_looked_at_fail_by_name(tmp_path: Path) -> None:
+    files = certified(tmp_path)
+    files.ca.unlink()
+    found = answer.knows_us(examined(tmp_path, files))
+    assert found.status == "FAIL"
+    assert found.words == f"cannot read TLS file {files.ca}: No such file or directory"
+
+
 @pytest.mark.parametrize(
     ("ahead_s", "status"), [(0.0, "PASS"), (45.0, "WARN"), (-45.0, "WARN"), (3600.0, "FAIL"), (-3600.0, "FAIL")]
 )
@@ -143,6 +171,14 @@ def test_an_offer_at_first_contact_passes_as_new(tmp_path: Path) -> None:
     found = offered(tmp_path, telling())
     assert (found.status, found.facts["contract"]) == ("PASS", CONTRACT.sha256)
     assert "the first join agrees to it" in found.words
+
+
+def test_an_offer_that_was_agreed_to_passes_as_that(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/contract.json").write_bytes(CONTRACT.to_bytes())
+    found = offered(tmp_path, telling())
+    assert found.status == "PASS"
+    assert found.words.endswith("what this site agreed to; nothing is pinned in [agreed]")
 
 
 def test_a_hash_that_is_not_that_of_the_contract_fails(tmp_path: Path) -> None:

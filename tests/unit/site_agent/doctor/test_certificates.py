@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from aggregator import certificates as authority
 from site_agent.doctor import certificates
+from site_agent.doctor.finding import Peer
 from tests.support.doctored import certified, examined
 from tests.support.serving import tls_of
 
@@ -40,6 +42,17 @@ def test_a_ca_that_is_no_certificate_fails(tmp_path: Path) -> None:
     files = certified(tmp_path)
     files.ca.write_text("from: coordinator")
     assert certificates.files(examined(tmp_path, files)).status == "FAIL"
+
+
+@pytest.mark.parametrize("damaged", ["certificate", "key"])
+def test_a_file_that_is_no_pem_fails_by_name(tmp_path: Path, damaged: str) -> None:
+    files = certified(tmp_path)
+    whole = getattr(files, damaged).read_bytes()
+    getattr(files, damaged).write_bytes(whole[: len(whole) // 2])
+    found = certificates.files(examined(tmp_path, files))
+    assert found.status == "FAIL"
+    assert f"{getattr(files, damaged)} holds no {damaged}" in found.words
+    assert "site-agent join --finish NAME.approved.pem" in found.remedy
 
 
 def test_a_coordinators_certificate_is_no_sites(tmp_path: Path) -> None:
@@ -82,6 +95,37 @@ def test_the_end_of_a_certificate_is_told_by_this_machines_clock(
     found = certificates.expiry(examined(tmp_path, files, clock=clock))
     assert found.status == status
     assert said in found.words
+
+
+@pytest.mark.parametrize(
+    ("ending", "remedies"),
+    [
+        ({"aggregator": 30}, ["the coordinator renews it: aggregator certificates --out certs --renew"]),
+        ({"aggregator": -1}, ["the coordinator renews it: aggregator certificates --out certs --renew"]),
+        ({"ge": 30}, ["ask the coordinator for another: site-agent join --site ge --out HERE"]),
+        (
+            {"ge": -1, "aggregator": 30},
+            ["site-agent join --site ge --out HERE", "aggregator certificates --out certs --renew"],
+        ),
+    ],
+)
+def test_who_renews_what_ends_is_told_and_nothing_else(
+    tmp_path: Path, ending: dict[str, int], remedies: list[str]
+) -> None:
+    now = datetime.now(UTC)
+    files = certified(tmp_path, now=now)
+    for name, days in ending.items():
+        authority.renew(tmp_path, sites=() if name == "aggregator" else (name,), now=now + timedelta(days=days - 397))
+    shown = x509.load_pem_x509_certificate((tmp_path / "aggregator.pem").read_bytes())
+    found = certificates.expiry(examined(tmp_path, files, peer=Peer(shown, "h2", "TLSv1.3")))
+    assert found.status == ("FAIL" if min(ending.values()) < 0 else "WARN")
+    told = found.remedy.split("; ")
+    assert [one for one in remedies if not any(one.replace("HERE", str(tmp_path)) in said for said in told)] == []
+    assert len(told) == len(ending)
+    assert ("the aggregator's certificate" in found.words, "this site's" in found.words) == (
+        "aggregator" in ending,
+        "ge" in ending,
+    )
 
 
 def test_without_tls_there_are_no_certificates(tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def test_an_error_of_ours_and_a_defect_fail_and_keep_their_text_to_the_screen(tm
     assert found["b"].words == "unexpected ZeroDivisionError"
 
 
+def test_a_defect_shows_where_it_is_to_who_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def breaks(site: object) -> Finding:
+        raise ZeroDivisionError("in the measure")
+
+    found = run(tmp_path, check("a", breaks))["a"]
+    assert f"{checks.TRACEBACK}=1 shows where" in found.remedy
+    assert capsys.readouterr().err == ""
+    run(tmp_path, check("a", breaks), environ={checks.TRACEBACK: "1"})
+    assert "ZeroDivisionError: in the measure" in capsys.readouterr().err
+
+
 def test_without_an_aggregator_the_network_is_not_asked_for(tmp_path: Path) -> None:
     asking = check("a", lambda site: pytest.fail("tried"), asks=True)
     found = run(tmp_path, asking, check("b", lambda site: passed("yes")), asked=False)

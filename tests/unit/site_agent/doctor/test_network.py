@@ -39,6 +39,13 @@ def test_a_port_on_which_nobody_listens_fails_as_refused(tmp_path: Path) -> None
     assert "nobody listens there" in found.remedy
 
 
+def test_an_address_without_a_route_fails_as_that(tmp_path: Path) -> None:
+    site = examined(tmp_path, certified(tmp_path), 443, "224.0.0.1")  # a multicast group's: TCP has no route to one
+    found = network.tcp(site)
+    assert (found.status, found.words) == ("FAIL", "224.0.0.1 port 443 cannot be reached: Network is unreachable")
+    assert "this machine has no route there" in found.remedy
+
+
 def test_a_port_that_drops_what_comes_fails_as_silence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]

@@ -1,7 +1,9 @@
 """Contract, weights, data and a training step of a site of a few thousand numbers, made wrong in one way."""
 
 import math
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from shared.contract import Contract
 from shared.recipe import Recipe
 from site_agent.consent import Pins
 from site_agent.data import cases as table
-from site_agent.doctor import contract, data, machine, training
+from site_agent.doctor import checks, contract, data, training
 from site_agent.doctor.finding import Examined
 from site_agent.models.backbone import Prefix
 from site_agent.training.activations import Activations
@@ -107,6 +109,7 @@ def test_a_damaged_contract_and_a_missing_file_fail(site: Site) -> None:
 def test_the_federations_weights_pass_and_others_fail_with_both_hashes(site: Site) -> None:
     wanted = site.contract.manifest.metadata.base_model_sha256[:12]
     assert data.base_weights(site.examined()).words == f"{wanted}, as the contract says"
+    assert data.base_weights(site.examined(contract=None)).words == f"{wanted}; there is no contract to compare it with"
     other = tiny_site.write_backbone(site.folder / "other", seed=2)
     found = data.base_weights(site.examined(weights=other))
     assert found.status == "FAIL"
@@ -157,6 +160,46 @@ def test_no_case_for_validation_is_warned_of(site: Site) -> None:
     assert data.cases(site.examined(validation_fold=2)).status == "WARN"
 
 
+def slow_disk(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> None:
+    """Let every image wait before its first byte comes."""
+    read_bytes = Path.read_bytes
+
+    def slow(path: Path) -> bytes:
+        if path.suffix == ".gz":
+            wait()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", slow)
+
+
+def test_cases_that_take_too_long_to_read_are_read_in_part_and_all_of_it_is_estimated(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_disk(monkeypatch, lambda: time.sleep(0.01))
+    monkeypatch.setattr(data, "READ_S", 0.05)  # of 15
+    found = data.cases(site.examined())
+    assert found.status == "WARN"
+    read, took_s = found.facts["read"], found.facts["read_s"]
+    assert 1 <= read <= 3
+    assert 0.05 < took_s < 1
+    assert f"{read} of them were read in {took_s:.1f} s, and are sound; all would take about" in found.words
+    assert "put `cohort` on a local disk" in found.remedy
+
+
+def test_a_disk_that_does_not_answer_fails_the_data_in_its_time_and_the_step_is_not_tried(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    slow_disk(monkeypatch, answers.wait)
+    of_data, of_step = (next(check for check in checks.CHECKS if check.name == name) for name in ("data", "step"))
+    assert of_data.limit_s > data.READ_S
+    found, step = checks.examine(site.examined(), checks=[replace(of_data, limit_s=0.1), of_step])
+    answers.set()
+    assert (found.finding.status, found.finding.words) == ("FAIL", "it did not end within 0.1 s")
+    assert "look at it, or at the file server it comes from" in found.finding.remedy
+    assert (step.finding.status, step.finding.words) == ("SKIP", "not tried: needs data")
+
+
 # --- a training step ----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +228,11 @@ def test_a_step_of_any_method_is_timed(site: Site, recipe: Recipe) -> None:
     assert found.status == "PASS", found.private
     assert found.facts["step_s"] > 0
     assert (found.facts["first_round_s"] == found.facts["later_round_s"]) == (recipe.views == 0)
+
+
+def test_a_step_is_timed_with_any_numbers_where_version_0_was_not_drawn(site: Site) -> None:
+    found = training.one_step(site.looked_through(contract=replace(site.contract, adapter_digest="0" * 64)))
+    assert found.status == "PASS", found.private
 
 
 def slow_at_first(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -260,45 +308,3 @@ def test_weights_of_another_network_fail_the_step_in_words(site: Site) -> None:
     found = training.one_step(site.looked_through(weights=other))
     assert (found.status, found.words) == ("FAIL", "training cannot begin")
     assert "base model has hash" in found.private
-
-
-# --- the machine --------------------------------------------------------------------------------------------------------
-
-
-def test_a_gpu_that_is_asked_for_and_not_there_fails(site: Site) -> None:
-    import torch
-
-    found = machine.gpu(site.examined(device="cuda"))
-    assert found.status == ("PASS" if torch.cuda.is_available() else "FAIL")
-    if found.status == "FAIL":
-        assert "sees no GPU" in found.words
-
-
-def test_a_cpu_tells_its_memory(site: Site) -> None:
-    found = machine.gpu(site.examined(device="cpu"))
-    assert found.facts["device"] == "cpu"
-    assert 0 < found.facts["free_bytes"] <= found.facts["total_bytes"]
-
-
-def test_a_state_folder_that_is_a_file_fails(site: Site) -> None:
-    (site.folder / "state").write_text("")
-    found = machine.disk(site.examined())
-    assert found.status == "FAIL"
-    assert found.words.endswith("is a file")
-
-
-def test_a_contract_of_many_rounds_needs_more_room_than_there_is(site: Site) -> None:
-    policy = replace(site.contract.policy, rounds=10**12)
-    found = machine.disk(site.examined(contract=replace(site.contract, policy=policy)))
-    assert found.status == "FAIL"
-    assert "free for the state folder" in found.words
-
-
-def test_a_cache_larger_than_its_disk_is_warned_of(site: Site) -> None:
-    found = machine.disk(site.examined(cache_mb=10**9))
-    assert found.status == "WARN"
-    assert "cache_mb = 1000000000" in found.words
-
-
-def test_shared_memory_that_is_not_there_is_warned_of(site: Site) -> None:
-    assert machine.shared_memory(site.examined(shared_memory=site.folder / "shm")).status == "WARN"

@@ -1,6 +1,10 @@
 """TLS that is wrong in one way, by real servers on loopback."""
 
 import ipaddress
+import re
+import shlex
+import socket
+import ssl
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from aggregator.certificates import Authority
 from site_agent.doctor import tls
 from site_agent.doctor.finding import Examined, Finding
-from tests.support import tls_server
+from tests.support import command, tls_server
 from tests.support.doctored import certified, examined
 from tests.support.serving import tls_of
 from tests.support.tls_server import listening
@@ -70,7 +74,48 @@ def test_another_name_than_is_dialled_fails_with_both(tmp_path: Path, hosts: tup
     found, _ = looked(tmp_path, server(tmp_path), dialled)
     assert found.status == "FAIL"
     assert found.words == f"the certificate is for {hosts[0]}, and '{dialled}' is dialled"
-    assert f"--host {dialled}" in found.remedy
+    assert f"aggregator certificates --out certs --renew --host {hosts[0]} --host {dialled}" in found.remedy
+
+
+def test_a_name_that_would_be_a_command_is_quoted_and_what_cannot_be_printed_left_out(tmp_path: Path) -> None:
+    """Nobody has vouched yet for what a stranger shows."""
+    certified(tmp_path)
+    (tmp_path / "aggregator.pem").unlink()
+    Authority.read(tmp_path).issue(tmp_path, "aggregator", [x509.DNSName("a;\x1b[2Jreboot")], NOW, server=True)
+    found, _ = looked(tmp_path, server(tmp_path))
+    assert "the certificate is for a;[2Jreboot, and" in found.words
+    assert "--host 'a;[2Jreboot' --host 127.0.0.1" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("hosts", "aged", "dialled"), [(("fed.example.org",), 0, "127.0.0.1"), (("127.0.0.1",), 500, "127.0.0.1")]
+)
+def test_what_the_coordinator_is_to_do_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], aged: int, dialled: str
+) -> None:
+    certified(certs := tmp_path / "certs", *hosts, now=NOW - timedelta(days=aged))
+    found, _ = looked(certs, server(certs), dialled)
+    assert found.status == "FAIL"
+    told = re.search(r"aggregator (certificates [^;]+)", found.remedy)
+    assert told, found.remedy
+    monkeypatch.chdir(tmp_path)
+    renewed = command.run(*shlex.split(told[1]))
+    assert renewed.returncode == 0, renewed.stderr
+    assert looked(certs, server(certs), dialled)[0].status == "PASS"
+
+
+def test_a_ca_that_has_ended_fails_and_another_is_to_be_made(tmp_path: Path) -> None:
+    certified(tmp_path, now=NOW - timedelta(days=4000))
+    (tmp_path / "aggregator.pem").unlink()
+    address = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    Authority.read(tmp_path).issue(tmp_path, "aggregator", address, NOW, server=True)
+    found, _ = looked(tmp_path, server(tmp_path))
+    assert found.status == "FAIL"
+    assert found.words.startswith("the CA in ca.pem has expired: ")
+    assert (
+        "the coordinator makes another CA in an empty folder (aggregator certificates --out NEW --host NAME)"
+        in found.remedy
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,6 +163,20 @@ def test_without_alpn_h2_it_fails(tmp_path: Path, offered: tuple[str, ...], stat
         assert "inspects TLS" in found.remedy
 
 
+def test_without_a_handshake_alpn_is_not_tried_and_stops_what_needs_it(tmp_path: Path) -> None:
+    certified(tmp_path)
+    _, site = looked(tmp_path, tls_server.plain(b"SSH-2.0-OpenSSH_9.2\r\n"))
+    assert (tls.alpn(site).status, tls.alpn(site).blocks) == ("SKIP", True)
+
+
+def test_a_certificate_for_nobody_fails_as_that(tmp_path: Path) -> None:
+    certified(tmp_path)
+    (tmp_path / "aggregator.pem").unlink()
+    Authority.read(tmp_path).issue(tmp_path, "aggregator", [x509.RFC822Name("anna@example.org")], NOW, server=True)
+    found, _ = looked(tmp_path, server(tmp_path))
+    assert (found.status, found.words) == ("FAIL", "the certificate is for nobody, and '127.0.0.1' is dialled")
+
+
 def test_alpn_is_looked_at_even_where_the_chain_fails(tmp_path: Path) -> None:
     certified(tmp_path)
     certified(tmp_path / "other")
@@ -133,7 +192,33 @@ def test_an_aggregator_of_another_ca_refuses_the_sites_certificate(tmp_path: Pat
         taken = tls.client_certificate(examined(tmp_path, files, port))
     assert refused.status == "FAIL"
     assert "did not take this site's certificate" in refused.words
+    assert refused.remedy.endswith(f"site-agent join --site ge --out {tmp_path / 'other'}")
     assert taken.status == "PASS"
+
+
+def test_with_tls_1_2_the_handshake_itself_fails_with_the_other_sides_alert(tmp_path: Path) -> None:
+    files, other = certified(tmp_path), certified(tmp_path / "other")
+    with listening(server(tmp_path, ca=files.ca, newest=ssl.TLSVersion.TLSv1_2)) as port:
+        found = tls.chain(examined(tmp_path, replace(files, certificate=other.certificate, key=other.key), port))
+    assert found.status == "FAIL"
+    assert found.words.startswith("the TLS handshake failed: TLSV1_ALERT_")
+    assert f"site-agent join --site ge --out {tmp_path / 'other'}" in found.remedy
+
+
+def test_a_connection_that_is_closed_in_place_of_http_2_fails_as_a_refusal(tmp_path: Path) -> None:
+    files = certified(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "aggregator.pem", tmp_path / "aggregator.key")
+
+    def hang_up(line: socket.socket) -> None:
+        with context.wrap_socket(line, server_side=True) as wrapped:
+            wrapped.recv(1 << 10)
+            wrapped.unwrap()
+
+    with listening(hang_up) as port:
+        found = tls.client_certificate(examined(tmp_path, files, port))
+    assert found.status == "FAIL"
+    assert "did not take this site's certificate (it closed the connection)" in found.words
 
 
 def test_tls_that_is_no_http_2_fails_as_that(tmp_path: Path) -> None:
