@@ -74,7 +74,7 @@ def test_hostile_text_stays_text(made: Facts) -> None:
 
 def test_models_that_a_site_compared_stand_in_a_table_and_what_it_does_not_tell_is_a_dash(made: Facts) -> None:
     page = view.page(made, "")
-    assert "<th scope=\"row\">ge</th><td>-</td><td>0.625 / -</td><td>-</td><td>-</td><td>9</td>" in page
+    assert '<th scope="row">ge</th><td>-</td><td>0.625 / -</td><td>-</td><td>-</td><td>9</td>' in page
     without = view.page({**made, "model": {**made["model"], "arms": []}}, "")
     assert "on cases that the site held out" not in without
 
