@@ -7,10 +7,10 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from shared.contract import ARMS
 from site_agent.agent import REPORT
 from site_agent.models import networks, weights
 from site_agent.models.monai_config import MonaiViTConfig
-from site_agent.training.case_scores import ARMS
 from tests.integration import federation
 from tests.integration.federation import Materials
 from tests.support.serving import serve

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from aggregator import setup, steering, verify
 from aggregator.store import engine
 from shared.adapter import Adapter
+from shared.contract import ARMS
 from shared.errors import ContractMismatch, InputError
 from site_agent import heartbeat, predict
 from site_agent.agent import REPORT, Agent, Evicted
@@ -26,7 +27,6 @@ from site_agent.client import Joined, Task
 from site_agent.config import SiteConfig
 from site_agent.data.cohort import Cohort, labels, load_pair
 from site_agent.training import metrics
-from site_agent.training.case_scores import ARMS
 from site_agent.training.site import SiteTrainer
 from site_agent.view import Silent
 from tests.integration import federation

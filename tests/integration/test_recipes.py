@@ -13,13 +13,13 @@ from aggregator import verify
 from aggregator.store import engine, federations
 from experiments import simulation
 from shared.adapter import Adapter
+from shared.contract import ARMS
 from shared.methods import METHODS
 from shared.recipe import INSTALLED, factor_of
 from site_agent import predict
 from site_agent.agent import REPORT, Agent
 from site_agent.data.cohort import Cohort, labels, load_pair
 from site_agent.training import metrics
-from site_agent.training.case_scores import ARMS
 from site_agent.training.site import SiteTrainer, load_base
 from site_agent.view import Silent
 from tests.integration import federation

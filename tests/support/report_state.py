@@ -9,13 +9,13 @@ import numpy as np
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, sha256_hex
-from shared.contract import Contract, RoundPolicy
+from shared.contract import ARMS, Contract, RoundPolicy
 from shared.recipe import Recipe
 from site_agent import round_files, state
 from site_agent.egress import Update, UpdateFacts
 from site_agent.local_rounds import NO_START
 from site_agent.report import CASES, REPORT
-from site_agent.training.case_scores import ARMS, CaseScores, CaseSet
+from site_agent.training.case_scores import CaseScores, CaseSet
 from tests.support import adapters
 
 VALIDATION = 12

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from shared.contract import ARMS
 from shared.recipe import Recipe
 from site_agent.models import lora
 from site_agent.models.adapter_tensors import Ownership
 from site_agent.models.backbone import Prefix
-from site_agent.training import arms, case_scores, evaluate, local, metrics
+from site_agent.training import arms, evaluate, local, metrics
 from site_agent.training.arms import Arm
 from site_agent.training.compute import Compute
 from site_agent.training.micro_batch import MicroBatch
@@ -86,10 +87,10 @@ def test_all_arms_share_one_pass_of_the_frozen_part(cases, monkeypatch):
     model = tiny_site.classifier()
     images, prefix = [], model.backbone.prefix
     monkeypatch.setattr(model.backbone, "prefix", lambda image, k: images.append(len(image)) or prefix(image, k))
-    four = {name: Arm.of(model) for name in case_scores.ARMS}
+    four = {name: Arm.of(model) for name in ARMS}
     found = arms.compare(model, tiny_site.activations(model), four, cases[:5], cases[5:]).figures
     assert len(images) == len(cases)
-    assert list(found) == list(case_scores.ARMS)
+    assert list(found) == list(ARMS)
     assert all(figures == found["probe"] for figures in found.values())
 
 

@@ -13,12 +13,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from shared.canonical import canonical_json
+from shared.contract import ARMS
 from shared.errors import InputError
 from shared.recipe import Recipe
 from site_agent import cli
 from site_agent.report import CASES, REPORT, facts, page
 from site_agent.state import HISTORY, State
-from site_agent.training.case_scores import ARMS
 from tests.support import methods, report_state
 from tests.support.pages import check_stands_alone
 
