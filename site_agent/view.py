@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,8 +17,8 @@ from site_agent.config import SiteConfig
 from site_agent.egress import Update
 
 
-class View(Protocol):
-    """Everything the loop has to say to a person."""
+class View:
+    """Everything the loop has to say to a person; whoever does not say a thing leaves it out."""
 
     def joined(self, joined: Joined, config: SiteConfig) -> None: ...
     def task(self, task: Task) -> None: ...
@@ -33,20 +33,8 @@ class View(Protocol):
     def close(self) -> None: ...
 
 
-class Silent:
+class Silent(View):
     """Where standard error is the log: that has it all."""
-
-    def joined(self, joined: Joined, config: SiteConfig) -> None: ...
-    def task(self, task: Task) -> None: ...
-    def cached(self, done: int, of: int) -> None: ...
-    def step(self, step: int, steps: int) -> None: ...
-    def held(self, update: Update, state: Path) -> None: ...
-    def uploaded(self, round_number: int, size: int) -> None: ...
-    def evaluated(self, version: int, figures: dict[str, Any]) -> None: ...
-    def comparing(self) -> None: ...
-    def finished(self, report: dict[str, Any], state: Path, *, stays: bool) -> None: ...
-    def warned(self, text: str) -> None: ...
-    def close(self) -> None: ...
 
 
 WORDS = {
@@ -58,7 +46,7 @@ WORDS = {
 }
 
 
-class Lines:
+class Lines(View):
     """Plain lines, for a service whose log is a file: who it is, what it waits for, and what a person should look at."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -74,9 +62,6 @@ class Lines:
             self._doing = doing
             self._say(doing)
 
-    def cached(self, done: int, of: int) -> None: ...
-    def step(self, step: int, steps: int) -> None: ...
-
     def held(self, update: Update, state: Path) -> None:
         self._say(waits_for_a_person(update, state))
 
@@ -86,22 +71,18 @@ class Lines:
     def evaluated(self, version: int, figures: dict[str, Any]) -> None:
         self._say(judged(version, figures))
 
-    def comparing(self) -> None: ...
-
     def finished(self, report: dict[str, Any], state: Path, *, stays: bool) -> None:
         self._say("\n".join(last_screen(report, state, stays)))
 
     def warned(self, text: str) -> None:
         self._say(f"warning: {text}")
 
-    def close(self) -> None: ...
-
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # whoever read it is gone: nothing stops for that
             print(text, file=self._stream, flush=True)
 
 
-class Terminal:
+class Terminal(View):
     """Lines above one bar for the work at hand."""
 
     def __init__(self, console: Console) -> None:
