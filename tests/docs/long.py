@@ -19,6 +19,8 @@ from tests.docs import pages, rules
 from tests.docs.pages import ROOT, Command
 
 SOURCE = "source venv/bin/activate"
+MISSES = {"python -m experiments.training equality": 1, "make bench-training": 2, "make bench-comm": 2}
+"""Exit statuses of those of which the page itself shows a figure that misses its target."""
 
 
 def commands(pattern: str = "") -> list[Command]:
@@ -67,7 +69,7 @@ def main(
             print(f"{command.where}: {command.text}", flush=True)
             began = time.monotonic()
             done = subprocess.run(["bash", "-c", first + command.text], cwd=where, env=environment, check=False)
-            failed += bool(done.returncode)
+            failed += done.returncode not in (0, MISSES.get(command.text, 0))
             print(f"{command.where}: {time.monotonic() - began:.0f} s, exit status {done.returncode}", flush=True)
     sys.exit(bool(failed))
 
