@@ -255,7 +255,7 @@ def _site(state: rounds.FederationState, site: rounds.SiteState, now: float) -> 
         training_patients=site.training_patients or 0,
         last_seen=site.last_seen,
         last_round=site.last_round,
-        progress=site.progress,
+        progress=1.0 if site.name in state.round.accepted else site.progress,
         certificate=sites.certificate(state, site, now),
         hold=sites.HOLDS.get(site.hold, ""),
         standing=sites.standing(state, site, now),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -144,9 +144,17 @@ def commands() -> str:
     ):
         group: Any = typer.main.get_command(app)
         parts += [f"## {program}", _prose(group.help), " ".join(epilog.split()), _options(group)]
-        for name, command in sorted(group.commands.items()):
+        for name, command in _commands(group):
             parts += [f"### {program} {name}", _prose(command.help), _options(command)]
     return page("Commands", *parts)
+
+
+def _commands(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every command below a group with the words that name it."""
+    for name, command in sorted(group.commands.items()):
+        yield name, command
+        for words, inner in _commands(command) if hasattr(command, "commands") else ():
+            yield f"{name} {words}", inner
 
 
 def _prose(help_: str | None) -> str:

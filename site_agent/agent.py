@@ -85,6 +85,7 @@ class Agent:
             durably=self._write,
             may_send=lambda number, size: self._permission.may_send(number, size),
             advice=self._certificate.advice,
+            say=view.warned,
         )
         self._heartbeat = Heartbeat(self._client, self._certificate)
         self._versions = Versions(self._client, self._state, self._write)
@@ -157,7 +158,7 @@ class Agent:
                 wait_s=MAX_WAIT_S,
                 hold=self._heartbeat.held_by,
             )
-            self._heartbeat.task = task
+            self._heartbeat.task, self._heartbeat.progress = task, 0.0
             filled_s = await self._filling.leave_off()
             self._phases.add("waiting", began)
             self._phases.move("waiting", "activations", filled_s)

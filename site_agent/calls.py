@@ -55,7 +55,7 @@ class Calls:
     `call_timeout_s` is how long the aggregator may be silent where it should answer or take bytes. `same_contract` is awaited,
     with the number of the attempt, before anything is sent that says something of the site's data, and raises if it may not be.
     `durably` writes a line of the ledger, however long its disk is full: until it is written nothing is sent. `advice`: what to do
-    when nobody answers, for the log.
+    when nobody answers, for the log. `say` takes a sentence for a person, once for each outage and its end.
     """
 
     def __init__(
@@ -71,12 +71,15 @@ class Calls:
         same_contract: Callable[[int], Awaitable[None]],
         durably: Durably,
         advice: Callable[[], str],
+        say: Callable[[str], None],
     ) -> None:
         self._address, self._ledger, self._durably, self._advice = address, ledger, durably, advice
         self.connection = Connection(address, tls, call_timeout_s)
         self._identity = ((SITE_KEY, plain_site),) if tls is None else ()
         self._give_up_after_s, self.call_timeout_s = give_up_after_s, call_timeout_s
-        self._same_contract = same_contract
+        self._same_contract, self._say = same_contract, say
+        self._away_since = 0.0
+        """Since when nobody answers (time.monotonic), once that was said; 0 while somebody does."""
         self._rng = random.Random(seed)
         self.site, self.federation = plain_site, ""
         """What events are about; Join says it."""
@@ -119,7 +122,9 @@ class Calls:
         attempt = 0
         while True:
             try:
-                return await once(attempt)
+                done = await once(attempt)
+                self._back()
+                return done
             except grpc.aio.AioRpcError as error:
                 if not is_transient(error):
                     raise (status.error_of(error) or _unexpected(method, error)) from error
@@ -198,7 +203,24 @@ class Calls:
             gives_up_in_s=round(left),
             **({"advice": advice} if advice and not refused else {}),
         )
+        if not refused:
+            self._away(error, time.monotonic() - elapsed_s)
         await asyncio.sleep(delay)
+
+    def _away(self, error: grpc.aio.AioRpcError, since: float) -> None:
+        """Say, once for each outage, that nobody answers."""
+        if not self._away_since:
+            self._away_since = since
+            self._say(
+                f"no answer from {self._address} ({error.code().name}: {error.details()}). The agent tries again by itself, and "
+                "nothing is lost; `site-agent doctor` with the same options says why"
+            )
+
+    def _back(self) -> None:
+        """Say that an outage is over, if there was one."""
+        if self._away_since:
+            self._say(f"{self._address} answers again, after {time.monotonic() - self._away_since:.0f} s")
+            self._away_since = 0.0
 
     def transfer_s(self, size: int) -> float:
         """Return the deadline of a transfer of so many bytes."""

@@ -79,6 +79,7 @@ class FederationClient:
         durably: Durably = at_once,
         may_send: Callable[[int, int], None] = lambda round_number, size: None,
         advice: Callable[[], str] = lambda: "",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._agent_id, self._may_send = agent_id, may_send
         self._calls = Calls(
@@ -92,6 +93,7 @@ class FederationClient:
             same_contract=self._compare,
             durably=durably,
             advice=advice,
+            say=say,
         )
         self._claim = pb.JoinRequest()
         self._contract: Contract | None = None

@@ -31,7 +31,8 @@ class SiteConfig:
     weights_size: str = ""
     """CineMA size (tiny, base) for a bare safetensors file without a config beside it."""
     state: Path = Path("state")
-    """Private folder: local adapter, checkpoints, outbox, ledger, report. Back it up, never share it."""
+    """Private folder: local adapter, checkpoints, outbox, ledger, report. Back it up, never share it. Not set, it is `state` beside
+    the file."""
     federation: str = ""
     """Federation to join; empty takes the one the aggregator serves."""
     tls: TlsFiles | None = None
@@ -132,7 +133,10 @@ def load(path: Path | None, overrides: Mapping[str, Any], unless_set: Mapping[st
             f"plain_site (--plain-site) '{plain}' and TLS files ([tls], --tls-ca) are given together: with TLS the certificate "
             "says which site this is; leave one of them out"
         )
-    values = dict(unless_set or {}) | said
+    beside = (
+        {"state": path.parent / "state"} if path else {}
+    )  # as every path in the file: not where the agent is started
+    values = beside | dict(unless_set or {}) | said
     for name in ("aggregator", "cohort", "weights"):
         if name not in values:
             raise InputError(f"'{name}' is not set: give it in site.toml or as --{name}")

@@ -146,10 +146,14 @@ class Pins:
         return {name: value for name, value in values.items() if value or (name == "metrics" and value is not None)}
 
     def check(self, contract: Contract) -> None:
-        """Raise ConsentWithheld naming the first field of a contract that is out of bounds."""
-        for name, pinned, offered, inside in self._pairs(contract):
-            if not inside:
-                raise ConsentWithheld(f"{name}: this site's site.toml says {pinned}, the aggregator offers {offered}")
+        """Raise ConsentWithheld naming every field of a contract that is out of bounds."""
+        outside = [
+            f"{name}: this site's site.toml says {pinned}, the aggregator offers {offered}"
+            for name, pinned, offered, inside in self._pairs(contract)
+            if not inside
+        ]
+        if outside:
+            raise ConsentWithheld("; ".join(outside))
 
     def _pairs(self, contract: Contract) -> Iterator[tuple[str, Any, Any, bool]]:
         base = contract.manifest.metadata.base_model_sha256

@@ -68,7 +68,10 @@ class Permission:
         log.warning("consent_withheld", reason=str(error), retry_in_s=CONSENT_EVERY_S)
         if str(error) != self._told:  # once for each reason; the log has all
             self._told = str(error)
-            self._view.warned(f"this site does not take part: {error}. It looks again every {CONSENT_EVERY_S:.0f} s")
+            self._view.warned(
+                f"this site does not take part: {error}. It looks again every {CONSENT_EVERY_S:.0f} s what the aggregator offers; "
+                "a change of site.toml takes effect when the agent is started again"
+            )
         with self._heartbeat.held("CONTRACT"):
             await asyncio.sleep(CONSENT_EVERY_S)
 
@@ -83,7 +86,10 @@ class Permission:
         if self.may_train:
             return
         log.info("training_window_awaited")
-        self._view.warned("outside this site's training windows: training begins, or goes on, in the next one")
+        hours = ", ".join(map(str, self._config.agreed.windows))
+        self._view.warned(
+            f"outside this site's training windows ({hours}): training begins, or goes on, in the next one"
+        )
         with self._heartbeat.held("WINDOW"):
             while not self.may_train:
                 await asyncio.sleep(WINDOW_EVERY_S)
@@ -108,8 +114,14 @@ class Permission:
             decided = await self._person(update, told, asked)
         if decided is None:
             log.warning("update_not_released", **told)
+            self._view.warned(f"round {update.facts.round} is over, and its update was not released: it stays here")
             return False
         log.info("update_released" if decided.leaves else "update_withheld", **told)
+        if not decided.leaves:
+            self._view.warned(
+                f"round {update.facts.round}: the update {update.digest[:12]} stays here, as {decided.by} decided; the agent waits "
+                "for the round to end"
+            )
         return decided.leaves
 
     async def _person(self, update: Update, told: dict[str, Any], asked: Callable[[], bool]) -> Decision | None:

@@ -57,7 +57,10 @@ class Lines(View):
         self._say(first_screen(joined, config))
 
     def task(self, task: Task) -> None:
-        doing = f"round {task.round}: {WORDS.get(task.instruction, task.instruction.lower())}"
+        words = (
+            "asked to train" if task.instruction == "TRAIN" else WORDS.get(task.instruction, task.instruction.lower())
+        )
+        doing = f"round {task.round}: {words}"
         if doing != self._doing:
             self._doing = doing
             self._say(doing)
@@ -70,6 +73,9 @@ class Lines(View):
 
     def evaluated(self, version: int, figures: dict[str, Any]) -> None:
         self._say(judged(version, figures))
+
+    def comparing(self) -> None:
+        self._say("all rounds are closed; comparing with training alone, which takes as long as this site's rounds did")
 
     def finished(self, report: dict[str, Any], state: Path, *, stays: bool) -> None:
         self._say("\n".join(last_screen(report, state, stays)))

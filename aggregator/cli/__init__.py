@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from types import TracebackType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +20,24 @@ EPILOG = (
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        from shared.protocol import VERSION
+
+        typer.echo(f"aggregator {importlib.metadata.version('med-duallora')} (protocol {VERSION})")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    del version
+
+
 def build() -> typer.Typer:
     """Return the command with all its subcommands."""
     app = typer.Typer(
@@ -30,6 +48,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     for area in (setting_up, certifying, serving, status, reading, observing, steering, accounts, report):
         area.register(app)
     return app

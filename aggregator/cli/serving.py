@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aggregator.cli.output import moment
+
 if TYPE_CHECKING:
     from aggregator import rounds
     from aggregator.server import RunningServer, ServerConfig
@@ -111,6 +113,12 @@ def _announce(running: "RunningServer", state: "rounds.FederationState", screen:
             f"serves: {', '.join(state.sites)} ({state.policy.quorum} of {state.policy.invited} needed a round)\n"
             "sees: changes of the global adapter and aggregate metrics. Never: images, local adapters, per-case values",
             err=True,
+        )
+    if screen and state.phase != "finished":
+        deadline, within = state.round.deadline_at, f"{state.policy.deadline_s:g} s"
+        until = f"until {moment(deadline)}, then for" if deadline else f"for {within} from the first join on, then for"
+        typer.echo(
+            f"until: {state.policy.rounds} rounds are closed; this one waits {until} whoever the quorum lacks", err=True
         )
     where = f"round {state.round.number} of {state.policy.rounds}" if state.phase != "finished" else "finished"
     typer.echo(f"aggregator listening on {running.address} (federation {state.name}, {where})")

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 EVERY_S = 2.0
 TICK_S = 0.25
 EVENTS = 6
+MOST_MISSING = 8
 STYLES = {
     "in": "green",
     "finished": "green",
+    "held up": "yellow",
     "training": "cyan",
     "uploading": "cyan",
     "revoked": "red",
@@ -158,6 +160,10 @@ def picture(facts: "Facts", now: float, trouble: str = "") -> "RenderableType":
     if curves := facts["model"]["curves"]:
         figures = (f"{one['metric']} {one['mean'][-1][1]:.3f}" for one in curves)
         parts.append(Text(f"version {facts['version']}, means of the sites: {', '.join(figures)}"))
+    why = facts["why_missing"]
+    parts += [Text(f"missing: {name}, {why[name]}") for name in facts["missing"][:MOST_MISSING]]
+    if len(facts["missing"]) > MOST_MISSING:
+        parts.append(Text(f"and {len(facts['missing']) - MOST_MISSING} more are missing"))
     for one in facts["model"]["arms"]:
         told = ", ".join(f"{arm} {arm_words(one['figures'], arm)}" for arm in one["figures"])
         parts.append(Text(f"{one['site']}, AUC / balanced accuracy on {one['cases']} cases it held out: {told}"))

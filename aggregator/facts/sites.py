@@ -68,7 +68,7 @@ def _site(state: FederationState, site: SiteState, failure: Failure | None, now:
         "last_seen": site.last_seen or None,
         "authenticated": site.authenticated if site.last_seen else None,
         "last_round": site.last_round,
-        "progress": round(site.progress, 3),
+        "progress": 1.0 if site.name in state.round.accepted else round(site.progress, 3),
         "invited": site.name in state.round.invited,
         "accepted": site.name in state.round.accepted,
         "certificate_expires_at": site.expires_at or None,

@@ -52,8 +52,11 @@ def summary(facts: Facts) -> str:
         f"{facts['rounds_closed']} of {facts['rounds']} rounds are closed."
     ]
     curve = _curve(facts, "auc")
-    if curve and len(curve["mean"]) > 1:
-        (first, before, _), (last, after, count) = curve["mean"][0], curve["mean"][-1]
+    means = (
+        [point for point in curve["mean"] if point[0] <= facts["version"]] if curve else []
+    )  # a rollback leaves some behind
+    if len(means) > 1:
+        (first, before, _), (last, after, count) = means[0], means[-1]
         told.append(
             f"The mean AUC that sites reported on their own validation cases was {before:.3f} for version {first} and {after:.3f} "
             f"for version {last} ({count} sites)."
@@ -320,8 +323,8 @@ def _reading(facts: Facts) -> str:
     del facts
     return "<h2>What this does not say</h2>\n" + parts.bullets(
         [
-            "Whether federation helped a hospital: how its model compares with one trained alone each site computes for itself, on "
-            "cases it held out, and tells nobody (site-agent report).",
+            "Whether federation helped a hospital that does not tell: how its model compares with one trained alone, on cases it "
+            "held out, each site finds for itself (site-agent report).",
             "How certain the figures are: validation sets may be small, and only their sizes are known here. A step of one case is "
             "a visible step.",
             "Patients are as each site declared them.",

@@ -61,6 +61,16 @@ def _deaf_threads() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        from shared.protocol import VERSION
+
+        typer.echo(f"site-agent {importlib.metadata.version('med-duallora')} (protocol {VERSION})")
+        raise typer.Exit
+
+
 def register(app: typer.Typer) -> None:
     """Make the agent what `site-agent` does when no command is named."""
     app.callback(invoke_without_command=True)(run)
@@ -94,12 +104,16 @@ def run(
     log: Annotated[Path | None, typer.Option(help="Append JSON log lines to this file.")] = None,
     once: Annotated[bool, typer.Option(help="End with the federation instead of waiting for the next.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as TOML, and end.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
 ) -> None:
     """Take part in a federation: join, await, fetch, train, evaluate, upload - for months, through restarts and outages.
 
     Example: site-agent --aggregator fed.example.org:443 --config site.toml
     On several GPUs: torchrun --standalone --nproc-per-node 4 --no-python -- site-agent --aggregator ... --config site.toml
     """
+    del version
     if context.invoked_subcommand is not None:
         return
     with _deaf_threads():  # reading them loads numpy, whose BLAS starts some

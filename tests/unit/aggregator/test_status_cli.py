@@ -79,6 +79,19 @@ def drawn(made: Facts, now: float, trouble: str = "") -> str:
     return output.getvalue()
 
 
+def test_the_picture_says_why_a_site_is_missing(running: Facts) -> None:
+    picture = " ".join(drawn(running, NOW).split())
+    assert running["missing"]
+    for name in running["missing"]:
+        assert f"missing: {name}, {running['why_missing'][name]}" in picture
+    many = {
+        **running,
+        "missing": [f"s{n}" for n in range(11)],
+        "why_missing": {f"s{n}": "never joined" for n in range(11)},
+    }
+    assert "and 3 more are missing" in drawn(many, NOW)
+
+
 def test_watching_a_finished_federation_ends_at_once(finished: Path) -> None:
     once, watched = run("status", "--store", finished), run("status", "--store", finished, "--watch")
     assert (watched.exit_code, watched.stdout) == (0, once.stdout)

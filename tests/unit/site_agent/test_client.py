@@ -149,6 +149,18 @@ def test_a_retry_waits_at_most_5_s_in_the_first_ten_minutes_and_60_s_later(attem
     assert 0.1 <= delay <= (5.0 if elapsed_s < 600 else 60.0)
 
 
+async def test_an_outage_is_said_once_when_it_begins_and_once_when_it_ends():
+    away = [failure(grpc.StatusCode.UNAVAILABLE, "no route") for _ in range(3)]
+    refused = failure(grpc.StatusCode.UNAVAILABLE, "full", "StoreUnavailable")
+    used, said = ScriptedClient(*away, answer(), refused, answer(), call_timeout_s=5.0), list[str]()
+    used._calls._say = said.append
+    for _ in range(2):
+        await ask(used)
+    first, last = said
+    assert first.startswith("no answer from fed.test:1 (UNAVAILABLE: no route). The agent tries again by itself")
+    assert last.startswith("fed.test:1 answers again, after ")
+
+
 # --- the contract on another connection -----------------------------------------------------------------------------
 
 

@@ -124,6 +124,14 @@ def test_a_table_that_cannot_be_meant_is_refused_by_key(table: dict[str, Any], s
         Pins.parse(table)
 
 
+def test_all_pins_that_refuse_are_named_at_once() -> None:
+    with pytest.raises(ConsentWithheld) as caught:
+        pinned(recipe="fedit", rounds=1).check(CONTRACT)
+    recipe, rounds = str(caught.value).split("; ")
+    assert recipe.startswith("recipe: this site's site.toml says 'fedit'")
+    assert rounds.startswith("rounds: this site's site.toml says at most 1")
+
+
 def test_figures_that_are_not_named_stay() -> None:
     figures = {"auc": 0.8, "specificity": 0.6, "train_loss": 0.4}
     assert Pins().may_leave(figures) == figures
