@@ -38,3 +38,10 @@ def test_every_command_has_its_example(made: dict[str, str]) -> None:
     for section in re.split(r"^### ", made["commands.md"], flags=re.MULTILINE)[1:]:
         program = section.split()[0]
         assert re.search(rf"^    {program} ", section, flags=re.MULTILINE), section.splitlines()[0]
+
+
+def test_commands_of_commands_are_there_too(made: dict[str, str]) -> None:
+    sections = set(re.findall(r"^### (.+)$", made["commands.md"], flags=re.MULTILINE))
+    assert sections >= {
+        f"site-agent {words}" for words in ("ledger show", "ledger verify", "cache purge", "privacy show")
+    }
