@@ -118,6 +118,12 @@ def check_metrics(metrics: dict[str, float]) -> None:
             raise InputError(f"metric '{name}' is {value}, expected a finite number")
 
 
+def tells_arms(recipe: Recipe) -> bool:
+    """Whether a site may tell how the models of its comparison do: not where nothing may depend on its private part, which
+    differential privacy asks for too (shared/compatibility.py)."""
+    return recipe.mode != "non-interference"
+
+
 def check_told(recipe: Recipe, metrics: Mapping[str, float], *, always: bool = False, arm: str = "") -> None:
     """Raise InputError for a metric that may not leave a site under this recipe: under differential privacy none may, for none is
     noised. `always`: an evaluation, which may not even be reported empty then. `arm`: of which model of the comparison it is; how
@@ -125,7 +131,7 @@ def check_told(recipe: Recipe, metrics: Mapping[str, float], *, always: bool = F
     check_metrics(dict(metrics))
     if arm and arm not in ARMS:
         raise InputError(f"'{plain(arm, 40)}' is no model of the comparison (known: {', '.join(ARMS)})")
-    if arm and recipe.mode == "non-interference":
+    if arm and not tells_arms(recipe):
         raise InputError(
             f"how the model '{arm}' does may not be told in mode non-interference: the comparison depends on the site's private "
             "part; keep it at the site"

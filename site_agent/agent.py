@@ -17,7 +17,7 @@ import structlog
 
 from shared.adapter import Adapter
 from shared.canonical import canonical_json, write_atomically
-from shared.contract import Contract
+from shared.contract import Contract, tells_arms
 from shared.errors import (
     ConflictingUpdate,
     ContractMismatch,
@@ -423,7 +423,7 @@ class Agent:
         self, contract: Contract, compared: Mapping[str, Any], round_number: int, version: int
     ) -> None:
         """Report the allowed figures of the four models on held-out cases, if this site and the recipe let them leave."""
-        if not self._config.agreed.arms or contract.recipe.dp_noise or contract.recipe.mode == "non-interference":
+        if not self._config.agreed.arms or not tells_arms(contract.recipe):
             return
         for arm, of_sets in compared.items():
             if figures := of_sets.get("test"):
